@@ -1,0 +1,49 @@
+# `make help` lists the targets. Everything happens in .venv, which the first target that needs it creates.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-slow lint fmt type bench clean install
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("scoreexp needs Python >= 3.11, this is " + sys.version.split()[0] + ": set PYTHON=python3.11") if sys.version_info < (3, 11) else None'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@# torch first and by its exact version, so that no other package chooses a build of it
+	$(BIN)/python -m pip install -q "$$(grep '^torch==' constraints.txt)" -c constraints.txt
+	$(BIN)/python -m pip install -q -e '.[dev]' -c constraints.txt
+	@touch $@
+
+install: $(READY)  ## create .venv with the pinned dependencies
+
+demo: $(READY)  ## train on a bundled photograph and show the result (about 3 minutes on 2 cores)
+	$(BIN)/python -m scoreexp.train experiment=photo32_ddpm
+
+test: $(READY)  ## the fast test suite (at most 6 minutes on 2 cores)
+	$(BIN)/python -m pytest
+
+test-slow: $(READY)  ## the slow tests that `make test` leaves out
+	$(BIN)/python -m pytest -m slow --timeout 3600
+
+lint: $(READY)  ## linter and formatter check
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+fmt: $(READY)  ## format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+type: $(READY)  ## type-check
+	$(BIN)/mypy
+
+bench: $(READY)  ## benchmarks; results under benchmarks/results/
+	$(BIN)/python -m benchmarks.unet
+	$(BIN)/python -m benchmarks.fokker_planck --json
+
+clean:  ## remove build products and caches; outputs/ and .venv stay
+	rm -rf dist build .pytest_cache .mypy_cache .ruff_cache
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
