@@ -1,0 +1,56 @@
+"""Files that are either the whole new content or untouched.
+
+A crash, a full disk or Ctrl-C in the middle of writing leaves no half-written output.
+"""
+
+import contextlib
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+
+
+@contextlib.contextmanager
+def atomic_write(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path beside ``path``; on leaving without an exception it becomes ``path``.
+
+    The temporary file is hidden, lies in the same folder (a rename is atomic only within one file system) and
+    keeps the suffix, for libraries that choose a format by it. Its data reach the disk before the rename. If
+    the body raises, the temporary file is removed and whatever was at ``path`` stays as it was.
+
+    Arguments:
+        path: the file to write; its folder must exist. A symbolic link is followed: its target is replaced.
+
+    Raises:
+        FileNotFoundError: the folder of ``path`` does not exist, or the body wrote nothing.
+        FileExistsError: ``path`` exists and is not a file, such as a folder or a device.
+    """
+    target = Path(os.path.realpath(path))
+    if target.exists() and not target.is_file():
+        raise FileExistsError(f"cannot write {path}: it exists and is not a file; give the name of a file")
+    if not target.parent.is_dir():
+        raise FileNotFoundError(
+            f"cannot write {path}: its folder does not exist; create {target.parent} first"
+        )
+    # The stem is shortened so that the temporary name stays below the usual limit of 255 bytes.
+    temporary = target.with_name(f".{target.stem[:40]}.{secrets.token_hex(6)}{target.suffix}")
+    try:
+        yield temporary
+        if not temporary.exists():
+            raise FileNotFoundError(f"cannot write {path}: nothing was written to the temporary file")
+        _sync(temporary)
+        os.replace(temporary, target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    if os.name == "posix":  # elsewhere a folder cannot be opened for syncing
+        _sync(target.parent)
+
+
+def _sync(path: Path) -> None:
+    # Windows refuses to sync a descriptor that is open for reading only.
+    descriptor = os.open(path, os.O_RDONLY if os.name == "posix" else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

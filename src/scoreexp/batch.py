@@ -1,0 +1,23 @@
+"""What the data layer hands to an objective."""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class Batch(NamedTuple):
+    """One batch; every field is optional, because some methods have no clean data and some no observation.
+
+    Attributes:
+        x: clean data ``[B, *]`` in [-1, 1].
+        y: observed (noisy) data ``[B, *]``, in the units of ``x``.
+        cond: class labels ``[B]`` (long).
+        score: a pre-computed image-plane score field ``[B, 2, H, W]`` (not the pixel-space score).
+        index: position of each sample in its data set ``[B]`` (long).
+    """
+
+    x: Tensor | None = None
+    y: Tensor | None = None
+    cond: Tensor | None = None
+    score: Tensor | None = None
+    index: Tensor | None = None

@@ -1,0 +1,21 @@
+"""Broadcasting over the event shape and per-sample reductions.
+
+A batch is ``[B, *]`` with any event shape: ``(C, H, W)`` for images, ``(2,)`` for points in the plane.
+"""
+
+from torch import Tensor
+
+
+def expand_to(c: Tensor, x: Tensor) -> Tensor:
+    """View per-sample coefficients ``c[B]`` as ``[B, 1, ..., 1]``, in the dtype and on the device of ``x[B, *]``."""
+    return c.to(device=x.device, dtype=x.dtype).reshape(-1, *(1,) * (x.ndim - 1))
+
+
+def mean_per_sample(x: Tensor) -> Tensor:
+    """Mean over the event axes: ``[B, *] -> [B]``."""
+    return x.flatten(1).mean(1)
+
+
+def sum_per_sample(x: Tensor) -> Tensor:
+    """Sum over the event axes: ``[B, *] -> [B]``."""
+    return x.flatten(1).sum(1)
