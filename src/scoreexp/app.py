@@ -1,0 +1,263 @@
+"""The launcher shared by all entry points: Hydra round a plain function, with errors that a user can act on.
+
+The configuration is composed and checked before Hydra creates a folder and before the task, and torch with
+it, is imported. What is wrong is said in at most three lines on stderr, with exit code 1.
+`HYDRA_FULL_ERROR=1` lets every exception through instead.
+"""
+
+import importlib
+import os
+import re
+import sys
+import traceback
+from argparse import Namespace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn
+
+from hydra import version
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_config_search_path, get_args_parser
+from hydra.core.config_search_path import SearchPathQuery
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import (
+    HydraException,
+    InstantiationException,
+)
+from hydra.types import RunMode
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from scoreexp.app_help import help_text
+from scoreexp.composition import CommandLine, compose, explaining, first_lines, plain_config, wants_full_error
+from scoreexp.conf_dir import conf_dir
+from scoreexp.config_check import check_config
+from scoreexp.errors import UserError
+
+MAX_LINES = 3
+
+
+@dataclass(frozen=True)
+class App:
+    """An entry point, see `run_app`."""
+
+    config_name: str
+    task: str
+    schema: Mapping[str, str] | None
+    provided: Mapping[str, Collection[str]] | None
+
+
+def run_app(
+    config_name: str,
+    task: str,
+    *,
+    schema: Mapping[str, str] | None = None,
+    provided: Mapping[str, Collection[str]] | None = None,
+    argv: Sequence[str] | None = None,
+) -> int:
+    """Compose and check the configuration that the command line asks for, then run the task with it.
+
+    Args:
+        config_name: primary configuration, a file `conf/<config_name>.yaml`.
+        task: `"package.module:function"`, imported after the check and called with the configuration. Its
+            `run_dir`, if it has one, is then the absolute path of the job's own folder, in a sweep too.
+        schema: every allowed top-level key with its annotation, see `config_check.check_config`.
+        provided: parameters that the task passes to constructors itself, by configuration path.
+        argv: command-line arguments, by default those of the process.
+
+    Returns:
+        The exit code: 0, 1 after an error, 130 after Ctrl-C.
+    """
+    app = App(config_name, task, schema, provided)
+    try:
+        return _dispatch(app, list(sys.argv[1:] if argv is None else argv))
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        return 130
+    except (UserError, HydraException, OmegaConfBaseException, OSError) as error:
+        if wants_full_error():
+            raise
+        _report(error)
+        return 1
+    finally:
+        GlobalHydra.instance().clear()
+        HydraConfig.instance().cfg = None
+
+
+def _dispatch(app: App, argv: list[str]) -> int:
+    parser = get_args_parser()
+    parser.error = _refuse_argument  # type: ignore[method-assign]
+    args = parser.parse_args(argv)
+    if args.experimental_rerun:
+        raise UserError("--experimental-rerun is not supported; repeat the command with the same run_dir")
+    version.setbase("1.3")
+    command_line = _start_hydra(app, args)
+    hydra, _, config_name, _ = command_line
+    if args.help:
+        sys.stdout.write(help_text(command_line, compose(command_line)))
+    elif args.cfg:
+        with explaining(command_line):
+            hydra.show_cfg(config_name, args.overrides, args.cfg, args.package, args.resolve)
+    elif args.hydra_help:
+        hydra.hydra_help(config_name, parser, args)
+    elif args.info:
+        with explaining(command_line):
+            hydra.show_info(args.info, config_name, args.overrides)
+    elif args.shell_completion:
+        hydra.shell_completion(config_name, args.overrides)
+    else:
+        return _run_jobs(app, command_line, args.multirun)
+    return 0
+
+
+def _refuse_argument(message: str) -> NoReturn:
+    raise UserError(f"{message}; --help lists what can be given")
+
+
+def _start_hydra(app: App, args: Namespace) -> CommandLine:
+    folder = conf_dir() if args.config_path is None else Path(args.config_path).resolve()
+    if not folder.is_dir():
+        raise UserError(f"--config-path={args.config_path} is not a folder")
+    search_path = create_config_search_path(str(folder))
+    if args.config_dir is not None:
+        extra = Path(args.config_dir).resolve()
+        if not extra.is_dir():
+            raise UserError(f"--config-dir={args.config_dir} is not a folder")
+        search_path.prepend("command-line", f"file://{extra}", anchor=SearchPathQuery(provider="schema"))
+    GlobalHydra.instance().clear()
+    job_name = app.task.partition(":")[0].rpartition(".")[2]
+    hydra = Hydra.create_main_hydra2(job_name, search_path)
+    return CommandLine(hydra, folder, args.config_name or app.config_name, args.overrides)
+
+
+# ------------------------------------------------------------------------------------------------ running
+
+
+def _run_jobs(app: App, command_line: CommandLine, multirun: bool) -> int:
+    hydra, _, config_name, overrides = command_line
+    job = _Job(app.task)
+    cfg = None if multirun else compose(command_line)
+    if cfg is None or cfg.hydra.mode == RunMode.MULTIRUN:
+        job.in_sweep = True
+        jobs = _sweep(command_line)
+        for number, job_overrides in enumerate(jobs):
+            _check(compose(command_line._replace(overrides=job_overrides)), app, f"job {number}: ")
+        hydra.multirun(config_name, job, [*overrides, "hydra.mode=MULTIRUN"])
+        if job.failures:
+            failed = f"{len(job.failures)} of {len(jobs)} jobs failed"
+            sys.stderr.write(f"error: {failed}: {', '.join(job.failures)}\n")
+    else:
+        _check(cfg, app)
+        job.existing_folder = _nearest_existing(Path(os.path.abspath(cfg.hydra.run.dir)))
+        hydra.run(config_name, job, [*overrides, "hydra.mode=RUN"])
+    return 1 if job.failures else 0
+
+
+def _sweep(command_line: CommandLine) -> list[list[str]]:
+    """Overrides of each job; only the part that all share where the sweeper chooses values as it goes."""
+    sweeper = compose(command_line, RunMode.MULTIRUN).hydra.sweeper
+    parser = OverridesParser.create(config_loader=command_line.hydra.config_loader)
+    in_files = [f"{key}={values}" for key, values in (sweeper.get("params") or {}).items()]
+    parsed = parser.parse_overrides([*in_files, *command_line.overrides])
+    if not sweeper._target_.endswith("BasicSweeper"):
+        parsed = [override for override in parsed if not override.is_sweep_override()]
+    return BasicSweeper.split_arguments(parsed, max_batch_size=None)[0]
+
+
+@dataclass
+class _Job:
+    """The task as Hydra calls it: reports its errors, so that Hydra does not, and remembers failures."""
+
+    task: str
+    existing_folder: Path | None = None  # what lay there before the run; removed folders lie below it
+    in_sweep: bool = False
+    failures: list[str] = field(default_factory=list)
+    process: int = field(default_factory=os.getpid)
+
+    def __call__(self, cfg: DictConfig) -> Any:
+        hydra_cfg = HydraConfig.get()
+        folder = Path(hydra_cfg.runtime.output_dir)
+        prefix = ""
+        if self.in_sweep:
+            prefix = f"job {hydra_cfg.job.num}: "
+            sys.stderr.write(f"{prefix}{' '.join(hydra_cfg.overrides.task)}\n")
+        if "run_dir" in cfg:
+            cfg.run_dir = str(folder)
+        try:
+            if folder != Path.cwd() and not os.access(folder, os.W_OK):
+                raise UserError(f"the run folder {folder} is not writable; choose another with run_dir=DIR")
+            module, _, name = self.task.partition(":")
+            return getattr(importlib.import_module(module), name)(cfg)
+        except BaseException as error:
+            _remove_empty(folder, self.existing_folder or folder.parent)
+            if not isinstance(error, Exception) or wants_full_error() or os.getpid() != self.process:
+                raise
+            _report(error, prefix)
+            self.failures.append(prefix.removesuffix(": "))
+            return None
+
+
+def _nearest_existing(path: Path) -> Path:
+    return next(folder for folder in (path, *path.parents) if folder.exists())
+
+
+def _remove_empty(folder: Path, below: Path) -> None:
+    for empty in (folder, *folder.parents):
+        if empty == below or not empty.is_relative_to(below):
+            return
+        try:
+            empty.rmdir()
+        except FileNotFoundError:
+            continue
+        except OSError:  # not empty
+            return
+
+
+def _check(cfg: DictConfig, app: App, prefix: str = "") -> None:
+    problems = check_config(plain_config(cfg), schema=app.schema, provided=app.provided)
+    if problems:
+        raise UserError("\n".join(prefix + problem for problem in problems))
+
+
+# -------------------------------------------------------------------------------------------------- errors
+
+
+def _report(error: Exception, prefix: str = "") -> None:
+    """Write an error to stderr: lines that a user can act on, or one traceback."""
+    message = _message(error)
+    if message is None:
+        traceback.print_exception(error, file=sys.stderr)
+        return
+    lines = message.splitlines()
+    if len(lines) > MAX_LINES:
+        lines = [*lines[: MAX_LINES - 1], f"{len(lines) - MAX_LINES + 1} further problems"]
+    sys.stderr.writelines(f"error: {prefix}{line}\n" for line in lines)
+
+
+def _message(error: BaseException | None) -> str | None:
+    """What the user should read about an error; None if it is a fault of the program."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)] if error else []
+    in_task = any(frame.f_code is _Job.__call__.__code__ for frame in frames)
+    own = bool(frames) and frames[-1].f_globals.get("__name__", "").split(".")[0] == "scoreexp"
+    hint = " (HYDRA_FULL_ERROR=1 shows the traceback)"
+    match error:
+        case UserError():
+            return str(error)
+        case InstantiationException():
+            key = re.search(r"full_key: (\S+)", str(error))
+            is_value_error = type(error.__cause__) is ValueError  # what constructors raise
+            cause = f"{error.__cause__}{hint}" if is_value_error else _message(error.__cause__)
+            return f"{key[1]}: {cause}" if key and cause else cause
+        case ValueError() | FloatingPointError() | OSError() if own:
+            return f"{error}{hint}"
+        case HydraException() | OmegaConfBaseException() if not in_task:
+            return first_lines(error)
+        case OSError() if not in_task:
+            return f"{error.filename} cannot be created ({error.strerror}); choose another with run_dir=DIR"
+        case Exception() if type(error).__name__ == "MisconfigurationException":  # Lightning's
+            return f"{' '.join(str(error).split())}{hint}"
+    return None
