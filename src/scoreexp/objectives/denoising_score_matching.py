@@ -1,0 +1,56 @@
+r"""Weighted denoising score matching.
+
+The score of ``x_t`` is unknown, but the score of ``x_t`` given ``x_0`` is not, and regressing on the latter
+has the same minimiser (Vincent). In terms of the denoiser this is plain regression on clean data:
+
+.. math:: E\, w(t)\, |\hat x_0(x_t, t) - x_0|^2 ,
+
+minimised by the posterior mean ``E[x_0 | x_t]`` for every positive weighting. The noise-, velocity- and
+score-prediction losses of the literature differ in ``w`` only; see ``weightings``.
+
+References:
+    P. Vincent, "A Connection Between Score Matching and Denoising Autoencoders", 2011,
+    https://doi.org/10.1162/NECO_a_00142;
+    J. Ho, A. Jain, P. Abbeel, "Denoising Diffusion Probabilistic Models", 2020,
+    https://arxiv.org/abs/2006.11239.
+"""
+
+import torch
+from torch import Tensor
+
+from scoreexp.batch import Batch
+from scoreexp.denoiser import DenoiserBase
+from scoreexp.objectives.base import Objective
+from scoreexp.objectives.weightings import Weighting
+from scoreexp.ops import expand_to, mean_per_sample
+
+
+class DenoisingScoreMatching(Objective):
+    """``loss = w(alpha, sigma) mean |x0_hat - x_0|^2`` with ``x_t = alpha x_0 + sigma noise``.
+
+    The mean is over the entries of a sample.
+
+    Args:
+        weighting: ``w``.
+
+    Raises:
+        ValueError: if called with a batch without clean data, or with noise of another shape.
+    """
+
+    def __init__(self, weighting: Weighting) -> None:
+        self.weighting = weighting
+
+    def __call__(self, model: DenoiserBase, batch: Batch, t: Tensor, noise: Tensor) -> Tensor:
+        x_0 = batch.x
+        if x_0 is None:
+            raise ValueError(
+                "the batch has no clean data x: denoising score matching needs a data set that gives them"
+            )
+        if noise.shape != x_0.shape:
+            raise ValueError(
+                f"noise of shape {tuple(noise.shape)} for data of shape {tuple(x_0.shape)}: draw as many"
+            )
+        alpha, sigma = model.schedule(t.to(device="cpu", dtype=torch.float64))
+        x_t = expand_to(alpha, x_0) * x_0 + expand_to(sigma, x_0) * noise
+        squared_error = mean_per_sample((model(x_t, t, batch.cond) - x_0) ** 2)
+        return expand_to(self.weighting(alpha, sigma), squared_error) * squared_error

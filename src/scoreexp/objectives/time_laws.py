@@ -1,0 +1,83 @@
+"""Laws of the training times.
+
+The law of ``t`` and the weighting of the loss act together (their product is the effective weighting), but
+the law also decides the variance of the gradient, so it is its own object.
+"""
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from scoreexp.parameter_types import PositiveFloat, PositiveInt
+from scoreexp.schedules import Schedule
+
+
+class TimeLaw(ABC):
+    """A distribution of times on a schedule's range."""
+
+    @abstractmethod
+    def sample(self, n: int, schedule: Schedule, generator: torch.Generator) -> Tensor:
+        """``n`` independent times ``[n]``, float64, on the generator's device (best the CPU)."""
+
+
+class UniformTime(TimeLaw):
+    """``t`` uniform on ``[t_min, t_max]``."""
+
+    def sample(self, n: int, schedule: Schedule, generator: torch.Generator) -> Tensor:
+        u = torch.rand(n, generator=generator, dtype=torch.float64, device=generator.device)
+        return schedule.t_min + (schedule.t_max - schedule.t_min) * u
+
+
+class LogNormalNoise(TimeLaw):
+    """``log(sigma / alpha)`` normal, clipped into the schedule's range of noise levels.
+
+    Reference: T. Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models", 2022,
+    https://arxiv.org/abs/2206.00364, table 1.
+
+    Args:
+        mean: mean of ``log(sigma / alpha)``, with sigma in units of the [-1, 1] range (-1.2 in the paper).
+        std: its standard deviation, > 0 (1.2 in the paper).
+
+    Raises:
+        ValueError: if ``std`` is not positive.
+    """
+
+    def __init__(self, mean: float = -1.2, std: PositiveFloat = 1.2) -> None:
+        if not std > 0:
+            raise ValueError(f"std={std}: choose a standard deviation > 0 (1.2 in the paper)")
+        self.mean = mean
+        self.std = std
+
+    def sample(self, n: int, schedule: Schedule, generator: torch.Generator) -> Tensor:
+        z = torch.randn(n, generator=generator, dtype=torch.float64, device=generator.device)
+        return schedule.t_of_sigma((self.mean + self.std * z).exp().clamp(*schedule.sigma_range))
+
+
+class DiscreteTime(TimeLaw):
+    """``t = t_max n / steps`` with ``n`` uniform on ``1, ..., steps``: the training times of DDPM.
+
+    Reference: J. Ho, A. Jain, P. Abbeel, "Denoising Diffusion Probabilistic Models", 2020,
+    https://arxiv.org/abs/2006.11239, algorithm 1.
+
+    Args:
+        steps: number of times, >= 1.
+
+    Raises:
+        ValueError: if ``steps`` is not positive, or the first time would lie below the schedule's ``t_min``.
+    """
+
+    def __init__(self, steps: PositiveInt = 1000) -> None:
+        if steps < 1:
+            raise ValueError(f"steps={steps}: choose at least 1")
+        self.steps = steps
+
+    def sample(self, n: int, schedule: Schedule, generator: torch.Generator) -> Tensor:
+        if schedule.t_max / self.steps < schedule.t_min * (1 - 1e-9):
+            most = int(schedule.t_max / schedule.t_min)
+            raise ValueError(
+                f"steps={self.steps} puts the first time below t_min={schedule.t_min} of the "
+                f"{type(schedule).__name__} schedule: choose at most {most}"
+            )
+        step = torch.randint(1, self.steps + 1, (n,), generator=generator, device=generator.device)
+        return schedule.t_max * step.to(torch.float64) / self.steps

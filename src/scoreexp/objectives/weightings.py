@@ -1,0 +1,127 @@
+r"""Weightings ``w(alpha, sigma)`` of the squared error of the posterior mean.
+
+Errors of the other quantities are multiples of the error of ``x_0`` at the same ``x_t``,
+
+.. math:: \Delta\epsilon = -\frac{\alpha}{\sigma} \Delta x_0, \qquad
+          \Delta s = \frac{\alpha}{\sigma^2} \Delta x_0, \qquad
+          \Delta v = -\frac{\alpha^2 + \sigma^2}{\sigma} \Delta x_0,
+
+so each published loss is one weighting. ``SNR = alpha^2 / sigma^2``.
+"""
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from scoreexp.parameter_types import NonNegativeFloat, PositiveFloat
+
+
+class Weighting(ABC):
+    """Maps the scales ``alpha[B]`` and ``sigma[B]`` (both > 0) to the weight ``w[B]`` > 0."""
+
+    @abstractmethod
+    def __call__(self, alpha: Tensor, sigma: Tensor) -> Tensor: ...
+
+
+class EpsWeighting(Weighting):
+    """``w = SNR``: the squared error of the noise, DDPM's simple loss.
+
+    Reference: J. Ho, A. Jain, P. Abbeel, "Denoising Diffusion Probabilistic Models", 2020,
+    https://arxiv.org/abs/2006.11239, equation (14).
+    """
+
+    def __call__(self, alpha: Tensor, sigma: Tensor) -> Tensor:
+        return (alpha / sigma) ** 2
+
+
+class X0Weighting(Weighting):
+    """``w = 1``: the squared error of the clean data."""
+
+    def __call__(self, alpha: Tensor, sigma: Tensor) -> Tensor:
+        return torch.ones_like(alpha)
+
+
+class VWeighting(Weighting):
+    """``w = SNR + 1``: the squared error of ``(alpha eps - sigma x_0) / sqrt(alpha^2 + sigma^2)``, the
+    velocity.
+
+    Reference: T. Salimans, J. Ho, "Progressive Distillation for Fast Sampling of Diffusion Models", 2022,
+    https://arxiv.org/abs/2202.00512, section 4.
+    """
+
+    def __call__(self, alpha: Tensor, sigma: Tensor) -> Tensor:
+        return (alpha / sigma) ** 2 + 1
+
+
+class ScoreWeighting(Weighting):
+    r"""``w = sigma^(power - 4) alpha^2``: the squared error of the score times ``sigma^power``.
+
+    Power 2 is the usual ``lambda = sigma^2`` and equals ``EpsWeighting``, because
+    ``sigma^2 |\Delta s|^2 = SNR |\Delta x_0|^2``. Power 0 is unweighted score matching. Power 4 with
+    ``alpha = 1`` is ``X0Weighting``, that is ``|sigma^2 s(x_t) + x_t - x_0|^2``.
+
+    Reference: Y. Song, S. Ermon, "Generative Modeling by Estimating Gradients of the Data Distribution",
+    2019, https://arxiv.org/abs/1907.05600, section 4.2.
+
+    Args:
+        power: of ``sigma``, >= 0.
+
+    Raises:
+        ValueError: if ``power`` is negative.
+    """
+
+    def __init__(self, power: NonNegativeFloat = 2.0) -> None:
+        if not power >= 0:
+            raise ValueError(f"power={power}: choose a power >= 0 (2 is the usual weighting)")
+        self.power = power
+
+    def __call__(self, alpha: Tensor, sigma: Tensor) -> Tensor:
+        return sigma ** (self.power - 4) * alpha**2
+
+
+class EDMWeighting(Weighting):
+    """``w = (r^2 + sigma_data^2) / (r sigma_data)^2``, ``r = sigma / alpha``: the error of EDM's network
+    output.
+
+    Reference: T. Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models", 2022,
+    https://arxiv.org/abs/2206.00364, table 1.
+
+    Args:
+        sigma_data: standard deviation of the data, > 0, in units of the [-1, 1] range.
+
+    Raises:
+        ValueError: if ``sigma_data`` is not positive.
+    """
+
+    def __init__(self, sigma_data: PositiveFloat = 0.5) -> None:
+        if not sigma_data > 0:
+            raise ValueError(
+                f"sigma_data={sigma_data}: choose a standard deviation > 0 (0.5 for images in [-1, 1])"
+            )
+        self.sigma_data = sigma_data
+
+    def __call__(self, alpha: Tensor, sigma: Tensor) -> Tensor:
+        return (alpha / sigma) ** 2 + self.sigma_data**-2
+
+
+class MinSNR(Weighting):
+    """``w = min(SNR, gamma)``: DDPM's simple loss with the weight of small noise levels clipped.
+
+    Reference: T. Hang et al., "Efficient Diffusion Training via Min-SNR Weighting Strategy", 2023,
+    https://arxiv.org/abs/2303.09556.
+
+    Args:
+        gamma: largest weight, > 0.
+
+    Raises:
+        ValueError: if ``gamma`` is not positive.
+    """
+
+    def __init__(self, gamma: PositiveFloat = 5.0) -> None:
+        if not gamma > 0:
+            raise ValueError(f"gamma={gamma}: choose a weight > 0 (5 in the paper)")
+        self.gamma = gamma
+
+    def __call__(self, alpha: Tensor, sigma: Tensor) -> Tensor:
+        return ((alpha / sigma) ** 2).clamp(max=self.gamma)

@@ -1,0 +1,158 @@
+r"""What every sampler is: steps along a time grid, from noise towards data.
+
+A sampler visits the times ``t_1 > t_2 > ... > t_N`` of its grid. Each step takes the state from ``t`` to the
+next time ``s``; after the last time the posterior mean ``E[x_0 | x_t]`` is the result. A sampler with one
+evaluation of the network per step therefore spends ``N`` evaluations (NFE) on ``N`` times, as DDPM counts its
+1000 steps.
+
+A new sampler writes ``step`` as its paper's algorithm; what it carries from step to step (earlier
+predictions, a step size) is the value that ``init_state`` and ``step`` return, never an attribute of the
+sampler.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from scoreexp.denoiser import DenoiserBase
+from scoreexp.samplers.grids import TimeGrid
+from scoreexp.samplers.starts import start_from_observation
+from scoreexp.schedules import Schedule
+from scoreexp.streams import ImageStreams
+
+Callback = Callable[[int, int, Tensor, Tensor | None], None]
+
+
+class SampleResult(NamedTuple):
+    """What a sampler returns.
+
+    Attributes:
+        x: the samples ``[B, *]``.
+        nfe: number of evaluations of the model.
+        trajectory: the kept states ``[B, *]``, first to last.
+        times: the time of each kept state, float64; 0 for the denoised result.
+    """
+
+    x: Tensor
+    nfe: int
+    trajectory: list[Tensor]
+    times: Tensor
+
+
+class _Counted(DenoiserBase):
+    """The model, counting its evaluations and remembering the last posterior mean."""
+
+    def __init__(self, model: DenoiserBase) -> None:
+        self.model = model
+        self.schedule = model.schedule
+        self.event_shape = model.event_shape
+        self.nfe = 0
+        self.x0_hat: Tensor | None = None
+
+    def __call__(self, x_t: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+        self.nfe += 1
+        self.x0_hat = self.model(x_t, t, cond)
+        return self.x0_hat
+
+
+class Sampler(ABC):
+    """Base of all samplers.
+
+    Args:
+        grid: the times visited.
+        denoise_last: end with ``E[x_0 | x_t]`` at the last time (one more evaluation) instead of ``x_t``
+            itself.
+    """
+
+    def __init__(self, grid: TimeGrid, denoise_last: bool = True) -> None:
+        self.grid = grid
+        self.denoise_last = denoise_last
+
+    def init_state(self, model: DenoiserBase, x: Tensor, times: Tensor) -> Any:
+        """What the first ``step`` receives as ``state``; None for a sampler without memory."""
+        return None
+
+    def start(self, schedule: Schedule, y: Tensor, sigma: float) -> tuple[Tensor, float]:
+        """State and time at which denoising an observation begins; see ``start_from_observation``."""
+        return start_from_observation(schedule, y, sigma)
+
+    @abstractmethod
+    def step(
+        self,
+        model: DenoiserBase,
+        x_t: Tensor,
+        t: float,
+        s: float,
+        state: Any,
+        streams: ImageStreams,
+        cond: Tensor | None,
+    ) -> tuple[Tensor, Any]:
+        """One step from time ``t`` to ``s < t``: returns ``x_s [B, *]`` and the next state."""
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        model: DenoiserBase,
+        x: Tensor,
+        *,
+        streams: ImageStreams,
+        grid: TimeGrid | None = None,
+        t_start: float | None = None,
+        cond: Tensor | None = None,
+        keep: int = 0,
+        callback: Callback | None = None,
+    ) -> SampleResult:
+        """Run the sampler.
+
+        Args:
+            model: the denoiser; put a network into evaluation mode first.
+            x: the state at ``t_start``, ``[B, *]``.
+            streams: one random stream per sample.
+            grid: the times visited instead of the sampler's own.
+            t_start: time of ``x``; the schedule's ``t_max`` by default.
+            cond: class labels ``[B]``, or None.
+            keep: how many evenly spaced states to return, the last one always among them; at most all of
+                them.
+            callback: called after each step as ``callback(i, n, x, x0_hat)`` with ``i = 1, ..., n``, the new
+                state and the latest posterior mean.
+
+        Raises:
+            ValueError: if ``t_start`` is outside the schedule's range, or ``keep`` is negative.
+            FloatingPointError: if a state is not finite; names the step and the time.
+        """
+        if keep < 0:
+            raise ValueError(f"keep={keep}: choose how many states to keep, >= 0")
+        counted = _Counted(model)
+        times = (grid or self.grid)(model.schedule, t_start=t_start)
+        visited = times.tolist() + [0.0] * self.denoise_last
+        n = len(visited) - 1
+        kept = set(torch.linspace(n, 0, keep, dtype=torch.float64).round().int().tolist())
+        trajectory = [x] if 0 in kept else []
+
+        state = self.init_state(counted, x, times)
+        for i, (t, s) in enumerate(pairwise(visited), start=1):
+            if self.denoise_last and i == n:
+                x = counted(x, batch_of(t, x), cond)
+            else:
+                x, state = self.step(counted, x, t, s, state, streams, cond)
+            if not x.isfinite().all():
+                raise FloatingPointError(
+                    f"the state is not finite after step {i} of {n}, from t = {t:.6g} to {s:.6g}: "
+                    "check the weights of the network, or sample in float32"
+                )
+            if i in kept:
+                trajectory.append(x)
+            if callback is not None:
+                callback(i, n, x, counted.x0_hat)
+        return SampleResult(
+            x, counted.nfe, trajectory, torch.tensor(visited, dtype=torch.float64)[sorted(kept)]
+        )
+
+
+def batch_of(t: float, x: Tensor) -> Tensor:
+    """The time ``t`` of every sample of ``x[B, *]``: ``[B]``, float64 on the CPU."""
+    return torch.full((x.shape[0],), t, dtype=torch.float64)

@@ -1,0 +1,69 @@
+"""Ancestral sampling."""
+
+import math
+from typing import Any, Literal
+
+from torch import Tensor
+
+from scoreexp.denoiser import DenoiserBase
+from scoreexp.samplers.base import Sampler, batch_of
+from scoreexp.samplers.grids import TimeGrid
+from scoreexp.streams import ImageStreams
+
+
+class DDPM(Sampler):
+    r"""Ancestral sampling on any sub-grid of times of any schedule.
+
+    With ``alpha_{t|s} = alpha_t / alpha_s`` and ``sigma_{t|s}^2 = sigma_t^2 - alpha_{t|s}^2 sigma_s^2``
+    (``beta_t`` on DDPM's own steps) the posterior of ``x_s`` given ``x_t`` and ``x_0`` is Gaussian; a step
+    draws from it with ``E[x_0 | x_t]`` for ``x_0``:
+
+    .. math:: x_s = \frac{\alpha_{t|s} \sigma_s^2}{\sigma_t^2} x_t
+                    + \frac{\alpha_s \sigma_{t|s}^2}{\sigma_t^2} \hat x_0 + \sqrt{v}\, z .
+
+    The variance ``v`` is that of the posterior, ``beta_tilde = sigma_{t|s}^2 sigma_s^2 / sigma_t^2`` (exact
+    for data at one point), or that of the forward step, ``beta = sigma_{t|s}^2`` (exact for standard normal
+    data). They agree as the grid is refined.
+
+    Reference: J. Ho, A. Jain, P. Abbeel, "Denoising Diffusion Probabilistic Models", 2020,
+    https://arxiv.org/abs/2006.11239, equations (6), (7) and algorithm 2.
+
+    Args:
+        grid: the times visited.
+        variance: ``beta_tilde`` or ``beta``.
+        denoise_last: end with ``E[x_0 | x_t]`` at the last time, as the reference does.
+
+    Raises:
+        ValueError: if ``variance`` is neither.
+    """
+
+    def __init__(
+        self,
+        grid: TimeGrid,
+        variance: Literal["beta_tilde", "beta"] = "beta_tilde",
+        denoise_last: bool = True,
+    ) -> None:
+        super().__init__(grid, denoise_last)
+        if variance not in ("beta_tilde", "beta"):
+            raise ValueError(f"variance={variance!r}: choose 'beta_tilde' or 'beta'")
+        self.variance = variance
+
+    def step(
+        self,
+        model: DenoiserBase,
+        x_t: Tensor,
+        t: float,
+        s: float,
+        state: Any,
+        streams: ImageStreams,
+        cond: Tensor | None,
+    ) -> tuple[Tensor, Any]:
+        alpha_t, sigma_t = model.schedule.at(t)
+        alpha_s, sigma_s = model.schedule.at(s)
+        alpha_ts = alpha_t / alpha_s
+        beta = sigma_t**2 - (alpha_ts * sigma_s) ** 2
+        variance = beta * (sigma_s / sigma_t) ** 2 if self.variance == "beta_tilde" else beta
+
+        x0_hat = model(x_t, batch_of(t, x_t), cond)
+        mean = (alpha_ts * sigma_s**2 / sigma_t**2) * x_t + (alpha_s * beta / sigma_t**2) * x0_hat
+        return mean + math.sqrt(variance) * streams.normal(x_t), state

@@ -1,0 +1,64 @@
+"""The states that samplers start from."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from scoreexp.denoiser import DenoiserBase
+from scoreexp.schedules import Schedule
+from scoreexp.streams import ImageStreams
+
+
+def start_from_prior(
+    model: DenoiserBase,
+    event_shape: Sequence[int],
+    streams: ImageStreams,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """``x_T ~ N(0, prior_std^2 I)``, the state at ``t_max``.
+
+    Args:
+        model: whose schedule gives ``prior_std``.
+        event_shape: shape ``*`` of one sample.
+        streams: one random stream per sample.
+        dtype: of the result.
+        device: of the result.
+
+    Returns:
+        ``[B, *]`` with ``B = len(streams)``.
+    """
+    like = torch.empty(len(streams), *event_shape, dtype=dtype, device=device)
+    return model.schedule.prior_std * streams.normal(like)
+
+
+def start_from_observation(schedule: Schedule, y: Tensor, sigma: float) -> tuple[Tensor, float]:
+    r"""The state and time of an observation ``y = x_0 + sigma z``.
+
+    At ``t*`` with ``sigma(t*) / alpha(t*) = sigma`` the marginal is ``x_t = alpha(t*) (x_0 + sigma z)``, so
+    ``alpha(t*) y`` is a draw of it and a reverse chain from there draws from the posterior of ``x_0`` given
+    ``y``.
+
+    Args:
+        schedule: the noise schedule.
+        y: noisy data ``[B, *]`` in the [-1, 1] range (values beyond it are kept).
+        sigma: standard deviation of its noise in units of the [-1, 1] range, twice the figure of the [0, 1]
+            range.
+
+    Returns:
+        ``x_t [B, *]`` and ``t*``.
+
+    Raises:
+        ValueError: if ``sigma`` is outside the schedule's range of noise levels.
+    """
+    low, high = schedule.sigma_range
+    if not (math.isfinite(sigma) and low <= sigma <= high):
+        raise ValueError(
+            f"sigma={sigma:.6g} (units of [-1, 1], twice those of [0, 1]) is outside [{low:.6g}, {high:.6g}] "
+            f"of the {type(schedule).__name__} schedule: choose a noise level inside it"
+        )
+    t = schedule.t_of_sigma(torch.tensor(sigma, dtype=torch.float64)).item()
+    return schedule.at(t)[0] * y, t
