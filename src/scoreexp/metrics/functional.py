@@ -1,0 +1,138 @@
+"""Measures of the distance between two pictures, one value per picture.
+
+Convention, the same in every table: values in [0, 1] (data range 1), predictions clamped to it, all colour
+channels counted alike (RGB, not luminance). SSIM is computed per picture and then averaged, so no value
+depends on how pictures are put into batches.
+"""
+
+import torch
+from torch import Tensor
+
+from scoreexp.data.ranges import check_unit
+
+WINDOW_SIZE = 11
+WINDOW_SIGMA = 1.5
+C1 = 0.01**2
+C2 = 0.03**2
+
+
+def mse(prediction: Tensor, target: Tensor) -> Tensor:
+    """Mean squared error ``mean((x - y)^2)`` of each picture.
+
+    Arguments:
+        prediction: ``[B, *]``, values clamped to [0, 1].
+        target: ``[B, *]``, values in [0, 1].
+
+    Returns:
+        ``[B]``.
+
+    Raises:
+        ValueError: the shapes differ, or the target is not in [0, 1].
+    """
+    x, y = _prepare(prediction, target)
+    return (x - y).square().flatten(1).mean(1)
+
+
+def psnr(prediction: Tensor, target: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio ``-10 log10(mse)`` of each picture in dB, for the peak 1.
+
+    It is infinite for equal pictures. Arguments, result and errors are those of ``mse``.
+    """
+    return -10 * mse(prediction, target).log10()
+
+
+def ssim(prediction: Tensor, target: Tensor) -> Tensor:
+    """Structural similarity of each picture: the mean over all 11 x 11 Gaussian windows (sigma 1.5).
+
+    ``(2 m_x m_y + c1)(2 s_xy + c2) / ((m_x^2 + m_y^2 + c1)(s_x^2 + s_y^2 + c2))`` with the window's weighted
+    means m, variances s^2 and covariance s_xy, ``c1 = 0.01^2``, ``c2 = 0.03^2``; only windows that lie
+    wholly inside the picture count, and channels are averaged. It equals scikit-image's
+    ``structural_similarity`` with ``gaussian_weights=True, sigma=1.5, use_sample_covariance=False,
+    data_range=1``.
+
+    Reference: Image quality assessment: from error visibility to structural similarity, Z. Wang, A. C. Bovik,
+    H. R. Sheikh, E. P. Simoncelli, 2004, https://doi.org/10.1109/TIP.2003.819861
+
+    Arguments:
+        prediction: ``[B, C, H, W]``, values clamped to [0, 1], H and W at least 11 pixels.
+        target: ``[B, C, H, W]``, values in [0, 1].
+
+    Returns:
+        ``[B]`` in [-1, 1]; 1 if the pictures are equal.
+
+    Raises:
+        ValueError: the shapes differ, are not ``[B, C, H, W]`` or smaller than the window, or the target is
+            not in [0, 1].
+    """
+    x, y = _prepare(prediction, target)
+    if x.ndim != 4 or min(x.shape[-2:]) < WINDOW_SIZE:
+        raise ValueError(
+            f"ssim got pictures of shape {tuple(x.shape)}; it needs [B, C, H, W] with H and W at least "
+            f"{WINDOW_SIZE}, the size of its window: use ssim_global for smaller ones"
+        )
+    mean_x, mean_y = _window_mean(x), _window_mean(y)
+    variance_x = _window_mean(x * x) - mean_x**2
+    variance_y = _window_mean(y * y) - mean_y**2
+    covariance = _window_mean(x * y) - mean_x * mean_y
+    return _similarity(mean_x, mean_y, variance_x, variance_y, covariance).flatten(1).mean(1)
+
+
+def ssim_global(prediction: Tensor, target: Tensor) -> Tensor:
+    """Structural similarity of each picture with one window: the whole picture and all its channels at once.
+
+    The formula of ``ssim`` with plain means, variances and covariance (divisor N) over all values of a
+    picture. It is blind to where in the picture structure is lost, so its values are not comparable with
+    those of ``ssim``.
+
+    Arguments:
+        prediction: ``[B, *]``, values clamped to [0, 1].
+        target: ``[B, *]``, values in [0, 1].
+
+    Returns:
+        ``[B]`` in [-1, 1]; 1 if the pictures are equal.
+
+    Raises:
+        ValueError: the shapes differ, or the target is not in [0, 1].
+    """
+    x, y = (v.flatten(1) for v in _prepare(prediction, target))
+    mean_x, mean_y = x.mean(1), y.mean(1)
+    x, y = x - mean_x[:, None], y - mean_y[:, None]
+    return _similarity(mean_x, mean_y, (x * x).mean(1), (y * y).mean(1), (x * y).mean(1))
+
+
+def _similarity(
+    mean_x: Tensor, mean_y: Tensor, variance_x: Tensor, variance_y: Tensor, covariance: Tensor
+) -> Tensor:
+    luminance = (2 * mean_x * mean_y + C1) / (mean_x**2 + mean_y**2 + C1)
+    structure = (2 * covariance + C2) / (variance_x + variance_y + C2)
+    return luminance * structure
+
+
+def _window_mean(x: Tensor) -> Tensor:
+    """Gaussian-weighted mean over each window inside the picture: ``[B, C, H, W] -> [B, C, H-10, W-10]``."""
+    offset = torch.arange(WINDOW_SIZE, dtype=torch.float64) - WINDOW_SIZE // 2
+    weights = torch.exp(-0.5 * (offset / WINDOW_SIGMA) ** 2)
+    first, *others = (weights / weights.sum()).tolist()
+    for axis in (2, 3):
+        inside = x.shape[axis] - WINDOW_SIZE + 1
+        mean = first * x.narrow(axis, 0, inside)
+        for i, weight in enumerate(others, start=1):
+            mean.add_(x.narrow(axis, i, inside), alpha=weight)
+        x = mean
+    return x
+
+
+def _prepare(prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    if prediction.shape != target.shape:
+        raise ValueError(
+            f"prediction has shape {tuple(prediction.shape)} and target {tuple(target.shape)}; they must be "
+            "equal: compare pictures of one size"
+        )
+    if target.ndim < 2:
+        raise ValueError(
+            f"pictures have shape {tuple(target.shape)}; a batch [B, *] is needed: add the batch axis"
+        )
+    check_unit(target, "the target")
+    # E[x^2] - E[x]^2 cancels in single precision; Apple's devices have no double precision.
+    dtype = torch.float32 if target.device.type == "mps" else torch.float64
+    return prediction.to(dtype).clamp(0, 1), target.to(dtype).clamp(0, 1)

@@ -1,0 +1,81 @@
+"""Means over pictures as torchmetrics objects: running sums, so memory does not grow and devices add up."""
+
+from abc import abstractmethod
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from scoreexp.metrics import functional
+
+
+class PictureMetric(Metric):
+    """Mean over all pictures seen, on all devices, of a value per picture.
+
+    ``update(prediction[B, C, H, W], target[B, C, H, W])`` takes values in [0, 1]: predictions are clamped to
+    it, a target outside it is refused. The mean is over pictures, so it does not depend on the batches they
+    came in.
+    """
+
+    is_differentiable = False
+    full_state_update = False
+    total: Tensor
+    count: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("total", torch.tensor(0.0), dist_reduce_fx="sum")
+        self.add_state("count", torch.tensor(0), dist_reduce_fx="sum")
+
+    @abstractmethod
+    def per_picture(self, prediction: Tensor, target: Tensor) -> Tensor:
+        """The value of each picture: ``[B]``."""
+
+    def update(self, prediction: Tensor, target: Tensor) -> None:
+        """Add a batch; raises the errors of the function of the metric's name."""
+        values = self.per_picture(prediction, target)  # Metric.update keeps no graph
+        self.total += values.sum()
+        self.count += len(values)
+
+    def compute(self) -> Tensor:
+        """The mean over pictures, a scalar; not a number before the first picture."""
+        return self.total / self.count
+
+
+class MSE(PictureMetric):
+    """Mean over pictures of ``functional.mse``."""
+
+    higher_is_better = False
+
+    def per_picture(self, prediction: Tensor, target: Tensor) -> Tensor:
+        return functional.mse(prediction, target)
+
+
+class PSNR(PictureMetric):
+    """Mean over pictures of ``functional.psnr``: of the decibels, not the decibels of the mean error.
+
+    A picture that is reproduced exactly makes the mean infinite.
+    """
+
+    higher_is_better = True
+
+    def per_picture(self, prediction: Tensor, target: Tensor) -> Tensor:
+        return functional.psnr(prediction, target)
+
+
+class SSIM(PictureMetric):
+    """Mean over pictures of ``functional.ssim``: Gaussian window 11 x 11, sigma 1.5, data range 1, RGB."""
+
+    higher_is_better = True
+
+    def per_picture(self, prediction: Tensor, target: Tensor) -> Tensor:
+        return functional.ssim(prediction, target)
+
+
+class GlobalSSIM(PictureMetric):
+    """Mean over pictures of ``functional.ssim_global``: one window over the picture and all channels."""
+
+    higher_is_better = True
+
+    def per_picture(self, prediction: Tensor, target: Tensor) -> Tensor:
+        return functional.ssim_global(prediction, target)
