@@ -8,7 +8,7 @@ from torch import Tensor
 
 def expand_to(c: Tensor, x: Tensor) -> Tensor:
     """View per-sample coefficients ``c[B]`` as ``[B, 1, ..., 1]``, in the dtype and on the device of ``x[B, *]``."""
-    return c.to(device=x.device, dtype=x.dtype).reshape(-1, *(1,) * (x.ndim - 1))
+    return c.to(device=x.device, dtype=x.dtype, non_blocking=x.is_cuda).reshape(-1, *(1,) * (x.ndim - 1))
 
 
 def mean_per_sample(x: Tensor) -> Tensor:

@@ -1,0 +1,124 @@
+"""From plain configuration to objects, and from a checkpoint back to a model."""
+
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from hydra.utils import instantiate
+
+from scoreexp.denoiser import Denoiser
+from scoreexp.errors import UserError
+from scoreexp.lit.checkpoint import FORMAT, CheckpointError, read_checkpoint
+
+MODEL_PARTS = ("schedule", "precond", "network")
+
+
+def model_record(
+    config: Mapping[str, Any], event_shape: Sequence[int], num_classes: int | None
+) -> dict[str, Any]:
+    """What a checkpoint says of its model: plain data, enough to rebuild it.
+
+    Args:
+        config: resolved run configuration.
+        event_shape: shape of one sample, from the data.
+        num_classes: number of classes, or None.
+    """
+    return {
+        "format": FORMAT,
+        "config": dict(config),
+        "event_shape": [int(n) for n in event_shape],
+        "num_classes": num_classes,
+    }
+
+
+def build_denoiser(record: Mapping[str, Any]) -> Denoiser:
+    """The untrained model that ``record`` describes."""
+    config = record["config"]
+    network = instantiate(
+        config["network"], event_shape=tuple(record["event_shape"]), num_classes=record["num_classes"]
+    )
+    denoiser = Denoiser(network, instantiate(config["precond"]), instantiate(config["schedule"]))
+    denoiser.event_shape = tuple(record["event_shape"])
+    return denoiser
+
+
+def _require_trusted(node: Any, where: str, trust: Collection[str]) -> None:
+    if isinstance(node, Mapping):
+        target = node.get("_target_")
+        if target is not None and str(target).split(".")[0] not in trust:
+            raise CheckpointError(
+                f"the checkpoint's {where} is built by {target!r}, outside the trusted {', '.join(sorted(trust))}: "
+                f"if you trust the file, load it in Python with trust=[{str(target).split('.')[0]!r}]"
+            )
+        for key, value in node.items():
+            _require_trusted(value, f"{where}.{key}", trust)
+    elif isinstance(node, (list, tuple)):
+        for i, value in enumerate(node):
+            _require_trusted(value, f"{where}[{i}]", trust)
+
+
+def _strip(key: str) -> str:
+    """The key as an eager, single-device run writes it."""
+    for wrapper in ("_orig_mod.", "module."):
+        key = key.replace(wrapper, "")
+    return key
+
+
+def model_weights(
+    checkpoint: Mapping[str, Any], weights: Literal["averaged", "raw"] = "averaged"
+) -> dict[str, Any]:
+    """The denoiser's weights in a checkpoint; ``averaged`` falls back to raw where there is no average."""
+    state = {_strip(key): value for key, value in checkpoint["state_dict"].items()}
+    prefix = (
+        "averaged."
+        if weights == "averaged" and any(k.startswith("averaged.") for k in state)
+        else "denoiser."
+    )
+    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+
+
+def load(
+    path: str | Path,
+    *,
+    weights: Literal["averaged", "raw"] = "averaged",
+    trust: Collection[str] = (),
+    device: str = "cpu",
+) -> Denoiser:
+    """The whole model of a checkpoint, in evaluation mode.
+
+    Nothing in the file is executed: tensors and plain data only are read, and only classes of scoreexp are built from
+    its configuration unless ``trust`` admits another package. ``model.record`` holds the run's configuration.
+
+    Args:
+        path: a ``.ckpt`` file of a run directory.
+        weights: ``averaged`` (what validation reported; raw if the run kept no average) or ``raw``.
+        trust: further top-level packages whose classes the file may name.
+        device: where to put the model.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, foreign, or of another architecture.
+    """
+    if weights not in ("averaged", "raw"):
+        raise UserError(f"weights is {weights!r}: allowed are 'averaged' and 'raw'")
+    checkpoint = read_checkpoint(path)
+    record = checkpoint["scoreexp"]
+    for part in MODEL_PARTS:
+        _require_trusted(record["config"].get(part), part, {"scoreexp", *trust})
+    try:
+        denoiser = build_denoiser(record)
+        denoiser.load_state_dict(model_weights(checkpoint, weights))
+    except UserError:
+        raise
+    except Exception as error:  # a changed class, a missing key, a wrong shape
+        reason = str(error).strip().splitlines()
+        detail = (
+            (reason[1] if len(reason) > 1 and "size mismatch" not in reason[0] else reason[0])[:160]
+            if reason
+            else ""
+        )
+        raise CheckpointError(
+            f"{path} does not fit the architecture that its configuration names ({type(error).__name__}: {detail.strip()}): "
+            "load it with the version of scoreexp that wrote it (see manifest.json of its run)"
+        ) from error
+    denoiser.record = record
+    return denoiser.to(device).eval().requires_grad_(False)

@@ -1,0 +1,9 @@
+"""Lightning callbacks: evaluation by denoising, stopping, checkpoints, timing, progress, signals."""
+
+from scoreexp.callbacks.checkpoints import Checkpoints as Checkpoints
+from scoreexp.callbacks.monitor import DenoisingMonitor as DenoisingMonitor
+from scoreexp.callbacks.progress import TrainingProgress as TrainingProgress
+from scoreexp.callbacks.signals import Interrupted as Interrupted
+from scoreexp.callbacks.signals import StopOnSignal as StopOnSignal
+from scoreexp.callbacks.stopping import StopOnTarget as StopOnTarget
+from scoreexp.callbacks.timing import StageTimer as StageTimer

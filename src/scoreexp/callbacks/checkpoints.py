@@ -1,0 +1,100 @@
+"""When checkpoints are written."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+
+from scoreexp.callbacks.signals import Interrupted
+from scoreexp.lit.module import NonFiniteError
+from scoreexp.parameter_types import PositiveInt
+
+
+class Checkpoints(pl.callbacks.Checkpoint):
+    """Keep ``last.ckpt``, the ``previous.ckpt`` before it, and ``best.ckpt``.
+
+    Files are written between two steps only, when a step and the evaluation that follows it are over: every
+    ``every_n_steps`` steps, after every evaluation, at the end of training, when a signal stops the run, and on an
+    exception if the last step had been completed. Weights that are not finite are never written.
+
+    Args:
+        folder: where the files go.
+        every_n_steps: interval of ``last.ckpt``.
+        monitor: the logged metric whose maximum is kept in ``best.ckpt``; None keeps no best.
+    """
+
+    def __init__(
+        self, *, folder: str, every_n_steps: PositiveInt = 500, monitor: str | None = "val/ssim"
+    ) -> None:
+        if every_n_steps < 1:
+            raise ValueError(f"checkpoint interval every_n_steps is {every_n_steps}: allowed is 1 or more")
+        self.folder, self.every_n_steps, self.monitor = Path(folder), every_n_steps, monitor
+        self.best_score: float | None = None
+        self.best_step: int | None = None
+        self._saved_at = -1
+        self._evaluated = False
+
+    @property
+    def last_path(self) -> Path:
+        return self.folder / "last.ckpt"
+
+    @property
+    def best_path(self) -> Path:
+        return self.folder / "best.ckpt"
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best_score": self.best_score, "best_step": self.best_step}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best_score, self.best_step = state_dict["best_score"], state_dict["best_step"]
+
+    def save_last(self, trainer: pl.Trainer) -> None:
+        """Write ``last.ckpt`` for the present step, unless it is there already."""
+        if self._saved_at == trainer.global_step:
+            return
+        fresh = self.folder / "last.new.ckpt"
+        trainer.save_checkpoint(fresh)
+        if trainer.is_global_zero:
+            if self.last_path.exists():
+                os.replace(self.last_path, self.folder / "previous.ckpt")
+            os.replace(fresh, self.last_path)
+        trainer.strategy.barrier("last.ckpt")
+        self._saved_at = trainer.global_step
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._saved_at = trainer.global_step
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.sanity_checking or trainer.state.fn != "fit":
+            return
+        self._evaluated = True
+        score = trainer.callback_metrics.get(self.monitor) if self.monitor else None
+        if score is not None and (self.best_score is None or float(score) > self.best_score):
+            self.best_score, self.best_step = float(score), trainer.global_step
+            trainer.save_checkpoint(self.best_path)
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if batch_idx % trainer.accumulate_grad_batches or not trainer.global_step:
+            return
+        if self._evaluated or trainer.global_step % self.every_n_steps == 0:
+            self.save_last(trainer)
+        self._evaluated = False
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.save_last(trainer)
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        completed = trainer.fit_loop.epoch_loop.batch_progress.current.completed
+        if trainer.state.fn != "fit" or trainer.validating or not trainer.global_step:
+            return
+        if isinstance(exception, Interrupted):
+            safe = exception.between_steps
+        else:  # one rank's exception must not make it wait for the others
+            safe = trainer.world_size == 1 and not isinstance(exception, NonFiniteError)
+        if safe and trainer.global_step * trainer.accumulate_grad_batches == completed:
+            self.save_last(trainer)

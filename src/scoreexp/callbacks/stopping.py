@@ -1,0 +1,45 @@
+"""Stop when a target is reached, and say so."""
+
+from typing import Any
+
+import pytorch_lightning as pl
+
+from scoreexp.callbacks.monitor import CONFIRMED
+from scoreexp.errors import UserError
+
+
+class StopOnTarget(pl.Callback):
+    """Stop training once a monitored value is at least ``target``.
+
+    Watch a confirmed value (``val/ssim_confirmed``): one evaluation that touches the target by luck is then not enough. A
+    run stopped this way stays stopped when it is resumed.
+
+    Args:
+        monitor: name of the logged value.
+        target: the value to reach (>=), or None to train to the end.
+    """
+
+    def __init__(self, *, monitor: str = "val/ssim_confirmed", target: float | None = None) -> None:
+        allowed = [f"val/{name}{suffix}" for name in CONFIRMED for suffix in ("_confirmed", "")] + [
+            "val/psnr"
+        ]
+        if monitor not in allowed:
+            raise UserError(f"stopping monitor {monitor!r} is never logged: allowed are {', '.join(allowed)}")
+        self.monitor, self.target = monitor, target
+        self.reason: str | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"reason": self.reason, "target": self.target}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if self.target is not None and state_dict["target"] == self.target:
+            self.reason = state_dict["reason"]
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        value = trainer.callback_metrics.get(self.monitor)
+        if self.target is None or value is None or trainer.sanity_checking or trainer.state.fn != "fit":
+            return
+        if trainer.strategy.reduce_boolean_decision(bool(value >= self.target)):
+            reached = f"{self.monitor} = {float(value):.4f} reached the target {self.target:g}"
+            self.reason = f"{reached} at step {trainer.global_step}"
+            trainer.should_stop = True

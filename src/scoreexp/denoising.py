@@ -1,0 +1,231 @@
+"""Denoise the user's own pictures: any size, depth and number of channels."""
+
+import dataclasses
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from torch import Tensor
+
+from scoreexp.build import load
+from scoreexp.data.image_io import (
+    WRITABLE,
+    ImageError,
+    Picture,
+    check_writable,
+    list_images,
+    read_image,
+    write_image,
+)
+from scoreexp.data.noise_level import estimate_sigma
+from scoreexp.data.ranges import sigma_to_model, to_model, to_unit
+from scoreexp.denoiser import DenoiserBase
+from scoreexp.devices import choose_device
+from scoreexp.errors import UserError
+from scoreexp.figures import comparison
+from scoreexp.run_directory import shown
+from scoreexp.samplers import Sampler
+from scoreexp.streams import ImageStreams, stream_seed
+from scoreexp.tiling import apply_tiled
+
+WHOLE_SIDE, TILE = 512, 256
+
+
+class Denoised(NamedTuple):
+    """One picture's way through the command: files, noise level in [0, 1] units, and an error if it failed."""
+
+    source: Path
+    target: Path
+    sigma: float
+    error: str | None = None
+
+
+def denoise(cfg: DictConfig) -> list[Denoised]:
+    """Denoise ``cfg.input`` (a picture or a folder) with the model of ``cfg.ckpt``; see ``conf/denoise.yaml``.
+
+    One bad file in a folder does not end the batch; it is named at the end and makes the exit code 1.
+    """
+    sigma = None if cfg.sigma == "auto" else float(cfg.sigma)
+    if sigma is not None and not sigma > 0:
+        raise UserError(
+            f"sigma={cfg.sigma}: allowed is > 0 in units of the [0, 1] range (25/255 = 0.098), or auto"
+        )
+    pairs = _files(Path(cfg.input).expanduser(), cfg.output)
+    for _, target in pairs:
+        _require_writable(target, cfg.overwrite)
+    device = choose_device(cfg.device)
+    model = load(cfg.ckpt, weights=cfg.weights, device=str(device))
+    if model.event_shape is None or len(model.event_shape) != 3:
+        raise UserError(
+            f"{cfg.ckpt} models samples of shape {model.event_shape}, not pictures: give another checkpoint"
+        )
+    sampler: Sampler = instantiate(cfg.sampler)
+    done = []
+    for source, target in pairs:
+        try:
+            done.append(_denoise_file(model, sampler, source, target, sigma, cfg))
+        except (UserError, ImageError, OSError) as error:
+            if len(pairs) == 1:
+                raise
+            done.append(Denoised(source, target, float("nan"), str(error)))
+            print(f"failed         {shown(source)}: {error}", flush=True)
+    failed = [item for item in done if item.error]
+    if failed:
+        raise UserError(
+            f"{len(failed)} of {len(done)} pictures failed, the first: {failed[0].source}: {failed[0].error}"
+        )
+    print(
+        "try next       another strength (sigma=...), another sampler (sampler=ddpm), strip=true for a comparison"
+    )
+    return done
+
+
+def _files(source: Path, output: str | None) -> list[tuple[Path, Path]]:
+    """Pairs of input and output file; a folder's tree and names are kept."""
+    if not source.exists():
+        raise UserError(f"input={source} does not exist: give a picture or a folder of pictures")
+    target = None if output is None else Path(output).expanduser()
+    if source.is_dir():
+        folder = target or source.with_name(source.name + "_denoised")
+        names = list_images(source)
+        if not names:
+            raise UserError(
+                f"input={source} holds no pictures: give a folder with PNG, JPEG, TIFF or WebP files"
+            )
+        return [(path, _writable_name(folder / path.relative_to(source))) for path in names]
+    if target is not None and target.is_dir():
+        return [(source, _writable_name(target / source.name))]
+    return [(source, target or _writable_name(source.with_name(f"{source.stem}_denoised{source.suffix}")))]
+
+
+def _writable_name(path: Path) -> Path:
+    """``path``, as PNG where its format can be read but not written."""
+    return path if path.suffix.lower() in WRITABLE else path.with_suffix(".png")
+
+
+def _require_writable(path: Path, overwrite: bool, like: Picture | None = None) -> None:
+    if path.exists() and not overwrite:
+        raise UserError(f"output {path} exists: add overwrite=true to replace it, or give another output")
+    check_writable(path, like=like, overwrite=overwrite)
+
+
+def _denoise_file(
+    model: DenoiserBase, sampler: Sampler, source: Path, target: Path, sigma: float | None, cfg: DictConfig
+) -> Denoised:
+    picture = read_image(source)
+    _require_writable(target, cfg.overwrite, like=picture)
+    strip = target.with_name(f"{target.stem}_strip.png")
+    if cfg.strip:
+        _require_writable(strip, cfg.overwrite)
+    if sigma is None:
+        estimate = estimate_sigma(picture.pixels)
+        sigma = estimate.sigma
+        print(
+            f"noise level    sigma = {sigma:.3f} estimated from {source.name} ({estimate.trust}: {estimate.why})",
+            flush=True,
+        )
+        if not sigma > 0:
+            raise UserError(f"no noise was found in {source}: give sigma=... to denoise it all the same")
+    height, width = picture.pixels.shape[:2]
+    tile = cfg.tile
+    if tile == "auto":
+        tile = None if max(height, width) <= WHOLE_SIDE else TILE
+    clean = denoise_pixels(
+        model,
+        sampler,
+        picture.pixels,
+        sigma,
+        seed=cfg.seed,
+        tile=tile,
+        overlap=cfg.overlap,
+        progress=_progress_line(),
+    )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_image(target, dataclasses.replace(picture, pixels=clean), overwrite=cfg.overwrite)
+    print(f"denoised       {shown(target)} ({width} x {height}, sigma {sigma:.3g})", flush=True)
+    if cfg.strip:
+        comparison([picture.pixels, clean], ["noisy", f"denoised, sigma {sigma:.3g}"], strip)
+        print(f"comparison     {shown(strip)}", flush=True)
+    return Denoised(source, target, sigma)
+
+
+def denoise_pixels(
+    model: DenoiserBase,
+    sampler: Sampler,
+    pixels: np.ndarray,
+    sigma: float,
+    *,
+    seed: int = 0,
+    tile: int | None = None,
+    overlap: int = 32,
+    progress: Callable[[int, int], None] | None = None,
+) -> np.ndarray:
+    """Denoise one picture in memory.
+
+    A grey picture goes through a colour model as three equal channels whose mean is taken; a colour picture goes
+    through a grey model channel by channel.
+
+    Args:
+        model: the denoiser, with a network whose event shape is (C, h, w).
+        sampler: runs from the noise level to clean data.
+        pixels: ``[H, W, C]`` in [0, 1], C in {1, 3}, any H and W.
+        sigma: standard deviation of the noise, in units of the [0, 1] range.
+        seed: names the noise of stochastic samplers.
+        tile: side of the tiles, or None for the whole picture at once.
+        overlap: pixels that neighbouring tiles share.
+        progress: called with (tiles done, tiles in all).
+
+    Returns:
+        Float32 ``[H, W, C]`` in [0, 1].
+    """
+    network = getattr(model, "network", None)
+    multiple = int(getattr(network, "downsampling_factor", 1))
+    channels = model.event_shape[0] if model.event_shape else pixels.shape[-1]
+    parameter = next(network.parameters(), None) if network is not None else None
+    observed = to_model(torch.from_numpy(np.ascontiguousarray(np.moveaxis(pixels, -1, 0))).float())
+    batch = observed[:, None] if channels == 1 else observed.expand(channels, -1, -1)[None]
+    if parameter is not None:
+        batch = batch.to(parameter.device)
+
+    def run(part: Tensor, corner: tuple[int, int]) -> Tensor:
+        start, t_start = sampler.start(model.schedule, part, sigma_to_model(sigma))
+        streams = ImageStreams([stream_seed(seed, "denoise", *corner, i) for i in range(len(part))])
+        return sampler(model, start, streams=streams, t_start=t_start).x
+
+    if tile is not None:
+        tile = max(multiple, tile // multiple * multiple)
+        overlap = min(overlap, tile - multiple)
+    result = to_unit(
+        apply_tiled(
+            run,
+            batch,
+            tile=tile,
+            overlap=overlap,
+            multiple=multiple,
+            progress=progress,
+            on_out_of_memory=lambda side: print(
+                f"out of memory: going on with tiles of {side} pixels", flush=True
+            ),
+        )
+    )
+    result = result[:, 0] if channels == 1 else result[0]
+    if pixels.shape[-1] == 1 and channels != 1:
+        result = result.mean(0, keepdim=True)
+    return np.moveaxis(result.clamp(0, 1).cpu().numpy(), 0, -1).astype(np.float32)
+
+
+def _progress_line() -> Callable[[int, int], None] | None:
+    if not sys.stderr.isatty():
+        return None
+
+    def show(done: int, count: int) -> None:
+        if count > 1:
+            sys.stderr.write(f"\rtile {done}/{count}" + ("\n" if done == count else ""))
+            sys.stderr.flush()
+
+    return show

@@ -1,0 +1,130 @@
+"""Pictures of results: drawn from arrays, written to a file, never shown on a screen."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+from torch import Tensor
+
+from scoreexp.atomic import atomic_write
+from scoreexp.data.ranges import to_uint8
+from scoreexp.metrics import psnr, ssim
+
+mpl.use("Agg")
+
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+
+
+def save_figure(figure: Figure, path: str | Path, dpi: int = 110) -> None:
+    """Write ``figure`` to ``path`` whole or not at all, and close it."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary, dpi=dpi)
+    plt.close(figure)
+
+
+def _pixels(image: Tensor) -> np.ndarray:
+    """``[C, H, W]`` in [0, 1] as ``[H, W, 3]`` or ``[H, W]`` bytes."""
+    array = np.moveaxis(np.asarray(to_uint8(image)), 0, -1)
+    return array[..., 0] if array.shape[-1] == 1 else array
+
+
+def denoising_strip(rows: Sequence[Sequence[Tensor]], path: str | Path, title: str = "") -> None:
+    """Rows of pictures ``clean, noisy, intermediate ..., denoised`` with PSNR and SSIM against the clean one.
+
+    Args:
+        rows: for each picture its states ``[C, H, W]`` in [0, 1]; the first is the clean one.
+        path: the PNG to write.
+        title: shown above.
+    """
+    count, side, gap, line = len(rows[0]), 1.8, 0.08, 0.42  # inches
+    width, height = count * (side + gap) + gap, len(rows) * (side + line) + 0.35
+    figure = plt.figure(figsize=(width, height))
+    for r, states in enumerate(rows):
+        for k, state in enumerate(states):
+            left, bottom = gap + k * (side + gap), height - 0.35 - (r + 1) * (side + line) + gap
+            axis = figure.add_axes((left / width, bottom / height, side / width, side / height))
+            axis.imshow(_pixels(state), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+            axis.set_axis_off()
+            label = {0: "clean", 1: "noisy", count - 1: "denoised"}.get(k, f"intermediate {k - 1}")
+            if k:
+                pair = state[None], states[0][None]
+                label += f"\n{float(psnr(*pair)):.1f} dB"
+                if min(state.shape[-2:]) >= 11:
+                    label += f", SSIM {float(ssim(*pair)):.3f}"
+            figure.text(
+                (left + side / 2) / width, (bottom + side + 0.05) / height, label, ha="center", fontsize=9
+            )
+    figure.text(0.5, 1 - 0.2 / height, title, ha="center", fontsize=10)
+    save_figure(figure, path)
+
+
+def image_grid(images: Tensor, path: str | Path, title: str = "") -> None:
+    """A near-square grid of ``images[B, C, H, W]`` in [0, 1]."""
+    columns = math.ceil(math.sqrt(len(images)))
+    rows = math.ceil(len(images) / columns)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(1.3 * columns, 1.3 * rows + 0.3), squeeze=False, layout="constrained"
+    )
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for axis, image in zip(axes.flat, images, strict=False):
+        axis.imshow(_pixels(image), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+    figure.suptitle(title, fontsize=10)
+    save_figure(figure, path)
+
+
+def curves(
+    rows: Sequence[Mapping[str, float]],
+    names: Sequence[str],
+    path: str | Path,
+    *,
+    ylabel: str,
+    log: bool = False,
+    targets: Mapping[str, float] | None = None,
+) -> bool:
+    """Plot columns ``names`` of a metrics table against the step; returns whether there was anything to plot.
+
+    Args:
+        rows: the table, one mapping per logged step, with the key ``step``.
+        names: columns to plot; absent ones are left out.
+        path: the PNG to write.
+        ylabel: label of the vertical axis.
+        log: logarithmic vertical axis.
+        targets: horizontal lines, label to value.
+    """
+    present = [name for name in names if any(name in row for row in rows)]
+    if not present:
+        return False
+    figure, axis = plt.subplots(figsize=(6.4, 3.6))
+    figure.subplots_adjust(left=0.13, right=0.97, bottom=0.14, top=0.96)
+    for name in present:
+        points = [(row["step"], row[name]) for row in rows if name in row]
+        axis.plot(
+            *zip(*points, strict=True), marker="o" if len(points) < 40 else None, ms=3, lw=1.2, label=name
+        )
+    for label, value in (targets or {}).items():
+        axis.axhline(value, color="gray", lw=0.8, ls="--", label=f"{label} {value:g}")
+    if log:
+        axis.set_yscale("log")
+    axis.set(xlabel="step", ylabel=ylabel)
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=8)
+    save_figure(figure, path)
+    return True
+
+
+def comparison(pictures: Sequence[np.ndarray], titles: Sequence[str], path: str | Path) -> None:
+    """Pictures ``[H, W, C]`` in [0, 1] side by side."""
+    figure, axes = plt.subplots(
+        1, len(pictures), figsize=(4.2 * len(pictures), 4.5), squeeze=False, layout="constrained"
+    )
+    for axis, picture, title in zip(axes.flat, pictures, titles, strict=True):
+        shown = picture[..., 0] if picture.shape[-1] == 1 else picture
+        axis.imshow(np.clip(shown, 0, 1), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        axis.set_title(title)
+        axis.set_axis_off()
+    save_figure(figure, path)

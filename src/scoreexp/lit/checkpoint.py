@@ -1,0 +1,95 @@
+"""Checkpoint files: written whole or not at all, read only if intact, plain data inside.
+
+A checkpoint is Lightning's dictionary plus the entry ``"scoreexp"``: the format version and the plain configuration
+from which the model is rebuilt. ``torch.save`` writes a zip archive with a CRC-32 of every record, which the reader here
+verifies (``torch.load`` does not), so a torn or altered file is reported instead of being trained on.
+"""
+
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning.plugins.io import TorchCheckpointIO
+
+from scoreexp.atomic import atomic_write
+from scoreexp.errors import UserError
+
+FORMAT = 1
+
+
+class CheckpointError(UserError, ValueError):
+    """A checkpoint is missing, damaged, or not one of ours."""
+
+
+def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
+    """Write ``checkpoint`` so that ``path`` is either the whole new file or what it was before."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as temporary:
+        torch.save(checkpoint, temporary)
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Read and verify a checkpoint, on the CPU, admitting tensors and plain data only.
+
+    Raises:
+        CheckpointError: the file is missing, torn, altered, holds foreign objects, or was not written by scoreexp.
+    """
+    if "://" in str(path):
+        raise CheckpointError(f"{path} is an address: download the checkpoint and give the name of the file")
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(
+            f"no checkpoint at {path}: give a .ckpt file, such as RUN_DIR/checkpoints/best.ckpt"
+        )
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise CheckpointError(
+                f"{path} is damaged (record {damaged} fails its checksum): use another checkpoint"
+            )
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except CheckpointError:
+        raise
+    except Exception as error:  # torch and zipfile raise a dozen types for a bad file
+        reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
+        raise CheckpointError(
+            f"{path} cannot be read as a checkpoint ({reason}): use another checkpoint"
+        ) from error
+    if not isinstance(checkpoint, dict) or "scoreexp" not in checkpoint or "state_dict" not in checkpoint:
+        raise CheckpointError(f"{path} was not written by scoreexp: give a .ckpt file from a run directory")
+    found = checkpoint["scoreexp"].get("format") if isinstance(checkpoint["scoreexp"], dict) else None
+    if found != FORMAT:
+        raise CheckpointError(
+            f"{path} has checkpoint format {found}: this version reads format {FORMAT}; upgrade scoreexp"
+        )
+    return checkpoint
+
+
+class DurableCheckpointIO(TorchCheckpointIO):
+    """Lightning's checkpoint plugin on top of ``write_checkpoint`` and ``read_checkpoint``."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        write_checkpoint(checkpoint, Path(path))
+
+    def load_checkpoint(
+        self, path: Any, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        return read_checkpoint(path)
+
+
+def newest_intact(
+    folder: Path, names: tuple[str, ...] = ("last.ckpt", "previous.ckpt")
+) -> tuple[Path | None, list[str]]:
+    """The first intact checkpoint of ``names`` in ``folder``, and what was wrong with those before it."""
+    problems = []
+    for name in names:
+        if (folder / name).exists():
+            try:
+                read_checkpoint(folder / name)
+            except CheckpointError as error:
+                problems.append(str(error))
+            else:
+                return folder / name, problems
+    return None, problems

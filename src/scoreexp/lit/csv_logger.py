@@ -1,0 +1,91 @@
+"""metrics.csv: one row per logged step, continued without gaps or duplicates when a run is resumed."""
+
+import csv
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+from pytorch_lightning.loggers import Logger
+from pytorch_lightning.utilities import rank_zero_only
+
+from scoreexp.atomic import atomic_write
+
+
+class CSVLogger(Logger):
+    """Metrics over time as a table ``step, <name>, ...``; values of the same step share a row.
+
+    Lightning's own CSV logger starts a new folder or deletes the earlier rows on resume. This one keeps the rows up
+    to the step from which the run goes on and drops later ones, which the resumed run writes again. Only rank 0 writes.
+
+    Args:
+        path: the file; its folder must exist.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        super().__init__()
+        self.path = Path(path)
+        self._rows: dict[int, dict[str, float]] = {}
+        self._columns: list[str] = ["step"]
+        self._written = 0  # rows in the file
+        self._header: list[str] = []  # columns of the file
+
+    @property
+    def name(self) -> str:
+        return "csv"
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    @property
+    def rows(self) -> list[dict[str, float]]:
+        """The table so far, in order of steps."""
+        return [self._rows[step] for step in sorted(self._rows)]
+
+    @rank_zero_only
+    def continue_from(self, step: int) -> None:
+        """Take over the rows of an existing file up to ``step``."""
+        if not self.path.is_file():
+            return
+        with self.path.open(newline="") as file:
+            for row in csv.DictReader(file):
+                if row["step"].isdigit() and int(row["step"]) <= step:
+                    values = {k: float(v) for k, v in row.items() if k != "step" and v not in ("", None)}
+                    self._rows[int(row["step"])] = {"step": int(row["step"]), **values}
+                    self._columns += [k for k in values if k not in self._columns]
+        self._rewrite()
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """Configuration is stored by the run directory, not in the table."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        step = int(step or 0)
+        if step not in self._rows and self._rows:
+            self._append_finished()
+        row = self._rows.setdefault(step, {"step": step})
+        row.update({k: float(v) for k, v in metrics.items() if k != "epoch"})
+        self._columns += [k for k in row if k not in self._columns]
+
+    def _append_finished(self) -> None:
+        """Bring the file up to the rows that no later call can change."""
+        if self._columns != self._header or not self.path.is_file():
+            self._rewrite()
+            return
+        fresh = self.rows[self._written :]
+        with self.path.open("a", newline="") as file:
+            csv.DictWriter(file, self._columns, restval="").writerows(fresh)
+        self._written += len(fresh)
+
+    def _rewrite(self) -> None:
+        with atomic_write(self.path) as temporary, temporary.open("w", newline="") as file:
+            writer = csv.DictWriter(file, self._columns, restval="")
+            writer.writeheader()
+            writer.writerows(self.rows)
+        self._written, self._header = len(self._rows), list(self._columns)
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        if self._rows:
+            self._rewrite()

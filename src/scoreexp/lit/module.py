@@ -1,0 +1,167 @@
+"""The Lightning module of every score model: it wires the algebra to the loop and holds no mathematics of its own."""
+
+import copy
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from scoreexp.batch import Batch
+from scoreexp.denoiser import Denoiser
+from scoreexp.errors import UserError
+from scoreexp.lit.ema import EMA
+from scoreexp.lit.progress_state import completed_progress
+from scoreexp.objectives import Objective, TimeLaw
+from scoreexp.parameter_types import NonNegativeInt
+from scoreexp.streams import generator, stream_seed
+
+
+class NonFiniteError(UserError, FloatingPointError):
+    """A loss or a weight became NaN or infinite."""
+
+
+class ScoreModule(pl.LightningModule):
+    """Train ``denoiser`` on ``objective``.
+
+    Every random number of a training step is a function of (seed, batch index) alone: the noise levels and the noise
+    of the *global* batch are drawn on each device and every rank takes its slice, so a resumed run and a run on another
+    number of devices see the same draws. Dropout is seeded per step and rank.
+
+    Args:
+        denoiser: network, preconditioning and schedule.
+        objective: per-sample loss.
+        time_law: the law of the training times t.
+        optimizer: constructor that takes the parameters (a Hydra ``_partial_``).
+        warmup_steps: linear warm-up of the learning rate over this many optimiser steps.
+        ema: decay law of the averaged weights, or None for none.
+        compile: run the network through ``torch.compile`` (in place: checkpoint keys stay the same).
+        seed: names the random streams; 0 is a seed like any other.
+    """
+
+    def __init__(
+        self,
+        *,
+        denoiser: Denoiser,
+        objective: Objective,
+        time_law: TimeLaw,
+        optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
+        warmup_steps: NonNegativeInt = 0,
+        ema: EMA | None = None,
+        compile: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if warmup_steps < 0:
+            raise ValueError(f"warmup_steps is {warmup_steps}: allowed is 0 or more")
+        self.denoiser = denoiser
+        self.averaged = copy.deepcopy(denoiser).requires_grad_(False) if ema is not None else None
+        self.objective, self.time_law = objective, time_law
+        self.make_optimizer, self.warmup_steps = optimizer, warmup_steps
+        self.ema, self.seed = ema, int(seed)
+        self.record: dict[
+            str, Any
+        ] = {}  # plain data that lets a reader rebuild the model; written to checkpoints
+        if compile:
+            for module in (self.denoiser, self.averaged):
+                if module is not None:
+                    module.network.compile()
+
+    @property
+    def evaluation_denoiser(self) -> Denoiser:
+        """The model that validation, testing and the checkpoint's reader use: averaged if there is an average."""
+        return self.denoiser if self.averaged is None else self.averaged
+
+    def _draws(self, batch_idx: int, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Times t[B] (on the CPU) and noise[B, *] of this rank's slice of the global batch ``batch_idx``."""
+        local, world, rank = len(like), self.trainer.world_size, self.trainer.global_rank
+        mine = slice(rank * local, (rank + 1) * local)
+        times = self.time_law.sample(
+            world * local, self.denoiser.schedule, generator(self.seed, "time", batch_idx)
+        )
+        noise_stream = generator(self.seed, "noise", batch_idx, device=like.device)
+        noise = torch.randn(
+            world * local, *like.shape[1:], generator=noise_stream, device=like.device, dtype=like.dtype
+        )
+        return times[mine], noise[mine]
+
+    def training_batch(self, batch: Batch, t: Tensor) -> Batch:
+        """What the objective sees of ``batch`` at times ``t[B]``; for methods whose clean data depend on time."""
+        return batch
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        like = batch.x if batch.x is not None else batch.y
+        if like is None:
+            raise UserError(
+                "the batch holds neither clean (x) nor observed (y) data: check the data configuration"
+            )
+        torch.manual_seed(stream_seed(self.seed, "dropout", batch_idx, self.trainer.global_rank))
+        t, noise = self._draws(batch_idx, like)
+        losses = self.objective(self.denoiser, self.training_batch(batch, t), t, noise)
+        loss = losses.mean()
+        if not torch.isfinite(loss):
+            self._stop_on_non_finite(losses, t)
+        self.log("step", self.global_step + 1.0, on_step=True, on_epoch=False)  # rows are named by steps done
+        self.log(
+            "train/loss", loss.detach(), on_step=True, on_epoch=False, prog_bar=True, batch_size=len(like)
+        )
+        return loss
+
+    def _stop_on_non_finite(self, losses: Tensor, t: Tensor) -> None:
+        alpha, sigma = self.denoiser.schedule(t)
+        ratios = (sigma / alpha)[~torch.isfinite(losses)]
+        levels = ", ".join(f"{r:.3g}" for r in ratios[:4].tolist())
+        raise NonFiniteError(
+            f"the loss is not finite at step {self.global_step} (noise-to-signal ratio {levels}); likely causes: a learning "
+            "rate too high (optimizer.lr), fp16 overflow (try trainer.precision=bf16-mixed), or NaN in the data"
+        )
+
+    def require_finite_weights(self) -> None:
+        """Refuse to go on, or to be saved, with a weight that is not finite.
+
+        Raises:
+            NonFiniteError: names the first such parameter.
+        """
+        for name, parameter in self.named_parameters():
+            if not torch.isfinite(parameter).all():
+                raise NonFiniteError(
+                    f"weight {name} is not finite at step {self.global_step}; likely cause: a learning rate too high "
+                    "(optimizer.lr) or fp16 overflow; the checkpoints on disk are from before and intact"
+                )
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        # Lightning's count for the logging interval is off by one after some resumes; the optimiser's is the truth.
+        self.trainer.fit_loop.epoch_loop._batches_that_stepped = self.global_step
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        if self.ema is not None and self.averaged is not None and not self._accumulating():
+            self.ema.update(self.averaged, self.denoiser, self.global_step)
+
+    def _accumulating(self) -> bool:
+        return bool(self.trainer.fit_loop.epoch_loop._should_accumulate())
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """The work of a validation batch is the callbacks': see ``scoreexp.callbacks.DenoisingMonitor``."""
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.make_optimizer([p for p in self.denoiser.parameters() if p.requires_grad])
+        if not self.warmup_steps:
+            return optimizer
+        warmup = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda n: min(1.0, (n + 1) / self.warmup_steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": warmup, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.require_finite_weights()
+        checkpoint["scoreexp"] = self.record
+        completed_progress(
+            checkpoint["loops"], batches=self.trainer.fit_loop.epoch_loop.batch_progress.current.completed
+        )
+
+
+class DDPM(ScoreModule):
+    """The baseline of Ho, Jain, Abbeel, 2020, https://arxiv.org/abs/2006.11239: noise prediction, ancestral sampling.
+
+    What makes it a DDPM is its configuration (schedule, preconditioning, weighting); the class only names it.
+    """

@@ -1,0 +1,43 @@
+"""Training on images that move along pre-computed score fields."""
+
+from torch import Tensor
+
+from scoreexp.batch import Batch
+from scoreexp.embedding import EmbeddedImages
+from scoreexp.errors import UserError
+from scoreexp.lit.module import ScoreModule
+
+
+class ScoreEmbedding(ScoreModule):
+    """A score model of the embedded images x(t) instead of x_0; without embedded images an ordinary one.
+
+    The network then learns E[x(t) | x(t) + sigma(t) z]; see ``scoreexp.embedding`` for the method and its
+    references.
+    """
+
+    embedded: EmbeddedImages | None = None
+
+    def embed(self, images: EmbeddedImages) -> None:
+        """Train on these paths.
+
+        Raises:
+            UserError: if the schedule goes on beyond their last time.
+        """
+        horizon, t_max = images.times[-1].item(), self.denoiser.schedule.t_max
+        if t_max > horizon * (1 + 1e-6):
+            raise UserError(
+                f"the embedding ends at time {horizon:g}, the schedule at {t_max:g}: set "
+                f"embedding.precomputation.horizon={t_max:g}, or choose another schedule"
+            )
+        self.embedded = images
+
+    def on_fit_start(self) -> None:
+        if self.embedded is not None:
+            self.embedded = self.embedded.to(self.device)
+
+    def training_batch(self, batch: Batch, t: Tensor) -> Batch:
+        if self.embedded is None:
+            return batch
+        if batch.index is None:
+            raise UserError("the batch does not say which images it holds (index): embedding needs that")
+        return batch._replace(x=self.embedded.at(batch.index, t))

@@ -1,0 +1,32 @@
+"""Training objectives, their weightings and the laws of the training times."""
+
+from scoreexp.objectives.base import Objective
+from scoreexp.objectives.denoising_score_matching import DenoisingScoreMatching
+from scoreexp.objectives.diffusion_weighted import DiffusionWeightedScoreMatching
+from scoreexp.objectives.time_laws import DiscreteTime, LogNormalNoise, TimeLaw, UniformTime
+from scoreexp.objectives.weightings import (
+    EDMWeighting,
+    EpsWeighting,
+    MinSNR,
+    ScoreWeighting,
+    VWeighting,
+    Weighting,
+    X0Weighting,
+)
+
+__all__ = [
+    "DenoisingScoreMatching",
+    "DiffusionWeightedScoreMatching",
+    "DiscreteTime",
+    "EDMWeighting",
+    "EpsWeighting",
+    "LogNormalNoise",
+    "MinSNR",
+    "Objective",
+    "ScoreWeighting",
+    "TimeLaw",
+    "UniformTime",
+    "VWeighting",
+    "Weighting",
+    "X0Weighting",
+]

@@ -1,0 +1,125 @@
+"""The directory of a run: what was asked, on what it ran, what came out."""
+
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from scoreexp.atomic import atomic_write
+from scoreexp.errors import UserError
+
+PACKAGES = ("scoreexp", "torch", "pytorch-lightning", "hydra-core", "torchmetrics", "numpy", "scipy")
+
+
+def write_json(path: Path, data: Mapping[str, Any]) -> None:
+    """Write ``data`` as JSON, whole or not at all."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(data, indent=2, default=str) + "\n")
+
+
+def shown(path: Path) -> str:
+    """``path`` as a user would type it: relative to the current folder where it lies below it."""
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
+
+
+def git_revision() -> str | None:
+    """Revision of the checkout that the package runs from, with ``-dirty`` if it has changes; None outside a checkout."""
+    here = Path(__file__).parent
+    command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        inside = subprocess.run(
+            ["git", "-C", str(here), "ls-files", "--error-unmatch", __file__], capture_output=True, timeout=10
+        )
+        if inside.returncode:
+            return None
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def device_name(device: torch.device) -> str:
+    """A name that makes timings comparable: the GPU's, or the processor's with its thread count."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+
+
+class RunDirectory:
+    """Create or reopen a run's directory.
+
+    Args:
+        path: the directory.
+        resume: ``never`` refuses a directory that holds a run; ``auto`` goes on with it.
+
+    Raises:
+        UserError: the directory holds a run and ``resume`` is ``never``, or cannot be written to.
+    """
+
+    def __init__(self, path: str | Path, resume: str) -> None:
+        self.path = Path(path)
+        if resume not in ("never", "auto"):
+            raise UserError(f"resume is {resume!r}: allowed are never and auto")
+        self.continued = (self.path / "manifest.json").exists()
+        if self.continued and resume == "never":
+            raise UserError(
+                f"run_dir {self.path} already holds a run: add resume=auto to go on with it, or give another run_dir"
+            )
+        try:
+            for folder in (self.path, self.checkpoints, self.pictures):
+                folder.mkdir(parents=True, exist_ok=True)
+            probe = self.path / f".write-test-{os.getpid()}"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise UserError(
+                f"run_dir {self.path} cannot be written to ({error.strerror}): give another with run_dir=DIR"
+            ) from error
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def pictures(self) -> Path:
+        return self.path / "pictures"
+
+    def describe(self, config: DictConfig, device: torch.device, seed: int) -> None:
+        """Write ``config.yaml`` (resolved) and ``manifest.json``; a resumed run adds to its manifest."""
+        manifest_path = self.path / "manifest.json"
+        now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+        if self.continued:
+            manifest = json.loads(manifest_path.read_text())
+            manifest.setdefault("resumed", []).append({"at": now, "revision": git_revision()})
+        else:
+            manifest = {
+                "started": now,
+                "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+                "revision": git_revision(),
+                "versions": {name: _version(name) for name in PACKAGES}
+                | {"python": platform.python_version()},
+                "platform": platform.platform(),
+                "device": device_name(device),
+                "seed": seed,
+            }
+            with atomic_write(self.path / "config.yaml") as temporary:
+                temporary.write_text(OmegaConf.to_yaml(config, resolve=True))
+        write_json(manifest_path, manifest)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,19 @@
+"""Noise schedules: the marginals ``x_t = alpha(t) x_0 + sigma(t) z`` and the SDE that has them."""
+
+from scoreexp.schedules.base import Schedule, VarianceExploding, VariancePreserving
+from scoreexp.schedules.constant import ConstantNoise
+from scoreexp.schedules.ddpm import DDPM
+from scoreexp.schedules.ve import VE
+from scoreexp.schedules.ve_power import VEPower
+from scoreexp.schedules.vp import VP
+
+__all__ = [
+    "DDPM",
+    "VE",
+    "VP",
+    "ConstantNoise",
+    "Schedule",
+    "VEPower",
+    "VarianceExploding",
+    "VariancePreserving",
+]

@@ -1,0 +1,39 @@
+"""``python -m scoreexp.train experiment=NAME``: train a score model and evaluate it by denoising."""
+
+import sys
+
+from scoreexp.app import run_app
+
+SCHEMA = {
+    "name": "str",
+    "seed": "int",
+    "run_dir": "str",
+    "resume": "Literal['never', 'auto']",
+    "dry_run": "bool",
+    "data": "Node",
+    "embedding": "Node | None",
+    "schedule": "Node",
+    "precond": "Node",
+    "network": "Node",
+    "objective": "Node",
+    "time_law": "Node",
+    "optimizer": "Node",
+    "model": "Node",
+    "sampler": "Node",
+    "callbacks": "Nodes",
+    "trainer": "Node",
+    "logger": "Nodes",
+}
+PROVIDED = {
+    "network": {"event_shape", "num_classes"},
+    "optimizer": {"params"},
+    "model": {"denoiser", "objective", "time_law", "optimizer", "seed"},
+    "callbacks.monitor": {"sampler", "folder", "seed"},
+    "callbacks.checkpoints": {"folder"},
+    "trainer": {"callbacks", "logger", "plugins", "default_root_dir"},
+    "logger.csv": {"path"},
+    "logger.wandb": {"run_dir", "run_config", "name"},
+}
+
+if __name__ == "__main__":
+    sys.exit(run_app("train", "scoreexp.training:train", schema=SCHEMA, provided=PROVIDED))

@@ -1,0 +1,280 @@
+"""One training run, from configuration to result."""
+
+import json
+import logging
+import sys
+import warnings
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytorch_lightning as pl
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from scoreexp.build import MODEL_PARTS, build_denoiser, model_record
+from scoreexp.callbacks import Checkpoints, DenoisingMonitor, Interrupted, StageTimer, StopOnTarget
+from scoreexp.errors import UserError
+from scoreexp.figures import curves
+from scoreexp.lit import ScoreEmbedding, ScoreModule
+from scoreexp.lit.checkpoint import DurableCheckpointIO, newest_intact, read_checkpoint
+from scoreexp.lit.csv_logger import CSVLogger
+from scoreexp.precomputing import embed_training_images
+from scoreexp.run_directory import RunDirectory, shown, write_json
+from scoreexp.streams import stream_seed
+
+
+class RunResult(NamedTuple):
+    """What a run came to.
+
+    Attributes:
+        metrics: the last value of every logged metric, and ``best/ssim``.
+        checkpoint: the best checkpoint (the last one where none was evaluated).
+        seconds: by stage: ``train`` and ``evaluate``, over all resumes, and those of an embedding before them.
+        run_dir: the run's directory.
+        status: ``finished`` or why the run stopped earlier.
+    """
+
+    metrics: dict[str, float]
+    checkpoint: Path
+    seconds: dict[str, float]
+    run_dir: Path
+    status: str
+
+
+def train(cfg: DictConfig) -> RunResult | None:
+    """Train as ``cfg`` says; see ``conf/train.yaml``. Returns None after ``dry_run=true``."""
+    _quiet()
+    data = instantiate(cfg.data)
+    data.setup("fit")
+    config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    record = model_record(config, data.event_shape, data.num_classes)
+    module = build_module(cfg, record)
+    embedding = instantiate(cfg.embedding) if cfg.embedding else None
+    if embedding is not None and not isinstance(module, ScoreEmbedding):
+        raise UserError(f"{cfg.model._target_} cannot train on embedded images: set model=score_embedding")
+    if cfg.dry_run:
+        print(OmegaConf.to_yaml(cfg, resolve=True))
+        _describe(cfg, module)
+        return None
+    run = RunDirectory(cfg.run_dir, cfg.resume)
+    callbacks = {
+        name: instantiate(node, **_provided(name, cfg, run)) for name, node in cfg.callbacks.items() if node
+    }
+    table = CSVLogger(run.path / "metrics.csv")
+    loggers = [instantiate(node, _partial_=True) for node in (cfg.logger or {}).values() if node]
+    trainer = instantiate(
+        cfg.trainer,
+        callbacks=list(callbacks.values()),
+        logger=[table, *(make(run_dir=str(run.path), run_config=config, name=cfg.name) for make in loggers)],
+        plugins=[DurableCheckpointIO()],
+        default_root_dir=str(run.path),
+    )
+    start = _starting_point(run, record, table)
+    if trainer.is_global_zero:
+        run.describe(cfg, trainer.strategy.root_device, cfg.seed)
+        _describe(cfg, module)
+        print(f"run directory  {shown(run.path)}", flush=True)
+    stop = next((c for c in callbacks.values() if isinstance(c, StopOnTarget)), None)
+    if start is not None and (over := _over_already(start, stop, trainer.max_steps)):
+        print(f"nothing to do  this run is over: {over}", flush=True)
+        return _stored_result(run)
+    if embedding is not None:
+        pictures = run.pictures if trainer.is_global_zero else None
+        embedded, seconds = embed_training_images(data, embedding, cfg.seed, pictures)
+        module.embed(embedded)
+        for timer in callbacks.values():
+            if isinstance(timer, StageTimer):
+                timer.book_before(seconds)
+    status = _fit(trainer, module, data, run, start)
+    if stop is not None and stop.reason:
+        status = stop.reason
+    return _conclude(trainer, callbacks, run, table, status)
+
+
+def build_module(cfg: DictConfig, record: dict[str, Any]) -> ScoreModule:
+    """The Lightning module of a run; its initial weights are a function of ``cfg.seed``."""
+    torch.manual_seed(stream_seed(cfg.seed, "initial weights"))
+    module = instantiate(
+        cfg.model,
+        denoiser=build_denoiser(record),
+        objective=instantiate(cfg.objective),
+        time_law=instantiate(cfg.time_law),
+        optimizer=instantiate(cfg.optimizer),
+        seed=cfg.seed,
+    )
+    module.record = record
+    return module
+
+
+def _provided(name: str, cfg: DictConfig, run: RunDirectory) -> dict[str, Any]:
+    if name == "monitor":
+        return {"sampler": instantiate(cfg.sampler), "folder": str(run.pictures), "seed": cfg.seed}
+    return {"folder": str(run.checkpoints)} if name == "checkpoints" else {}
+
+
+def _starting_point(run: RunDirectory, record: dict[str, Any], table: CSVLogger) -> Path | None:
+    """The checkpoint to go on from, checked against this run's model; the metrics table is cut to its step."""
+    if not run.continued:
+        return None
+    path, problems = newest_intact(run.checkpoints)
+    for problem in problems:
+        print(f"warning: {problem}", flush=True)
+    if path is None:
+        if problems:
+            raise UserError(
+                f"run_dir {run.path} holds no intact checkpoint: start again with another run_dir"
+            )
+        return None
+    saved = read_checkpoint(path)
+    for part in MODEL_PARTS:
+        if saved["scoreexp"]["config"][part] != record["config"][part]:
+            raise UserError(
+                f"run_dir {run.path} was trained with another {part}: repeat its own configuration "
+                f"({shown(run.path / 'config.yaml')}) to go on with it, or give another run_dir"
+            )
+    if saved["scoreexp"]["event_shape"] != record["event_shape"]:
+        raise UserError(
+            f"run_dir {run.path} was trained on samples of shape {saved['scoreexp']['event_shape']}, "
+            f"the data now have {record['event_shape']}: repeat its data configuration, or give another run_dir"
+        )
+    table.continue_from(int(saved["global_step"]))
+    return path
+
+
+def _over_already(start: Path, stop: StopOnTarget | None, max_steps: int) -> str | None:
+    """Why the run that ``start`` belongs to needs no further step, or None."""
+    saved = read_checkpoint(start)
+    if stop is not None:
+        stop.load_state_dict(saved["callbacks"][stop.state_key])
+        if stop.reason:
+            return stop.reason
+    if 0 <= max_steps <= saved["global_step"] and (start.parent.parent / "metrics.json").exists():
+        return f"it has trained {saved['global_step']} of trainer.max_steps={max_steps} steps"
+    return None
+
+
+def _stored_result(run: RunDirectory) -> RunResult:
+    stored = json.loads((run.path / "metrics.json").read_text())
+    checkpoint = run.checkpoints / stored["checkpoint"]
+    return RunResult(stored["metrics"], checkpoint, stored["seconds"], run.path, stored["status"])
+
+
+def _fit(
+    trainer: pl.Trainer,
+    module: ScoreModule,
+    data: pl.LightningDataModule,
+    run: RunDirectory,
+    start: Path | None,
+) -> str:
+    try:
+        trainer.fit(module, datamodule=data, ckpt_path=start, weights_only=True)
+    except Interrupted as interruption:
+        if trainer.is_global_zero:
+            saved = run.checkpoints / "last.ckpt"
+            print(f"{interruption} at step {trainer.global_step}")
+            print(f"checkpoint     {shown(saved) if saved.exists() else 'none: no step was finished'}")
+            print(f"go on with     {_resume_command(run)}", flush=True)
+        raise SystemExit(interruption.exit_code) from None
+    except torch.OutOfMemoryError as error:
+        raise UserError(
+            f"out of memory at step {trainer.global_step}: keep the global batch with trainer.accumulate_grad_batches=2 "
+            "and half of data.batch_size, or set trainer.precision=bf16-mixed, or a smaller network.channels"
+        ) from error
+    return "finished"
+
+
+def _conclude(
+    trainer: pl.Trainer, callbacks: dict[str, Any], run: RunDirectory, table: CSVLogger, status: str
+) -> RunResult:
+    """Write metrics.json and the curves, and say what was reached and where it is."""
+    metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name != "step"}
+    seconds = next((dict(c.seconds) for c in callbacks.values() if isinstance(c, StageTimer)), {})
+    checkpoints = next((c for c in callbacks.values() if isinstance(c, Checkpoints)), None)
+    best = run.checkpoints / "best.ckpt"
+    checkpoint = best if best.exists() else run.checkpoints / "last.ckpt"
+    if checkpoints is not None and checkpoints.best_score is not None:
+        metrics[f"best/{str(checkpoints.monitor).removeprefix('val/')}"] = checkpoints.best_score
+        metrics["best/step"] = float(checkpoints.best_step or 0)
+    result = RunResult(metrics, checkpoint, seconds, run.path, status)
+    if not trainer.is_global_zero:
+        return result
+    write_json(
+        run.path / "metrics.json",
+        {
+            "status": status,
+            "step": trainer.global_step,
+            "metrics": metrics,
+            "seconds": seconds,
+            "checkpoint": checkpoint.name,
+        },
+    )
+    curves(table.rows, ["train/loss"], run.pictures / "loss.png", ylabel="training loss", log=True)
+    target = next((c.target for c in callbacks.values() if isinstance(c, StopOnTarget)), None)
+    curves(
+        table.rows,
+        ["val/ssim", "val/ssim_global"],
+        run.pictures / "ssim.png",
+        ylabel="SSIM of denoised validation pictures",
+        targets={} if target is None else {"target": target},
+    )
+    _say_conclusion(result, trainer.global_step, callbacks)
+    return result
+
+
+def _say_conclusion(result: RunResult, step: int, callbacks: dict[str, Any]) -> None:
+    metrics, monitor = (
+        result.metrics,
+        next((c for c in callbacks.values() if isinstance(c, DenoisingMonitor)), None),
+    )
+    before = sum(v for stage, v in result.seconds.items() if stage not in ("train", "evaluate"))
+    print(
+        f"{result.status} after {step} steps, "
+        + (f"{before:.1f} s of pre-computation, " if before else "")
+        + f"{result.seconds.get('train', 0):.0f} s of training and {result.seconds.get('evaluate', 0):.0f} s of evaluation"
+    )
+    if monitor is not None and "val/ssim" in metrics:
+        print(
+            f"denoising from sigma {monitor.sigma:g}: SSIM {metrics['val/ssim']:.3f}, "
+            f"global SSIM {metrics['val/ssim_global']:.3f}, PSNR {metrics['val/psnr']:.1f} dB; best SSIM {metrics.get('best/ssim', metrics['val/ssim']):.3f}"
+        )
+        print(f"picture        {shown(result.run_dir / 'pictures' / 'best.png')}")
+        print(f"curves         {shown(result.run_dir / 'pictures' / 'ssim.png')}, loss.png, ../metrics.csv")
+    checkpoint = shown(result.checkpoint)
+    print(f"checkpoint     {checkpoint}")
+    print(
+        f"try next       python -m scoreexp.denoise ckpt={checkpoint} input=noisy.png sigma=0.2 output=clean.png"
+    )
+    print(f"               python -m scoreexp.sample ckpt={checkpoint} n=16", flush=True)
+
+
+def _describe(cfg: DictConfig, module: ScoreModule) -> None:
+    """What is about to be trained, in two lines."""
+    parameters = sum(p.numel() for p in module.denoiser.parameters())
+    copies = 3 + (module.averaged is not None) + 1  # weights, gradients, two Adam moments, average
+    shape = " x ".join(str(n) for n in module.record["event_shape"])
+    print(f"experiment     {cfg.name}, seed {cfg.seed}: samples of {shape}, batches of {cfg.data.batch_size}")
+    print(
+        f"network        {type(module.denoiser.network).__name__}, {parameters / 1e6:.2f} M parameters "
+        f"({copies * 4 * parameters / 2**20:.0f} MiB with optimiser, without activations), "
+        f"{cfg.trainer.max_steps} steps",
+        flush=True,
+    )
+
+
+def _resume_command(run: RunDirectory) -> str:
+    kept = [argument for argument in sys.argv[1:] if argument.split("=")[0] not in ("run_dir", "resume")]
+    return " ".join(["python -m scoreexp.train", *kept, f"run_dir={shown(run.path)}", "resume=auto"])
+
+
+def _quiet() -> None:
+    """Keep Lightning's remarks that say nothing a user can act on off the terminal."""
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    for message in (
+        ".*does not have many workers.*",
+        ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
+        ".*Checkpoint directory .* exists and is not empty.*",
+        ".*in eval mode at the start of training.*",
+        ".*GPU available but not used.*",
+    ):
+        warnings.filterwarnings("ignore", message)

@@ -1,0 +1,73 @@
+"""What the documentation shows is run as it stands there."""
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import composed
+from hydra.utils import instantiate
+
+from scoreexp.conf_dir import conf_dir
+from scoreexp.denoiser import OracleDenoiser
+from scoreexp.oracles import Gaussian
+from scoreexp.streams import ImageStreams
+
+DOCS = Path(__file__).parents[2] / "docs"
+README = Path(__file__).parents[2] / "README.md"
+
+pytestmark = pytest.mark.skipif(not DOCS.is_dir(), reason="the documentation is not part of a wheel")
+
+
+def blocks(path: Path) -> dict[str, str]:
+    """Code blocks with a title, by title."""
+    return dict(re.findall(r'```\w+ title="([^"]+)"\n(.*?)```', path.read_text(), re.S))
+
+
+def test_adding_a_sampler_works_as_written(tmp_path, monkeypatch):
+    found = blocks(DOCS / "adding_a_method.md")
+    (tmp_path / "euler_maruyama_demo.py").write_text(found["euler_maruyama_demo.py"])
+    monkeypatch.syspath_prepend(str(tmp_path))
+    from omegaconf import OmegaConf
+
+    sampler = instantiate(OmegaConf.create(found["conf/sampler/euler_maruyama_demo.yaml"]))
+    variance = 0.25
+    model = OracleDenoiser(
+        Gaussian(torch.full((2,), 0.3, dtype=torch.float64), torch.full((2,), variance, dtype=torch.float64)),
+        instantiate(composed("train", "schedule=vp").schedule),
+    )
+    streams = ImageStreams(range(4000))
+    x = model.schedule.prior_std * streams.normal(torch.empty(4000, 2, dtype=torch.float64))
+    result = sampler(model, x, streams=streams)
+    # 200 Euler steps: the bias of the variance is below 0.02; 8000 draws: standard error 0.004, here 4 of them
+    assert float(result.x.mean()) == pytest.approx(0.3, abs=0.04)
+    assert float(result.x.var()) == pytest.approx(variance, abs=0.02 + 0.016)
+    sys.modules.pop("euler_maruyama_demo", None)
+
+
+def documents() -> list[Path]:
+    return [README, *sorted(DOCS.glob("*.md"))]
+
+
+@pytest.mark.parametrize("path", documents(), ids=lambda p: p.name)
+def test_choices_named_in_commands_exist(path):
+    groups = {p.name for p in conf_dir().iterdir() if p.is_dir()}
+    for group, values in re.findall(r"\b([a-z_]+)=([a-z0-9_,]+)", path.read_text()):
+        if group in groups:
+            for value in values.split(","):
+                known = {p.stem for p in (conf_dir() / group).glob("*.yaml")} | {"null"}
+                assert value in known or "demo" in value, f"{path.name}: {group}={value}"
+
+
+@pytest.mark.parametrize("path", documents(), ids=lambda p: p.name)
+def test_links_and_pictures_exist(path):
+    for target in re.findall(r"\]\(([^)#]+)\)", path.read_text()):
+        if not target.startswith("http"):
+            assert (path.parent / target).exists(), f"{path.name} links to {target}"
+
+
+def test_make_targets_in_the_readme_exist():
+    makefile = (README.parent / "Makefile").read_text()
+    for target in re.findall(r"\bmake ([a-z][a-z-]+)\b", README.read_text()):
+        assert re.search(rf"^{target}:", makefile, re.M), f"make {target}"

@@ -1,0 +1,49 @@
+"""Configurations for tests: the project's own, shrunk."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+
+from scoreexp.conf_dir import conf_dir
+
+os.environ.setdefault("WANDB_MODE", "offline")
+
+# What makes a run tiny: a photograph of 16 x 16 pixels, a network of some thousand weights, three sampling steps.
+TINY = [
+    "data.size=16",
+    "data.batch_size=4",
+    "network.channels=16",
+    "network.multipliers=[1,2]",
+    "network.blocks=1",
+    "network.attention_resolutions=[]",
+    "sampler.grid.steps=3",
+    "trainer.accelerator=cpu",
+    "trainer.log_every_n_steps=1",
+    "model.warmup_steps=4",
+]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _single_thread():
+    torch.set_num_threads(1)
+
+
+def composed(config: str, *overrides: str) -> DictConfig:
+    with initialize_config_dir(str(conf_dir()), version_base="1.3"):
+        return compose(config, overrides=list(overrides))
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Callable[..., DictConfig]:
+    """``tiny("trainer.max_steps=4", run="a")``: a training configuration that takes a second."""
+
+    def make(*overrides: str, run: str = "run") -> DictConfig:
+        defaults = ["trainer.max_steps=4", "trainer.val_check_interval=2", f"run_dir={tmp_path / run}"]
+        return composed("train", *TINY, *defaults, *overrides)
+
+    return make

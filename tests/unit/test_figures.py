@@ -1,0 +1,60 @@
+"""Pictures of results show the pixels that they are given."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from scoreexp.figures import comparison, curves, denoising_strip, image_grid
+
+
+def colours(path):
+    """The colours that cover a good part of a picture."""
+    pixels, counts = np.unique(
+        np.asarray(Image.open(path).convert("RGB")).reshape(-1, 3), axis=0, return_counts=True
+    )
+    return {tuple(map(int, p)) for p, n in zip(pixels, counts) if n > 300}
+
+
+FLAT = {"clean": (51, 102, 153), "noisy": (255, 128, 0), "denoised": (10, 200, 30)}
+
+
+def flat(colour, side=16):
+    return (torch.tensor(colour) / 255)[:, None, None].expand(3, side, side)
+
+
+def test_strip_shows_true_colours(tmp_path):
+    denoising_strip([[flat(c) for c in FLAT.values()]], tmp_path / "strip.png", "title")
+    assert colours(tmp_path / "strip.png") >= set(FLAT.values())
+
+
+def test_strip_of_small_grey_pictures(tmp_path):
+    rows = [[torch.full((1, 8, 8), v) for v in (0.2, 0.4)] for _ in range(2)]
+    denoising_strip(rows, tmp_path / "strip.png")
+    assert colours(tmp_path / "strip.png") >= {(51, 51, 51), (102, 102, 102)}
+
+
+def test_grid_and_comparison_show_true_colours(tmp_path):
+    image_grid(torch.stack([flat(c) for c in FLAT.values()]), tmp_path / "grid.png")
+    assert colours(tmp_path / "grid.png") >= set(FLAT.values())
+    pictures = [np.moveaxis(flat(c).numpy(), 0, -1) for c in FLAT.values()]
+    comparison(pictures, list(FLAT), tmp_path / "comparison.png")
+    assert colours(tmp_path / "comparison.png") >= set(FLAT.values())
+
+
+def test_curves_leave_out_what_is_absent(tmp_path):
+    rows = [{"step": 1.0, "loss": 2.0}, {"step": 2.0, "loss": 1.0, "other": 3.0}]
+    assert curves(
+        rows, ["loss", "nothing"], tmp_path / "loss.png", ylabel="loss", log=True, targets={"target": 1.5}
+    )
+    assert (tmp_path / "loss.png").stat().st_size > 1000
+    assert not curves(rows, ["nothing"], tmp_path / "none.png", ylabel="nothing")
+    assert not (tmp_path / "none.png").exists()
+
+
+def test_failed_drawing_leaves_the_old_picture(tmp_path):
+    path = tmp_path / "strip.png"
+    path.write_bytes(b"old")
+    with pytest.raises(ValueError, match="NaN|numbers|finite"):
+        denoising_strip([[flat((1, 2, 3)), torch.full((3, 16, 16), float("nan"))]], path)
+    assert path.read_bytes() == b"old"

@@ -1,0 +1,60 @@
+"""Stopping on a confirmed target."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from scoreexp.callbacks import StopOnTarget
+from scoreexp.errors import UserError
+
+
+def trainer():
+    return SimpleNamespace(
+        callback_metrics={},
+        sanity_checking=False,
+        state=SimpleNamespace(fn="fit"),
+        strategy=SimpleNamespace(reduce_boolean_decision=lambda decision: decision),
+        should_stop=False,
+        global_step=7,
+    )
+
+
+def evaluate(stop, value):
+    t = trainer()
+    t.callback_metrics = {stop.monitor: torch.tensor(value, dtype=torch.float64)}
+    stop.on_validation_end(t, None)
+    return t.should_stop
+
+
+def test_exactly_the_target_is_enough():
+    stop = StopOnTarget(target=0.99)
+    assert not evaluate(stop, 0.9899999)
+    assert stop.reason is None
+    assert evaluate(stop, 0.99)
+    assert "val/ssim_confirmed" in stop.reason
+    assert "step 7" in stop.reason
+
+
+def test_nothing_stops_without_a_target_or_value():
+    assert not evaluate(StopOnTarget(), 1.0)
+    t = trainer()
+    StopOnTarget(target=0.5).on_validation_end(t, None)
+    assert not t.should_stop
+
+
+def test_nan_does_not_stop():
+    assert not evaluate(StopOnTarget(target=0.5), float("nan"))
+
+
+def test_misspelt_monitor_is_refused_at_once():
+    with pytest.raises(UserError, match="'val/sim' is never logged: allowed are val/ssim_confirmed"):
+        StopOnTarget(monitor="val/sim", target=0.9)
+
+
+def test_another_target_forgets_the_old_reason():
+    stop = StopOnTarget(target=0.5)
+    evaluate(stop, 0.6)
+    again = StopOnTarget(target=0.9)
+    again.load_state_dict(stop.state_dict())
+    assert again.reason is None

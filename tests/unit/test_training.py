@@ -1,0 +1,303 @@
+"""A training run from the outside: what is repeated, resumed, saved and reported."""
+
+import csv
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import pytorch_lightning as pl
+import torch
+
+import scoreexp
+from scoreexp.callbacks import Checkpoints
+from scoreexp.lit import NonFiniteError
+from scoreexp.lit.checkpoint import read_checkpoint
+from scoreexp.objectives import DenoisingScoreMatching
+from scoreexp.training import train
+
+
+def saved(run: Path, name: str = "last.ckpt") -> dict:
+    return read_checkpoint(run / "checkpoints" / name)
+
+
+def assert_same(a, b, where=""):
+    """Bitwise equality of nested plain data and tensors."""
+    assert type(a) is type(b), where
+    if isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for key in a:
+            assert_same(a[key], b[key], f"{where}.{key}")
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b), where
+        for i, (left, right) in enumerate(zip(a, b)):
+            assert_same(left, right, f"{where}[{i}]")
+    elif isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), where
+    else:
+        assert a == b, where
+
+
+def assert_same_training_state(a: dict, b: dict):
+    for key in ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "loops"):
+        assert_same(a[key], b[key], key)
+    left, right = a["callbacks"], b["callbacks"]
+    assert left.keys() == right.keys()
+    for name in left.keys() - {"StageTimer"}:
+        assert_same(left[name], right[name], name)
+
+
+def rows(run: Path) -> list[dict]:
+    with (run / "metrics.csv").open(newline="") as file:
+        return [{k: v for k, v in row.items() if not k.startswith("time/")} for row in csv.DictReader(file)]
+
+
+class At(pl.Callback):
+    """Do something when the batch of a certain index ends."""
+
+    def __init__(self, step: int, action):
+        self.step, self.action = step, action
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if batch_idx + 1 == self.step:
+            self.action(trainer, pl_module)
+
+
+@pytest.fixture
+def with_callback(monkeypatch):
+    """Have every Trainer made from now on run one more callback."""
+    original = pl.Trainer.__init__
+
+    def add(callback):
+        def patched(self, *args, callbacks=(), **kwargs):
+            original(self, *args, callbacks=[*callbacks, callback], **kwargs)
+
+        monkeypatch.setattr(pl.Trainer, "__init__", patched)
+
+    yield add
+    monkeypatch.setattr(pl.Trainer, "__init__", original)
+
+
+def interrupt(*_):
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_run_directory_holds_what_is_promised(tiny, tmp_path, capsys):
+    result = train(tiny())
+    run = tmp_path / "run"
+    files = {str(p.relative_to(run)) for p in run.rglob("*") if p.is_file()}
+    assert files >= {
+        "config.yaml", "manifest.json", "metrics.json", "metrics.csv", "pictures/best.png", "pictures/loss.png",
+        "pictures/ssim.png", "pictures/step_0000004.png", "checkpoints/last.ckpt", "checkpoints/best.ckpt",
+    }  # fmt: skip
+    assert not [name for name in files if "new" in name or "/." in name], "left-over temporary files"
+    manifest = json.loads((run / "manifest.json").read_text())
+    assert manifest["seed"] == 0
+    assert manifest["versions"]["torch"] == torch.__version__
+    stored = json.loads((run / "metrics.json").read_text())
+    assert stored["status"] == result.status == "finished"
+    assert stored["step"] == 4
+    assert stored["metrics"]["val/ssim"] == result.metrics["val/ssim"]
+    said = capsys.readouterr().out
+    assert "checkpoints/best.ckpt" in said
+    assert "python -m scoreexp.denoise ckpt=" in said
+
+
+def test_same_seed_same_run_and_zero_is_a_seed(tiny, tmp_path):
+    for run, seed in (("a", 0), ("b", 0), ("c", 1), ("d", 2)):
+        train(tiny(f"seed={seed}", run=run))
+    states = {run: saved(tmp_path / run) for run in "abcd"}
+    assert_same_training_state(states["a"], states["b"])
+    assert rows(tmp_path / "a") == rows(tmp_path / "b")
+    weights = {run: state["state_dict"]["denoiser.network.stem.weight"] for run, state in states.items()}
+    assert not torch.equal(weights["a"], weights["c"])
+    assert not torch.equal(weights["c"], weights["d"])
+
+
+@pytest.mark.parametrize("step", [1, 3, 4, 7])  # 4: an evaluation is due at the very step
+def test_interrupted_and_resumed_equals_uninterrupted(step, tiny, tmp_path, with_callback, monkeypatch):
+    overrides = [
+        "trainer.max_steps=10",
+        "trainer.val_check_interval=4",
+        "network.dropout=0.1",
+        "data.crop=random",
+    ]
+    train(tiny(*overrides, run="whole"))
+    with_callback(At(step, interrupt))
+    with pytest.raises(SystemExit) as stop:
+        train(tiny(*overrides, run="parts"))
+    assert stop.value.code == 130
+    assert saved(tmp_path / "parts")["global_step"] == step
+    monkeypatch.undo()
+    train(tiny(*overrides, "resume=auto", run="parts"))
+    assert_same_training_state(saved(tmp_path / "whole"), saved(tmp_path / "parts"))
+    assert rows(tmp_path / "whole") == rows(tmp_path / "parts")
+
+
+def test_gradient_accumulation_resumes_too(tiny, tmp_path, with_callback, monkeypatch):
+    overrides = ["trainer.max_steps=4", "trainer.val_check_interval=4", "trainer.accumulate_grad_batches=2"]
+    train(tiny(*overrides, run="whole"))
+    with_callback(At(4, interrupt))
+    with pytest.raises(SystemExit):
+        train(tiny(*overrides, run="parts"))
+    monkeypatch.undo()
+    train(tiny(*overrides, "resume=auto", run="parts"))
+    assert_same_training_state(saved(tmp_path / "whole"), saved(tmp_path / "parts"))
+
+
+def test_sigterm_exits_143_with_everything_saved(tiny, tmp_path, with_callback):
+    with_callback(At(3, lambda *_: os.kill(os.getpid(), signal.SIGTERM)))
+    with pytest.raises(SystemExit) as stop:
+        train(tiny("trainer.max_steps=10"))
+    assert stop.value.code == 143
+    assert saved(tmp_path / "run")["global_step"] == 3
+
+
+def test_nan_loss_stops_at_its_step_and_keeps_the_last_finite_checkpoint(tiny, tmp_path, monkeypatch):
+    original, calls = DenoisingScoreMatching.__call__, []
+
+    def poisoned(self, *args):
+        calls.append(1)
+        return original(self, *args) * (float("nan") if len(calls) == 4 else 1.0)
+
+    monkeypatch.setattr(DenoisingScoreMatching, "__call__", poisoned)
+    with pytest.raises(NonFiniteError, match=r"not finite at step 3 .*optimizer\.lr"):
+        train(tiny("trainer.max_steps=10", "callbacks.checkpoints.every_n_steps=1"))
+    state = saved(tmp_path / "run")
+    assert state["global_step"] == 3
+    assert all(v.isfinite().all() for v in state["state_dict"].values())
+
+
+def test_weights_that_are_not_finite_are_never_saved(tiny, tmp_path, with_callback):
+    def poison(trainer, module):
+        with torch.no_grad():
+            next(module.denoiser.parameters()).fill_(float("inf"))
+
+    with_callback(At(3, poison))
+    with pytest.raises(NonFiniteError, match="weight denoiser"):
+        train(tiny("trainer.max_steps=10", "callbacks.checkpoints.every_n_steps=1"))
+    assert saved(tmp_path / "run")["global_step"] == 2
+
+
+def test_exception_in_validation_leaves_raw_and_averaged_weights_apart(tiny, tmp_path, monkeypatch):
+    from scoreexp.callbacks import DenoisingMonitor
+
+    def broken(*_, **__):
+        raise RuntimeError("broken metric")
+
+    monkeypatch.setattr(DenoisingMonitor, "on_validation_epoch_end", broken)
+    overrides = [
+        "trainer.max_steps=6",
+        "trainer.val_check_interval=4",
+        "callbacks.checkpoints.every_n_steps=1",
+    ]
+    with pytest.raises(RuntimeError, match="broken metric"):
+        train(tiny(*overrides, run="broken"))
+    monkeypatch.undo()
+    train(tiny(*overrides, run="whole"))
+    train(tiny(*overrides, "resume=auto", run="broken"))
+    assert_same(saved(tmp_path / "whole")["state_dict"], saved(tmp_path / "broken")["state_dict"])
+
+
+def test_damaged_last_checkpoint_falls_back_to_the_previous_one(tiny, tmp_path, capsys):
+    train(tiny("trainer.max_steps=4", run="run"))
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    content = bytearray(last.read_bytes())
+    content[len(content) // 2] ^= 1
+    last.write_bytes(content)
+    train(tiny("trainer.max_steps=6", "resume=auto", run="run"))
+    assert "damaged" in capsys.readouterr().out
+    train(tiny("trainer.max_steps=6", run="whole"))
+    assert_same(saved(tmp_path / "run")["state_dict"], saved(tmp_path / "whole")["state_dict"])
+
+
+def test_target_stops_the_run_with_its_reason_and_a_resume_stays_stopped(tiny, tmp_path, capsys):
+    overrides = ["callbacks.stop.target=-1", "trainer.max_steps=20", "trainer.val_check_interval=2"]
+    result = train(tiny(*overrides))
+    assert "val/ssim_confirmed" in result.status
+    assert "step 4" in result.status, "two evaluations are needed to confirm"
+    again = train(tiny(*overrides, "resume=auto"))
+    assert "nothing to do" in capsys.readouterr().out
+    assert saved(tmp_path / "run")["global_step"] == 4
+    assert again.status == result.status
+
+
+def test_finished_run_stays_finished_and_a_longer_one_goes_on(tiny, tmp_path, capsys):
+    train(tiny("trainer.max_steps=4"))
+    before = (tmp_path / "run" / "metrics.json").read_text()
+    train(tiny("trainer.max_steps=4", "resume=auto"))
+    assert "nothing to do" in capsys.readouterr().out
+    assert (tmp_path / "run" / "metrics.json").read_text() == before
+    train(tiny("trainer.max_steps=6", "resume=auto"))
+    assert saved(tmp_path / "run")["global_step"] == 6
+
+
+def test_directory_with_a_run_is_not_overwritten(tiny):
+    train(tiny())
+    with pytest.raises(scoreexp.errors.UserError, match="already holds a run: add resume=auto"):
+        train(tiny())
+
+
+def test_resume_with_another_network_is_refused(tiny):
+    train(tiny())
+    with pytest.raises(scoreexp.errors.UserError, match="another network"):
+        train(tiny("network.channels=32", "resume=auto"))
+
+
+def test_best_checkpoint_is_the_one_of_the_best_evaluation(tiny, tmp_path):
+    train(tiny("trainer.max_steps=8"))
+    scores = {int(r["step"]): float(r["val/ssim"]) for r in rows(tmp_path / "run") if r["val/ssim"]}
+    best = saved(tmp_path / "run", "best.ckpt")
+    assert scores[best["global_step"]] == max(scores.values())
+
+
+def test_evaluation_uses_the_averaged_weights_in_this_and_in_a_new_process(tiny, tmp_path):
+    result = train(tiny("trainer.max_steps=6", "model.ema.decay=0.5"))
+    state = saved(tmp_path / "run")["state_dict"]
+    averaged = scoreexp.load(tmp_path / "run" / "checkpoints" / "last.ckpt").state_dict()
+    raw = scoreexp.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights="raw").state_dict()
+    key = "network.stem.weight"
+    assert torch.equal(averaged[key], state[f"averaged.{key}"])
+    assert torch.equal(raw[key], state[f"denoiser.{key}"])
+    assert not torch.equal(averaged[key], raw[key])
+    from hydra.utils import instantiate
+
+    from scoreexp.callbacks import DenoisingMonitor
+
+    cfg = tiny()
+    monitor = DenoisingMonitor(sampler=instantiate(cfg.sampler), folder=str(tmp_path))
+    data = instantiate(cfg.data)
+    data.setup("fit")
+    ssim = {}
+    for weights in ("averaged", "raw"):
+        module = type("M", (), {})()
+        module.evaluation_denoiser = scoreexp.load(tmp_path / "run/checkpoints/last.ckpt", weights=weights)
+        module.device = torch.device("cpu")
+        trainer = type("T", (), {"is_global_zero": False})()
+        monitor.on_validation_epoch_start(trainer, module)
+        for batch in data.val_dataloader():
+            monitor.on_validation_batch_end(trainer, module, None, batch, 0)
+        ssim[weights] = float(monitor.metrics["ssim"].compute())
+    assert ssim["averaged"] == pytest.approx(result.metrics["val/ssim"], abs=1e-7)
+    assert abs(ssim["raw"] - result.metrics["val/ssim"]) > 1e-6
+
+
+def test_last_checkpoint_holds_the_final_step(tiny, tmp_path):
+    train(
+        tiny("trainer.max_steps=5", "trainer.val_check_interval=3", "callbacks.checkpoints.every_n_steps=100")
+    )
+    assert saved(tmp_path / "run")["global_step"] == 5
+    evaluated = [int(r["step"]) for r in rows(tmp_path / "run") if r["val/ssim"]]
+    assert evaluated[-1] == 5, "the final weights are evaluated"
+
+
+def test_unwritable_run_directory_is_refused_before_training(tiny, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(scoreexp.errors.UserError, match="cannot be written to"):
+        train(tiny(f"run_dir={tmp_path / 'file' / 'run'}"))
+
+
+def test_checkpoint_interval_must_be_positive(tmp_path):
+    with pytest.raises(ValueError, match="every_n_steps is 0"):
+        Checkpoints(folder=str(tmp_path), every_n_steps=0)
