@@ -43,6 +43,7 @@ type: $(READY)  ## type-check
 bench: $(READY)  ## benchmarks; results under benchmarks/results/
 	$(BIN)/python -m benchmarks.unet
 	$(BIN)/python -m benchmarks.fokker_planck --json
+	$(BIN)/python -m benchmarks.data_loader --json
 
 clean:  ## remove build products and caches; outputs/ and .venv stay
 	rm -rf dist build .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,106 @@
+"""Data sets that live in files: where the files are looked for, and where their prepared form is kept."""
+
+import zipfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import ClassVar
+
+from scoreexp.data.cache import SUFFIX, Contents, prepared
+from scoreexp.data.errors import DataError
+from scoreexp.data.module import DataModule
+from scoreexp.data.split import Split
+
+
+class FileCorpus(DataModule):
+    """A DataModule over files below ``root``.
+
+    Attributes:
+        how_to_get: which files to put into ``root`` and where they come from; the end of an error message.
+        downloadable: whether ``download=true`` can fetch them; ``root`` is then created if need be.
+    """
+
+    how_to_get: ClassVar[str]
+    downloadable: ClassVar[bool] = False
+
+    @property
+    def folder(self) -> Path:
+        """``root`` as a path.
+
+        Raises:
+            DataError: if it is not set or not a folder.
+        """
+        if self.root is None:
+            raise DataError(f"data.root is not set: give the folder of the data set; {self.how_to_get}")
+        if self.downloadable and self.download and not self.root.exists():
+            self.root.mkdir(parents=True)
+        if not self.root.is_dir():
+            raise DataError(f"data.root={self.root} is not a folder: {self.how_to_get}")
+        return self.root
+
+    def prepared(
+        self, name: str, recipe: str, contents: Callable[[], Contents], *, fingerprint: str | None = None
+    ) -> Split:
+        """The split of this name from its prepared file, which is made from ``contents`` if need be."""
+        cache = self.cache or self.folder / ".scoreexp-cache"
+        skip = self.on_bad_image == "skip"
+        return prepared(
+            cache / f"{name}{SUFFIX}", recipe, contents, fingerprint=fingerprint, allow_skipped=skip
+        )
+
+    def find(self, *candidates: str) -> Path | None:
+        """The first of ``candidates`` (paths below ``root``) that exists."""
+        if self.root is None:
+            return None
+        return next((self.root / name for name in candidates if (self.root / name).exists()), None)
+
+
+class FileTree:
+    """Files below a folder or in a zip archive, read alike.
+
+    A top folder of the archive's own name is left out of the names, so that both give the same ones.
+
+    Args:
+        path: the folder or archive.
+
+    Raises:
+        DataError: if the archive is something else, or cut short.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._archive: zipfile.ZipFile | None = None
+        if path.is_dir():
+            return
+        try:
+            self._archive = zipfile.ZipFile(path)
+        except zipfile.BadZipFile as error:
+            with open(path, "rb") as file:
+                is_page = file.read(64).lstrip().startswith(b"<")
+            page = " but a web page: the host refused the download" if is_page else ""
+            raise DataError(f"{path} is not a whole zip archive{page}; download it again") from error
+        files = [member for member in self._archive.namelist() if not member.endswith("/")]
+        self._members = {member.removeprefix(f"{path.stem}/"): member for member in files}
+
+    def names(self) -> list[str]:
+        """Paths of all files, with forward slashes, relative to the top."""
+        if self._archive is not None:
+            return list(self._members)
+        return [path.relative_to(self.path).as_posix() for path in self.path.rglob("*") if path.is_file()]
+
+    def read(self, name: str) -> bytes:
+        """The bytes of a file.
+
+        Raises:
+            DataError: if it is missing, cut short or has a wrong checksum.
+        """
+        try:
+            if self._archive is None:
+                return (self.path / name).read_bytes()
+            return self._archive.read(self._members[name])
+        except KeyError as error:
+            raise DataError(f"{name} is missing in {self.path}: download the archive again") from error
+        except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError) as error:
+            raise DataError(
+                f"{name} in {self.path} cannot be read ({error}): download or unpack it again"
+            ) from error

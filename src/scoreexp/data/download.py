@@ -1,0 +1,41 @@
+"""Downloads, checked by SHA-256; only ever called when ``download=true``."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from scoreexp.data.errors import DataError
+
+
+def download(urls: Sequence[str], sha256: str, folder: Path) -> Path:
+    """Fetch a file into ``folder`` from the first address that delivers it whole.
+
+    A file of that name that is there already is left alone and returned.
+
+    Args:
+        urls: addresses of the same file, in order of preference; the file keeps the name at their end.
+        sha256: checksum of the file.
+        folder: where to put it; created if need be.
+
+    Raises:
+        DataError: if no address delivers the file with that checksum.
+    """
+    import pooch  # slow to import, and needed only here
+
+    name = urls[0].rsplit("/", 1)[-1]
+    target = folder / name
+    if target.exists():
+        return target
+    reasons = []
+    for url in urls:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            fetched = pooch.retrieve(
+                url, known_hash=f"sha256:{sha256}", fname=name, path=folder, progressbar=False
+            )
+            return Path(fetched)
+        except (OSError, ValueError) as error:  # network trouble; a wrong checksum
+            reasons.append(f"{url}: {' '.join(str(error).split())[:120]}")
+    raise DataError(
+        f"could not download {name} ({'; '.join(reasons)}): fetch it by other means and put it into {folder} "
+        f"(sha256 {sha256})"
+    )

@@ -1,0 +1,187 @@
+"""Any folder of pictures.
+
+Whatever `scoreexp.data.image_io` reads: grey, palette, RGB, with or without transparency, 8 and 16 bits,
+turned upright by their camera data. Transparent pictures are put on white; deeper ones are rounded to 8
+bits, the depth of the prepared file.
+"""
+
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from PIL import ExifTags, Image
+
+from scoreexp.data.cache import Contents
+from scoreexp.data.corpus import FileCorpus
+from scoreexp.data.errors import DataError
+from scoreexp.data.image_io import READABLE
+from scoreexp.data.pictures import fingerprint, picture_blocks, read_picture, with_channels
+from scoreexp.data.ranges import to_uint8
+from scoreexp.data.resize import centre_square, resized
+from scoreexp.data.split import Split, SplitName
+from scoreexp.parameter_types import PositiveInt, Probability
+from scoreexp.streams import stream_seed
+
+_GREY_MODES = {"1", "L", "LA", "I;16", "I;16B", "I", "F"}
+
+
+class Survey(NamedTuple):
+    """How often each size (width, height) and each of Pillow's modes occurs."""
+
+    sizes: Counter[tuple[int, int]]
+    modes: Counter[str]
+
+
+class Folder(FileCorpus):
+    """Pictures below ``root``, at any depth: their central square, resized by Pillow's antialiased Lanczos
+    filter.
+
+    Splits go by the hash of a file's path below ``root``, so a picture keeps its split when others are
+    added. The prepared file belongs to the files' names, sizes and times: a changed folder is prepared
+    anew.
+
+    Args:
+        size: side of the images in pixels; null takes the pictures as they are, if they all have the same
+            size.
+        channels: 1 (grey) or 3 (colour); null is 1 if all pictures are grey, otherwise 3.
+        val_fraction: share of the pictures for validation, at least one picture; 0 validates on training
+            pictures.
+        test_fraction: share for testing, at least one picture; 0 tests on the validation pictures.
+        common: the keys of `DataModule`.
+
+    Raises:
+        DataError: if the folder has too few pictures, or they have several sizes and ``size`` is null.
+    """
+
+    how_to_get = f"set data.root to a folder with pictures ({', '.join(READABLE)}), nested as you like"
+
+    def __init__(
+        self,
+        *,
+        size: PositiveInt | None = None,
+        channels: Literal[1, 3] | None = None,
+        val_fraction: Probability = 0.1,
+        test_fraction: Probability = 0.1,
+        **common: Any,
+    ) -> None:
+        super().__init__(**common)
+        if size is not None and size < 8:
+            raise DataError(f"data.size={size}: give at least 8, or null for the pictures' own size")
+        if channels not in (1, 3, None):
+            raise DataError(
+                f"data.channels={channels}: choose 1 (grey), 3 (colour) or null (as the pictures are)"
+            )
+        if not (val_fraction >= 0 and test_fraction >= 0 and val_fraction + test_fraction < 1):
+            raise DataError(
+                f"data.val_fraction={val_fraction} and data.test_fraction={test_fraction}: "
+                "give shares >= 0 that leave some pictures for training"
+            )
+        self.size = size
+        self.channels = channels
+        self.val_fraction = val_fraction
+        self.test_fraction = test_fraction
+        self._files: list[str] | None = None
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        if self.size is not None and self.channels is not None:
+            return (self.channels, self.size, self.size)
+        return self.split("train").values.shape[1:]
+
+    def open_split(self, name: SplitName) -> Split:
+        files = self.files()
+        names = self._share(files, name)
+        wanted = f"{self.size or 'own'}x{self.channels or 'own'}"
+        sources = [(self.folder / file).stat() for file in files]
+        state = fingerprint((file, stat.st_size, stat.st_mtime_ns) for file, stat in zip(files, sources))
+        shares = f"{self.val_fraction:g} and {self.test_fraction:g}"
+        key = fingerprint([self.folder.resolve(), state, wanted, shares])
+        return self.prepared(
+            f"folder-{key}-{name}",
+            f"central square of size and channels {wanted}, antialiased lanczos; shares {shares}",
+            lambda: self._contents(names, files),
+            fingerprint=state,
+        )
+
+    def files(self) -> list[str]:
+        """Paths of all pictures below ``root``, sorted; hidden files and folders are left out."""
+        if self._files is None:
+            paths = (path.relative_to(self.folder) for path in self.folder.rglob("*") if path.is_file())
+            pictures = (path for path in paths if path.suffix.lower() in READABLE)
+            self._files = sorted(
+                path.as_posix() for path in pictures if not re.search(r"(^|/)\.", path.as_posix())
+            )
+            if not self._files:
+                raise DataError(f"no picture in {self.folder}: {self.how_to_get}")
+        return self._files
+
+    def _share(self, files: list[str], split: SplitName) -> list[str]:
+        place = {file: stream_seed("split", file) / 2**63 for file in files}
+        ordered = sorted(files, key=lambda file: place[file])
+        tests = _count(sum(place[file] < self.test_fraction for file in files), self.test_fraction)
+        held_out = sum(place[file] < self.test_fraction + self.val_fraction for file in files)
+        vals = _count(held_out - tests, self.val_fraction)
+        if tests + vals >= len(files):
+            raise DataError(
+                f"{len(files)} picture(s) in {self.folder} are too few to hold some out: add pictures, "
+                "or set data.val_fraction=0 data.test_fraction=0 (or data=photo data.path=FILE for one only)"
+            )
+        shares = {
+            "test": ordered[:tests],
+            "val": ordered[tests : tests + vals],
+            "train": ordered[tests + vals :],
+        }
+        if split == "test" and not tests:
+            return self._share(files, "val")
+        return sorted(shares[split] or shares["train"])
+
+    def _contents(self, names: list[str], files: list[str]) -> Contents:
+        size, channels = self.size, self.channels
+        if size is None or channels is None:
+            survey = self.survey()
+            channels = channels or (1 if survey.modes.keys() <= _GREY_MODES else 3)
+            if size is None and len(survey.sizes) > 1:
+                (common, count), *_ = survey.sizes.most_common(1)
+                raise DataError(
+                    f"the pictures in {self.folder} have {len(survey.sizes)} sizes "
+                    f"({count} of {len(files)} are {common[0]} x {common[1]}): give data.size"
+                )
+        blocks = picture_blocks(
+            names,
+            lambda name: _decode(self.folder / name, size, channels),
+            skip_bad=self.on_bad_image == "skip",
+        )
+        return Contents(len(names), blocks)
+
+    def survey(self) -> Survey:
+        """Sizes and colour modes of all pictures, from their headers alone; unreadable files are left out."""
+        sizes: Counter[tuple[int, int]] = Counter()
+        modes: Counter[str] = Counter()
+        for file in self.files():
+            try:
+                with Image.open(self.folder / file) as image:
+                    turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+                    sizes[image.size[::-1] if turned else image.size] += 1
+                    modes[image.mode] += 1
+            except OSError:
+                continue
+        return Survey(sizes, modes)
+
+
+def _count(hashed: int, fraction: float) -> int:
+    return max(1, hashed) if fraction > 0 else 0
+
+
+def _decode(path: Path, size: int | None, channels: int) -> np.ndarray:
+    pixels = to_uint8(with_channels(read_picture(path), channels))
+    if size is not None:
+        shorter = min(pixels.shape[:2])
+        if shorter < size:
+            raise DataError(
+                f"{path} has {pixels.shape[1]} x {pixels.shape[0]} pixels, too few for data.size={size}: "
+                f"give at most {shorter}"
+            )
+        pixels = resized(centre_square(pixels), size, "lanczos")
+    return pixels.transpose(2, 0, 1)

@@ -1,0 +1,163 @@
+"""A few photographs, or the user's own, for single-image work without a download.
+
+The bundled pictures are those inside the installed scikit-image package. With one picture, validation uses
+the training picture: it measures how well the image has been learnt (memorised), as the single-image
+experiments of the score-model literature do, not generalisation.
+"""
+
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from scoreexp.data.errors import DataError
+from scoreexp.data.module import DataModule
+from scoreexp.data.pictures import read_picture, with_channels
+from scoreexp.data.ranges import to_model
+from scoreexp.data.resize import centre_square, resized
+from scoreexp.data.split import Split, SplitName
+from scoreexp.parameter_types import PositiveInt
+from scoreexp.streams import generator
+
+_COLOUR = (
+    "astronaut",
+    "cat",
+    "chelsea",
+    "coffee",
+    "hubble_deep_field",
+    "ihc",
+    "motorcycle_left",
+    "retina",
+    "rocket",
+)
+_GREY = ("brick", "camera", "cell", "coins", "grass", "gravel", "moon", "page")
+
+
+def photographs() -> dict[str, Path]:
+    """The photographs in the installed scikit-image, by name."""
+    package = importlib.util.find_spec("skimage")
+    folders = package.submodule_search_locations if package is not None else None
+    if not folders:
+        raise DataError(
+            "data=photo needs scikit-image for its pictures: pip install scikit-image, or set data.path"
+        )
+    files = sorted((Path(folders[0]) / "data").iterdir())
+    return {
+        file.stem: file for file in files if file.stem in _COLOUR + _GREY and file.suffix in (".png", ".jpg")
+    }
+
+
+class Photo(DataModule):
+    """Square crops of one or more photographs, resized to ``size`` by Pillow's antialiased Lanczos filter.
+
+    Args:
+        name: bundled photograph, or a list of them (see `photographs`); null is the astronaut, or ``path``.
+        path: the user's own picture instead.
+        size: side of the samples in pixels, at least 8.
+        channels: 3 for colour, 1 for grey (Rec. 601 luma).
+        crop: ``center`` is the central square, ``random`` draws ``crops`` squares from each picture.
+        crops: number of random crops per picture.
+        crop_side: side of a crop before resizing, in pixels of the picture, at least ``size``; null is the
+            whole shorter side for ``center`` and half of it (or ``size``, if larger) for ``random``.
+        crop_seed: names the random crops.
+
+        common: the keys of `DataModule`.
+
+    Validation and test use the training pictures.
+
+    Raises:
+        DataError: if the picture is unknown, unreadable or smaller than the crop, or a value is outside its
+            domain.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str | Sequence[str] | None = None,
+        path: str | None = None,
+        size: PositiveInt = 32,
+        channels: Literal[1, 3] = 3,
+        crop: Literal["center", "random"] = "center",
+        crops: PositiveInt = 16,
+        crop_side: PositiveInt | None = None,
+        crop_seed: int = 0,
+        **common: Any,
+    ) -> None:
+        super().__init__(**common)
+        if name is not None and path is not None:
+            raise DataError(
+                f"data.name={name} is a bundled picture and data.path={path} your own: give one of them"
+            )
+        if size < 8:
+            raise DataError(f"data.size={size}: a photograph of at least 8 x 8 pixels is needed")
+        if channels not in (1, 3):
+            raise DataError(f"data.channels={channels}: choose 3 (colour) or 1 (grey)")
+        if crop not in ("center", "random"):
+            raise DataError(f"data.crop={crop}: choose center or random")
+        if crops < 1:
+            raise DataError(f"data.crops={crops}: give at least 1 crop per picture")
+        if crop_side is not None and crop_side < size:
+            raise DataError(
+                f"data.crop_side={crop_side} is smaller than data.size={size}: crops are never enlarged"
+            )
+        name = "astronaut" if name is None else name
+        self.picture_names = (name,) if isinstance(name, str) else tuple(name)
+        self.path = None if path is None else Path(path).expanduser()
+        self.size = size
+        self.channels = channels
+        self.crop = crop
+        self.crops = crops
+        self.crop_side = crop_side
+        self.crop_seed = crop_seed
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        return (self.channels, self.size, self.size)
+
+    def open_split(self, name: SplitName) -> Split:
+        if name != "train":
+            trained = self.split("train")
+            positions = self.train_positions
+            return Split(trained.values[positions], names=[trained.names[position] for position in positions])
+        crops: list[np.ndarray] = []
+        names: list[str] = []
+        for file in self._files():
+            pixels = with_channels(read_picture(file), self.channels)
+            for number, square in enumerate(self._squares(pixels, file)):
+                crops.append(resized(square, self.size, "lanczos").transpose(2, 0, 1))
+                names.append(file.stem if self.crop == "center" else f"{file.stem}-{number}")
+        return Split(to_model(torch.from_numpy(np.stack(crops))).numpy(), names=names)
+
+    def _files(self) -> list[Path]:
+        if self.path is not None:
+            return [self.path]
+        known = photographs()
+        for name in self.picture_names:
+            if name not in known:
+                raise DataError(
+                    f"data.name={name} is not a bundled photograph: choose from {', '.join(known)}"
+                )
+        return [known[name] for name in self.picture_names]
+
+    def _squares(self, pixels: np.ndarray, file: Path) -> list[np.ndarray]:
+        height, width = pixels.shape[:2]
+        shorter = min(height, width)
+        side = self.crop_side or (shorter if self.crop == "center" else max(self.size, shorter // 2))
+        if max(side, self.size) > shorter:
+            key = "size" if self.size > shorter else "crop_side"
+            raise DataError(
+                f"{file} has {width} x {height} pixels, too few for data.{key}={max(side, self.size)}: "
+                f"give at most {shorter}"
+            )
+        if self.crop == "center":
+            return [centre_square(pixels, side)]
+        stream = generator(self.crop_seed, "crop", file.stem)
+        squares = []
+        for _ in range(self.crops):
+            top = int(torch.randint(height - side + 1, (), generator=stream))
+            left = int(torch.randint(width - side + 1, (), generator=stream))
+            squares.append(pixels[top : top + side, left : left + side])
+        return squares

@@ -1,0 +1,92 @@
+"""Reading pictures: one, or many at once.
+
+Threads do for many: Pillow releases the interpreter while it decodes and resizes.
+"""
+
+import hashlib
+import io
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from scoreexp.data.cache import Block
+from scoreexp.data.errors import DataError
+from scoreexp.data.image_io import ImageError, Picture, read_image
+
+_PER_BLOCK = 256
+
+
+def fingerprint(parts: Iterable[object]) -> str:
+    """A short name for a list of files (their names, and where they may change also sizes and times)."""
+    return hashlib.blake2b("\n".join(map(str, parts)).encode(), digest_size=6).hexdigest()
+
+
+def picture_blocks(
+    names: Sequence[str], decode: Callable[[str], np.ndarray], *, skip_bad: bool
+) -> Iterator[Block]:
+    """Decode ``names`` in order, in as many threads as there are processors.
+
+    Args:
+        names: what to decode.
+        decode: name to uint8 ``[C, H, W]``; raises `DataError` for a picture that cannot be used.
+        skip_bad: leave such pictures out instead of raising.
+    """
+
+    def attempt(name: str) -> np.ndarray | DataError:
+        try:
+            return decode(name)
+        except DataError as error:
+            if not skip_bad:
+                raise DataError(f"{error}; or set data.on_bad_image=skip") from error
+            return error
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for start in range(0, len(names), _PER_BLOCK):
+            part = names[start : start + _PER_BLOCK]
+            results = list(zip(part, pool.map(attempt, part), strict=True))
+            good = [(name, pixels) for name, pixels in results if isinstance(pixels, np.ndarray)]
+            yield Block(
+                np.stack([pixels for _, pixels in good]) if good else np.empty((0, 1, 1, 1), np.uint8),
+                names=tuple(name for name, _ in good),
+                skipped=tuple(str(error) for _, error in results if isinstance(error, DataError)),
+            )
+
+
+def decode_rgb(data: bytes, where: Path | str) -> np.ndarray:
+    """Decode an 8-bit PNG or JPEG to RGB, uint8 ``[H, W, 3]``.
+
+    Raises:
+        DataError: if the data are empty, cut short or not a picture.
+    """
+    if not data:
+        raise DataError(f"{where} has 0 bytes: copy or unpack it again")
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return np.asarray(image.convert("RGB"))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise DataError(f"{where} is damaged or not a picture ({error}): copy or unpack it again") from error
+
+
+def read_picture(path: Path) -> Picture:
+    """`image_io.read_image` with its errors as `DataError`."""
+    try:
+        return read_image(path)
+    except ImageError as error:
+        raise DataError(str(error)) from error
+
+
+def with_channels(picture: Picture, channels: int) -> np.ndarray:
+    """Pixels ``[H, W, channels]`` on white; grey to colour by repetition, colour to grey by Rec. 601 luma."""
+    pixels = picture.pixels
+    if picture.alpha is not None:
+        alpha = picture.alpha[..., None]
+        pixels = alpha * pixels + (1 - alpha)
+    if pixels.shape[2] == channels:
+        return pixels
+    if channels == 3:
+        return np.repeat(pixels, 3, axis=2)
+    return pixels @ np.array([[0.299], [0.587], [0.114]], dtype=np.float32)

@@ -1,0 +1,10 @@
+"""``python -m scoreexp.inspect data=NAME``: what is in a data set."""
+
+import sys
+
+from scoreexp.app import run_app
+
+SCHEMA = {"name": "str", "seed": "int", "run_dir": "str", "data": "Node"}
+
+if __name__ == "__main__":
+    sys.exit(run_app("inspect", "scoreexp.inspection:inspect_data", schema=SCHEMA))
