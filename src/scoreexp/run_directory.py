@@ -57,14 +57,14 @@ def device_name(device: torch.device) -> str:
 
 
 class RunDirectory:
-    """Create or reopen a run's directory.
+    """A run's directory; nothing is written before ``create``.
 
     Args:
         path: the directory.
         resume: ``never`` refuses a directory that holds a run; ``auto`` goes on with it.
 
     Raises:
-        UserError: the directory holds a run and ``resume`` is ``never``, or cannot be written to.
+        UserError: the directory holds a run and ``resume`` is ``never``.
     """
 
     def __init__(self, path: str | Path, resume: str) -> None:
@@ -72,10 +72,18 @@ class RunDirectory:
         if resume not in ("never", "auto"):
             raise UserError(f"resume is {resume!r}: allowed are never and auto")
         self.continued = (self.path / "manifest.json").exists()
-        if self.continued and resume == "never":
+        first = os.environ.get("LOCAL_RANK", "0") == "0"  # the other ranks see what the first has just written
+        if self.continued and resume == "never" and first:
             raise UserError(
                 f"run_dir {self.path} already holds a run: add resume=auto to go on with it, or give another run_dir"
             )
+
+    def create(self) -> None:
+        """Make the folders.
+
+        Raises:
+            UserError: they cannot be made or written to.
+        """
         try:
             for folder in (self.path, self.checkpoints, self.pictures):
                 folder.mkdir(parents=True, exist_ok=True)
@@ -107,7 +115,7 @@ class RunDirectory:
                 "started": now,
                 "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
                 "revision": git_revision(),
-                "versions": {name: _version(name) for name in PACKAGES}
+                "versions": {name: package_version(name) for name in PACKAGES}
                 | {"python": platform.python_version()},
                 "platform": platform.platform(),
                 "device": device_name(device),
@@ -118,7 +126,8 @@ class RunDirectory:
         write_json(manifest_path, manifest)
 
 
-def _version(package: str) -> str | None:
+def package_version(package: str) -> str | None:
+    """Installed version of a package, or None."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

@@ -61,15 +61,23 @@ def train(cfg: DictConfig) -> RunResult | None:
     callbacks = {
         name: instantiate(node, **_provided(name, cfg, run)) for name, node in cfg.callbacks.items() if node
     }
-    table = CSVLogger(run.path / "metrics.csv")
-    loggers = [instantiate(node, _partial_=True) for node in (cfg.logger or {}).values() if node]
+    for monitor in callbacks.values():
+        if isinstance(monitor, DenoisingMonitor):
+            monitor.require_reachable(module.denoiser.schedule)
     trainer = instantiate(
         cfg.trainer,
         callbacks=list(callbacks.values()),
-        logger=[table, *(make(run_dir=str(run.path), run_config=config, name=cfg.name) for make in loggers)],
+        logger=False,
         plugins=[DurableCheckpointIO()],
         default_root_dir=str(run.path),
     )
+    run.create()  # from here on the run leaves traces: every setting has been accepted
+    table = CSVLogger(run.path / "metrics.csv")
+    further = [instantiate(node, _partial_=True) for node in (cfg.logger or {}).values() if node]
+    trainer.loggers = [
+        table,
+        *(make(run_dir=str(run.path), run_config=config, name=cfg.name) for make in further),
+    ]
     start = _starting_point(run, record, table)
     if trainer.is_global_zero:
         run.describe(cfg, trainer.strategy.root_device, cfg.seed)
@@ -236,7 +244,8 @@ def _say_conclusion(result: RunResult, step: int, callbacks: dict[str, Any]) -> 
     if monitor is not None and "val/ssim" in metrics:
         print(
             f"denoising from sigma {monitor.sigma:g}: SSIM {metrics['val/ssim']:.3f}, "
-            f"global SSIM {metrics['val/ssim_global']:.3f}, PSNR {metrics['val/psnr']:.1f} dB; best SSIM {metrics.get('best/ssim', metrics['val/ssim']):.3f}"
+            f"global SSIM {metrics['val/ssim_global']:.3f}, PSNR {metrics['val/psnr']:.1f} dB; "
+            f"best SSIM {metrics.get('best/ssim', metrics['val/ssim']):.3f}"
         )
         print(f"picture        {shown(result.run_dir / 'pictures' / 'best.png')}")
         print(f"curves         {shown(result.run_dir / 'pictures' / 'ssim.png')}, loss.png, ../metrics.csv")

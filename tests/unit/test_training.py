@@ -301,3 +301,18 @@ def test_unwritable_run_directory_is_refused_before_training(tiny, tmp_path):
 def test_checkpoint_interval_must_be_positive(tmp_path):
     with pytest.raises(ValueError, match="every_n_steps is 0"):
         Checkpoints(folder=str(tmp_path), every_n_steps=0)
+
+
+@pytest.mark.parametrize(
+    ("override", "match"),
+    [
+        ("callbacks.monitor.sigma=1e9", "outside"),
+        ("callbacks.stop.monitor=val/sim", "never logged"),
+        ("data.size=18", "18 is not divisible"),
+        ("data.path=nowhere.png", r"nowhere\.png"),
+    ],
+)
+def test_a_refused_setting_leaves_no_folder(override, match, tiny, tmp_path):
+    with pytest.raises(Exception, match=match):
+        train(tiny(override))
+    assert not (tmp_path / "run").exists()

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from torch import Tensor
 
 from scoreexp.atomic import atomic_write
@@ -16,6 +17,7 @@ from scoreexp.lit.module import ScoreModule
 from scoreexp.metrics import MSE, PSNR, SSIM, GlobalSSIM
 from scoreexp.parameter_types import NonNegativeInt, PositiveFloat, PositiveInt
 from scoreexp.samplers import Sampler
+from scoreexp.schedules import Schedule
 from scoreexp.streams import ImageStreams, stream_seed
 
 CONFIRMED = ("ssim", "ssim_global")
@@ -70,6 +72,10 @@ class DenoisingMonitor(pl.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.recent = {k: deque(v, maxlen=self.confirm) for k, v in state_dict["recent"].items()}
         self.best_ssim = state_dict["best_ssim"]
+
+    def require_reachable(self, schedule: Schedule) -> None:
+        """Refuse, before anything is trained, a noise level from which the sampler cannot start on ``schedule``."""
+        self.sampler.start(schedule, torch.zeros(1, 1), sigma_to_model(self.sigma))
 
     def observe(self, x: Tensor, index: Tensor) -> Tensor:
         """The noisy observation of clean pictures ``x[B, C, H, W]`` with data-set positions ``index[B]``."""
