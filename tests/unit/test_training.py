@@ -308,7 +308,7 @@ def test_checkpoint_interval_must_be_positive(tmp_path):
     [
         ("callbacks.monitor.sigma=1e9", "outside"),
         ("callbacks.stop.monitor=val/sim", "never logged"),
-        ("data.size=18", "18 is not divisible"),
+        ("data.size=17", "17 is not divisible"),
         ("data.path=nowhere.png", r"nowhere\.png"),
     ],
 )
