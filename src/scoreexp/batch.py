@@ -20,4 +20,4 @@ class Batch(NamedTuple):
     y: Tensor | None = None
     cond: Tensor | None = None
     score: Tensor | None = None
-    index: Tensor | None = None
+    index: Tensor | None = None  # type: ignore[assignment]  # hides tuple.index, which nothing needs

@@ -1,0 +1,10 @@
+"""Networks F(x, c_noise, cond): the learned part of a denoiser, on preconditioned inputs.
+
+Every network takes the keywords ``event_shape`` and ``num_classes``, maps ``x[B, *]``, ``c_noise[B]`` and
+``cond[B]`` or None to ``[B, *]``, and states in ``downsampling_factor`` what H and W must be divisible by.
+"""
+
+from scoreexp.networks.unet import UNet
+from scoreexp.networks.unet_published import UNetPublished
+
+__all__ = ["UNet", "UNetPublished"]

@@ -1,0 +1,180 @@
+"""Layers that the U-Nets share: normalisation, conditioning, self-attention, and the check of a shape."""
+
+import math
+from typing import TypeVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
+
+GROUP_SIZE = 16
+"""Channels of one normalisation group, and the channel count whose multiples fill the vector registers."""
+
+EXPLICIT_ATTENTION_PIXELS = 1024
+"""Up to this many pixels, products and a softmax are faster on CPU than torch's fused attention."""
+
+
+class GroupNorm(nn.GroupNorm):
+    """Group normalisation over groups of 16 channels (of gcd(channels, 16) if 16 does not divide them).
+
+    Reference: "Group Normalization", Wu and He, 2018, https://arxiv.org/abs/1803.08494. It is computed in
+        the dtype of
+    its parameters, which is float32 under autocast.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels // math.gcd(channels, GROUP_SIZE), channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.to(self.weight.dtype))
+
+
+class NoiseFeatures(nn.Module):
+    """Fourier features of the noise level: cos(w_k c), sin(w_k c), c = ``c_noise``, w_k geometric from pi/4
+    to 8 pi.
+
+    ``c_noise = log(sigma / alpha) / 4`` lies in about -2.5..1.5: the slowest wave makes half a turn over
+    that range, the fastest has a period of 1/4, which is one unit of log sigma; all are smooth in c.
+
+    Args:
+        features: number of features, even.
+
+    Raises:
+        ValueError: if ``features`` is odd.
+    """
+
+    frequencies: Tensor
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        if features < 1 or features % 2:
+            raise ValueError(
+                f"embedding_channels={features} must be positive and even: cosine and sine come in pairs"
+            )
+        frequencies = math.pi / 4 * 32 ** torch.linspace(0, 1, features // 2)
+        self.register_buffer("frequencies", frequencies, persistent=False)
+
+    def forward(self, c_noise: Tensor) -> Tensor:
+        """``c_noise[B]`` -> ``[B, features]``."""
+        phase = c_noise[:, None].to(self.frequencies.dtype) * self.frequencies
+        return torch.cat([phase.cos(), phase.sin()], dim=1)
+
+
+class Conditioning(nn.Module):
+    """silu(MLP(noise features) + class embedding), the vector that conditions every block; either part may
+    be absent.
+
+    Args:
+        channels: width of the vector, even.
+        time_conditioning: False leaves the noise level out.
+        num_classes: labels are 0..num_classes - 1, and ``num_classes`` is the null label of the
+            unconditional model; None leaves the classes out.
+
+    Raises:
+        ValueError: if ``num_classes`` or ``channels`` is out of range.
+    """
+
+    def __init__(self, channels: int, time_conditioning: bool, num_classes: int | None) -> None:
+        super().__init__()
+        if num_classes is not None and num_classes < 1:
+            raise ValueError(f"num_classes={num_classes} must be positive, or null for no classes")
+        self.num_classes = num_classes
+        self.noise_embedding: nn.Module | None = None
+        self.class_embedding: nn.Module | None = None
+        if time_conditioning:
+            features = NoiseFeatures(channels)
+            linear = [nn.Linear(channels, channels) for _ in range(2)]
+            self.noise_embedding = nn.Sequential(features, linear[0], nn.SiLU(), linear[1])
+        if num_classes is not None:
+            self.class_embedding = nn.Embedding(num_classes + 1, channels)
+
+    @property
+    def is_empty(self) -> bool:
+        """True if nothing conditions the network."""
+        return self.noise_embedding is None and self.class_embedding is None
+
+    def forward(self, c_noise: Tensor, cond: Tensor | None) -> Tensor | None:
+        """``c_noise[B]``, ``cond[B]`` (long labels) or None for the null label -> ``[B, channels]``, None
+        if empty.
+
+        Raises:
+            ValueError: if labels are given to a network without classes.
+        """
+        if cond is not None and self.num_classes is None:
+            raise ValueError("the network has no classes but got labels: set num_classes, or pass cond=None")
+        parts: list[Tensor] = []
+        if self.noise_embedding is not None:
+            parts.append(self.noise_embedding(c_noise))
+        if self.class_embedding is not None and self.num_classes is not None:
+            null = torch.full_like(c_noise, self.num_classes, dtype=torch.long)
+            parts.append(self.class_embedding(null if cond is None else cond))
+        return F.silu(torch.stack(parts).sum(0)) if parts else None
+
+
+class SelfAttention(nn.Module):
+    """x + W_o softmax(q k^T / sqrt(d)) v over the pixels of an image, W_o starting at zero.
+
+    Reference: "Attention Is All You Need", Vaswani et al., 2017, https://arxiv.org/abs/1706.03762.
+
+    Args:
+        channels: width of the input, divisible by ``heads``.
+        heads: number of attention heads; d = channels / heads.
+
+    Raises:
+        ValueError: if ``heads`` does not divide ``channels``.
+    """
+
+    def __init__(self, channels: int, heads: int = 1) -> None:
+        super().__init__()
+        if channels % heads:
+            raise ValueError(
+                f"heads={heads} does not divide the {channels} channels it attends to: use a divisor"
+            )
+        self.heads = heads
+        self.norm = GroupNorm(channels)
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.out = start_at_zero(nn.Linear(channels, channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, c, h, w = x.shape
+        pixels = self.norm(x).permute(0, 2, 3, 1).reshape(b, h * w, c)
+        q, k, v = (
+            part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in self.qkv(pixels).split(c, dim=2)
+        )
+        attended = _attend(q, k, v).transpose(1, 2).reshape(b, h, w, c)
+        return x + self.out(attended).permute(0, 3, 1, 2)
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v for ``[B, heads, pixels, d]``."""
+    if q.device.type != "cpu" or q.shape[2] > EXPLICIT_ATTENTION_PIXELS:
+        return F.scaled_dot_product_attention(q, k, v)
+    weights = (q * q.shape[-1] ** -0.5) @ k.transpose(2, 3)
+    return weights.softmax(dim=-1).to(v.dtype) @ v
+
+
+def start_at_zero(layer: Layer) -> Layer:
+    """Set a layer's parameters to zero, so that its branch begins as the zero function."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer
+
+
+def check_image_shape(event_shape: tuple[int, ...], factor: int) -> None:
+    """Refuse an event shape that is not (C, H, W) with H and W divisible by ``factor``.
+
+    Raises:
+        ValueError: naming the size, the factor and the nearest sizes allowed.
+    """
+    if len(event_shape) != 3:
+        raise ValueError(f"event shape {event_shape} is not (C, H, W): use another network for other data")
+    for size in event_shape[1:]:
+        if size < 1 or size % factor:
+            below = size // factor * factor
+            nearest = f"{below} or {below + factor}" if below > 0 else f"{factor}"
+            raise ValueError(
+                f"image size {size} is not divisible by the network's downsampling factor {factor}: "
+                f"the nearest sizes allowed are {nearest}"
+            )

@@ -1,0 +1,204 @@
+"""A residual U-Net F(x, c_noise, cond) for score-based diffusion models.
+
+The network works on preconditioned inputs: it sees ``c_in x_t`` and ``c_noise = log(sigma / alpha) / 4``,
+never a raw scale. Its form follows Ho et al. (2020): residual blocks with group normalisation and SiLU, an
+embedding of the noise level added inside each block, self-attention at chosen resolutions, strided
+convolutions down, nearest-neighbour upsampling and a convolution up. Every block on the way down has a skip
+connection to its mirror image on the way up; the skip s joins the stream h as h + W s with a 1x1
+convolution W. This is a 1x1 convolution of the concatenation (h, s) whose first half is the identity: it
+copies nothing, and it leaves the widths, and so the parameters, to the 3x3 kernels.
+
+Activations and kernels stay in the channels_last memory format, in which a batch of images is a matrix of
+pixels by channels: the fast layout of the convolutions on CPU and on tensor cores, and that of attention
+too.
+"""
+
+import math
+from collections.abc import Iterator
+from itertools import pairwise, repeat
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from scoreexp.networks.layers import (
+    GROUP_SIZE,
+    Conditioning,
+    GroupNorm,
+    SelfAttention,
+    check_image_shape,
+    start_at_zero,
+)
+from scoreexp.parameter_types import PositiveFloat, PositiveInt, Probability
+
+
+class ResidualBlock(nn.Module):
+    """x + conv(dropout(silu(norm(conv(silu(norm(x))) + shift)))), the last convolution starting at zero.
+
+    Args:
+        channels: width of the input and of the output.
+        hidden_channels: width between the two convolutions, and of ``shift``.
+        dropout: probability of zeroing an activation before the last convolution.
+    """
+
+    def __init__(self, channels: int, hidden_channels: int, dropout: float) -> None:
+        super().__init__()
+        self.norm1 = GroupNorm(channels)
+        self.conv1 = nn.Conv2d(channels, hidden_channels, 3, padding=1)
+        self.norm2 = GroupNorm(hidden_channels)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = start_at_zero(nn.Conv2d(hidden_channels, channels, 3, padding=1))
+
+    def forward(self, x: Tensor, shift: Tensor | None) -> Tensor:
+        """``x[B, channels, H, W]``, ``shift[B, hidden_channels]`` or None -> the shape of x."""
+        h = self.conv1(F.silu(self.norm1(x)))
+        if shift is not None:
+            h.add_(
+                shift[:, :, None, None]
+            )  # a convolution does not need its output again: in place costs one pass less
+        return self.conv2(self.dropout(F.silu(self.norm2(h)))).add_(x)
+
+
+class AttentionBlock(nn.Module):
+    """A residual block followed by self-attention."""
+
+    def __init__(self, block: ResidualBlock, attention: SelfAttention) -> None:
+        super().__init__()
+        self.block = block
+        self.attention = attention
+
+    def forward(self, x: Tensor, shift: Tensor | None) -> Tensor:
+        return self.attention(self.block(x, shift))
+
+
+class UNet(nn.Module):
+    """Residual U-Net with noise-level and optional class conditioning.
+
+    Reference: "Denoising Diffusion Probabilistic Models", Ho, Jain, Abbeel, 2020,
+        https://arxiv.org/abs/2006.11239.
+
+    Args:
+        event_shape: (C, H, W) of one image; H and W divisible by ``downsampling_factor = 2 **
+            (len(multipliers) - 1)``.
+        num_classes: labels are 0..num_classes - 1; label ``num_classes``, which ``cond=None`` stands for,
+            is the null label of the unconditional model. None: no class embedding.
+        channels: width at full resolution; multiples of 16 are fastest.
+        multipliers: width of each level in units of ``channels``; each level has half the resolution of the
+            one before.
+        blocks: residual blocks per level, on the way down and again on the way up.
+        attention_resolutions: heights in pixels of the levels whose last block, on either way, is followed by
+            self-attention, for images of ``event_shape``; heights that no level has count for nothing, and
+            the middle of the network always attends.
+        heads: attention heads.
+        hidden_ratio: width between the two convolutions of a block in units of the block's, rounded up to a
+            multiple of 16 (of the largest divisor of 16 that divides the block's width).
+        embedding_channels: width of the conditioning vector, even; None: ``2 * channels``.
+        dropout: probability of zeroing an activation before the last convolution of a block.
+        time_conditioning: False makes the network ignore ``c_noise``.
+
+    Raises:
+        ValueError: if the event shape does not divide by the downsampling factor (naming the nearest sizes
+            allowed), or another argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        *,
+        event_shape: tuple[int, ...],
+        num_classes: PositiveInt | None = None,
+        channels: PositiveInt = 32,
+        multipliers: tuple[PositiveInt, ...] = (1, 2, 2),
+        blocks: PositiveInt = 2,
+        attention_resolutions: tuple[PositiveInt, ...] = (16,),
+        heads: PositiveInt = 1,
+        hidden_ratio: PositiveFloat = 1.0,
+        embedding_channels: PositiveInt | None = None,
+        dropout: Probability = 0.0,
+        time_conditioning: bool = True,
+    ) -> None:
+        super().__init__()
+        for name, values in {
+            "channels": [channels],
+            "multipliers": multipliers,
+            "blocks": [blocks],
+            "heads": [heads],
+            "hidden_ratio": [hidden_ratio],
+        }.items():
+            if not values or min(values) <= 0:
+                raise ValueError(f"{name} must be positive, got {values}: give at least one value above 0")
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout={dropout} is not a probability below 1: use 0 for none")
+        self.downsampling_factor = 2 ** (len(multipliers) - 1)
+        check_image_shape(tuple(event_shape), self.downsampling_factor)
+        heights = [event_shape[1] >> level for level in range(len(multipliers))]
+
+        image_channels = event_shape[0]
+        embedding = 2 * channels if embedding_channels is None else embedding_channels
+        widths = [channels * multiplier for multiplier in multipliers]
+        hidden: list[int] = []
+
+        def block(width: int, attends: bool) -> nn.Module:
+            unit = math.gcd(width, GROUP_SIZE)
+            hidden.append(math.ceil(hidden_ratio * width / unit) * unit)
+            residual = ResidualBlock(width, hidden[-1], dropout)
+            return AttentionBlock(residual, SelfAttention(width, heads)) if attends else residual
+
+        def level_blocks(width: int, height: int) -> list[nn.Module]:
+            attends = height in attention_resolutions
+            return [block(width, attends and i == blocks - 1) for i in range(blocks)]
+
+        self.stem = nn.Conv2d(image_channels, widths[0], 3, padding=1)
+        levels = list(zip(widths, heights))
+        self.down = nn.ModuleList([block for level in levels for block in level_blocks(*level)])
+        self.downsample = nn.ModuleList(
+            [nn.Conv2d(fine, coarse, 3, stride=2, padding=1) for fine, coarse in pairwise(widths)]
+        )
+        self.middle = block(widths[-1], True)
+        # the way up is stored from coarse to fine, in the order in which it runs
+        self.up = nn.ModuleList([block for level in levels[::-1] for block in level_blocks(*level)])
+        self.upsample = nn.ModuleList(
+            [nn.Conv2d(coarse, fine, 3, padding=1) for coarse, fine in pairwise(widths[::-1])]
+        )
+        self.merge = nn.ModuleList(
+            [nn.Conv2d(width, width, 1) for width in widths[::-1] for _ in range(blocks)]
+        )
+        self.norm_out = GroupNorm(widths[0])
+        self.conv_out = start_at_zero(nn.Conv2d(widths[0], image_channels, 3, padding=1))
+
+        self.blocks = blocks
+        self.hidden = hidden
+        self.conditioning = Conditioning(embedding, time_conditioning, num_classes)
+        # one linear layer for all blocks; the bias is that of each block's first convolution
+        self.shifts = None if self.conditioning.is_empty else nn.Linear(embedding, sum(hidden), bias=False)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def forward(self, x: Tensor, c_noise: Tensor, cond: Tensor | None = None) -> Tensor:
+        """Evaluate F.
+
+        Args:
+            x: ``[B, C, H, W]``, the preconditioned input, of about unit variance.
+            c_noise: ``[B]``, log(sigma / alpha) / 4, in about -2.5..1.5.
+            cond: ``[B]`` class labels (long) in 0..num_classes, or None for the null label.
+
+        Raises:
+            ValueError: if H or W does not divide by the downsampling factor, or labels are given to a
+                network without classes.
+        """
+        check_image_shape(tuple(x.shape[1:]), self.downsampling_factor)
+        embedding = self.conditioning(c_noise, cond)
+        shifts: Iterator[Tensor | None] = (
+            repeat(None) if self.shifts is None else iter(self.shifts(embedding).split(self.hidden, dim=1))
+        )
+        h = self.stem(x.contiguous(memory_format=torch.channels_last))
+        skips = []
+        for i, block in enumerate(self.down):
+            if i > 0 and i % self.blocks == 0:
+                h = self.downsample[i // self.blocks - 1](h)
+            h = block(h, next(shifts))
+            skips.append(h)
+        h = self.middle(h, next(shifts))
+        for i, (merge, block) in enumerate(zip(self.merge, self.up)):
+            if i > 0 and i % self.blocks == 0:
+                h = self.upsample[i // self.blocks - 1](F.interpolate(h, scale_factor=2.0, mode="nearest"))
+            h = block(merge(skips.pop()).add_(h), next(shifts))
+        return self.conv_out(F.silu(self.norm_out(h)))
