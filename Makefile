@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint fmt type bench clean install
+.PHONY: help demo test test-slow lint fmt type bench study-solvers clean install
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -44,6 +44,10 @@ bench: $(READY)  ## benchmarks; results under benchmarks/results/
 	$(BIN)/python -m benchmarks.unet
 	$(BIN)/python -m benchmarks.fokker_planck --json
 	$(BIN)/python -m benchmarks.data_loader --json
+
+study-solvers: $(READY)  ## redo the solver study of docs/solvers.md (about half an hour)
+	$(BIN)/python -m benchmarks.krylov --json
+	$(BIN)/python -m benchmarks.study_solvers
 
 clean:  ## remove build products and caches; outputs/ and .venv stay
 	rm -rf dist build .pytest_cache .mypy_cache .ruff_cache
