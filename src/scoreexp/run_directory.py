@@ -72,7 +72,9 @@ class RunDirectory:
         if resume not in ("never", "auto"):
             raise UserError(f"resume is {resume!r}: allowed are never and auto")
         self.continued = (self.path / "manifest.json").exists()
-        first = os.environ.get("LOCAL_RANK", "0") == "0"  # the other ranks see what the first has just written
+        first = (
+            os.environ.get("LOCAL_RANK", "0") == "0"
+        )  # the other ranks see what the first has just written
         if self.continued and resume == "never" and first:
             raise UserError(
                 f"run_dir {self.path} already holds a run: add resume=auto to go on with it, or give another run_dir"

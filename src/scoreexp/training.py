@@ -19,7 +19,7 @@ from scoreexp.figures import curves
 from scoreexp.lit import ScoreEmbedding, ScoreModule
 from scoreexp.lit.checkpoint import DurableCheckpointIO, newest_intact, read_checkpoint
 from scoreexp.lit.csv_logger import CSVLogger
-from scoreexp.precomputing import embed_training_images
+from scoreexp.precomputing import embed_training_images, require_embeddable
 from scoreexp.run_directory import RunDirectory, shown, write_json
 from scoreexp.streams import stream_seed
 
@@ -51,8 +51,13 @@ def train(cfg: DictConfig) -> RunResult | None:
     record = model_record(config, data.event_shape, data.num_classes)
     module = build_module(cfg, record)
     embedding = instantiate(cfg.embedding) if cfg.embedding else None
-    if embedding is not None and not isinstance(module, ScoreEmbedding):
-        raise UserError(f"{cfg.model._target_} cannot train on embedded images: set model=score_embedding")
+    if embedding is not None:
+        if not isinstance(module, ScoreEmbedding):
+            raise UserError(
+                f"{cfg.model._target_} cannot train on embedded images: set model=score_embedding"
+            )
+        require_embeddable(data)
+        module.require_horizon(embedding.times[-1])
     if cfg.dry_run:
         print(OmegaConf.to_yaml(cfg, resolve=True))
         _describe(cfg, module)
@@ -87,7 +92,7 @@ def train(cfg: DictConfig) -> RunResult | None:
     if start is not None and (over := _over_already(start, stop, trainer.max_steps)):
         print(f"nothing to do  this run is over: {over}", flush=True)
         return _stored_result(run)
-    if embedding is not None:
+    if embedding is not None and isinstance(module, ScoreEmbedding):
         pictures = run.pictures if trainer.is_global_zero else None
         embedded, seconds = embed_training_images(data, embedding, cfg.seed, pictures)
         module.embed(embedded)

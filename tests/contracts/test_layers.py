@@ -18,7 +18,7 @@ LAYER = {
     # L2 methods
     "objectives": 2, "samplers": 2, "embedding": 2,
     # L3 data and measurement
-    "data": 3, "metrics": 3, "tiling": 3, "figures": 3,
+    "data": 3, "metrics": 3, "tiling": 3, "figures": 3, "field_figures": 3,
     # L4 Lightning
     "lit": 4, "callbacks": 4,
 }  # fmt: skip

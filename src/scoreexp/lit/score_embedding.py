@@ -21,15 +21,23 @@ class ScoreEmbedding(ScoreModule):
         """Train on these paths.
 
         Raises:
-            UserError: if the schedule goes on beyond their last time.
+            UserError: as for ``require_horizon``.
         """
-        horizon, t_max = images.times[-1].item(), self.denoiser.schedule.t_max
+        self.require_horizon(images.times[-1].item())
+        self.embedded = images
+
+    def require_horizon(self, horizon: float) -> None:
+        """Refuse paths that end at ``horizon`` before the schedule does.
+
+        Raises:
+            UserError: names both times.
+        """
+        t_max = self.denoiser.schedule.t_max
         if t_max > horizon * (1 + 1e-6):
             raise UserError(
                 f"the embedding ends at time {horizon:g}, the schedule at {t_max:g}: set "
                 f"embedding.precomputation.horizon={t_max:g}, or choose another schedule"
             )
-        self.embedded = images
 
     def on_fit_start(self) -> None:
         if self.embedded is not None:

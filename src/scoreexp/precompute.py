@@ -1,0 +1,9 @@
+"""``python -m scoreexp.precompute experiment=NAME``: solve and store the score fields of a data set."""
+
+import sys
+
+from scoreexp.app import run_app
+from scoreexp.train import PROVIDED, SCHEMA
+
+if __name__ == "__main__":
+    sys.exit(run_app("precompute", "scoreexp.precomputing:precompute", schema=SCHEMA, provided=PROVIDED))
