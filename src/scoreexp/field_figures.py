@@ -31,6 +31,7 @@ def field_over_time(field: ScoreField, path: str | Path) -> None:
     figure, axes = plt.subplots(
         rows, len(chosen), figsize=(2.3 * len(chosen), 2.5 * rows), squeeze=False, layout="constrained"
     )
+    figure.get_layout_engine().set(h_pad=0.08)
     stride = max(1, -(-max(shape) // _ARROWS))
     i, j = (np.arange(stride // 2, n, stride) for n in shape)
     for r in range(rows):

@@ -253,7 +253,8 @@ def _say_conclusion(result: RunResult, step: int, callbacks: dict[str, Any]) -> 
             f"best SSIM {metrics.get('best/ssim', metrics['val/ssim']):.3f}"
         )
         print(f"picture        {shown(result.run_dir / 'pictures' / 'best.png')}")
-        print(f"curves         {shown(result.run_dir / 'pictures' / 'ssim.png')}, loss.png, ../metrics.csv")
+        print(f"curves         {shown(result.run_dir / 'pictures' / 'ssim.png')} and loss.png beside it")
+        print(f"table          {shown(result.run_dir / 'metrics.csv')}")
     checkpoint = shown(result.checkpoint)
     print(f"checkpoint     {checkpoint}")
     print(

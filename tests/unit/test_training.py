@@ -316,3 +316,10 @@ def test_a_refused_setting_leaves_no_folder(override, match, tiny, tmp_path):
     with pytest.raises(Exception, match=match):
         train(tiny(override))
     assert not (tmp_path / "run").exists()
+
+
+def test_evaluation_interval_may_be_a_time(tiny, tmp_path):
+    train(tiny("trainer.max_steps=250", "trainer.val_check_interval=00:00:00:01", "network.blocks=2"))
+    evaluated = [int(r["step"]) for r in rows(tmp_path / "run") if r["val/ssim"]]
+    assert evaluated[-1] == 250
+    assert len(evaluated) >= 2, "250 steps take more than a second"
