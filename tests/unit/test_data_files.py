@@ -576,3 +576,18 @@ def test_swiss_roll_is_a_sample_of_its_oracle():
     assert not np.array_equal(a.split("train").values, b.split("train").values)
     one = SwissRoll(points=1)
     assert len({tuple(one.split(name).values[0]) for name in ("train", "val", "test")}) == 3
+
+
+def test_validating_on_the_training_pictures_does_not_open_the_held_out_ones(tmp_path):
+    for i in range(40):
+        Image.fromarray(pixels(16, 16, 3, seed=i)).save(tmp_path / f"{i}.png")
+    options = {"root": str(tmp_path), "size": 16, "on_bad_image": "skip"}
+    held_out = set(Folder(**options).split("val").names)
+    assert 0 < len(held_out) < 40
+    for name in held_out:
+        (tmp_path / name).write_bytes(b"unreadable")
+    with pytest.raises(DataError, match="data.validate_on=train"):
+        Folder(**options).setup("fit")
+    data = Folder(**options, validate_on="train")
+    data.setup("fit")
+    assert len(next(iter(data.val_dataloader())).x) > 0

@@ -202,7 +202,10 @@ def _write(path: Path, recipe: str, fingerprint: str | None, contents: Contents)
                 writer.add(block)
                 advance(len(block.values) + len(block.skipped))
         if writer is None or writer.count == 0:
-            raise DataError(f"no readable sample for {path.stem}: check data.root")
+            raise DataError(
+                f"no readable sample for {path.stem}: check data.root; if only validation lacks pictures, set "
+                "data.validate_on=train or add some"
+            )
         writer.finish(recipe, fingerprint)
 
 

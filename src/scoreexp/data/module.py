@@ -192,7 +192,7 @@ class DataModule(pl.LightningDataModule, ABC):
         if stage == "fit":
             _ = self.train_positions
         for name in _SPLITS_OF_STAGE.get(stage, ()):
-            self.split(name)
+            self.split(self.validate_on if name == "val" else name)
 
     def train_dataloader(self) -> DataLoader:
         """The infinite training stream."""
