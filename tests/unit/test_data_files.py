@@ -586,7 +586,7 @@ def test_validating_on_the_training_pictures_does_not_open_the_held_out_ones(tmp
     assert 0 < len(held_out) < 40
     for name in held_out:
         (tmp_path / name).write_bytes(b"unreadable")
-    with pytest.raises(DataError, match="data.validate_on=train"):
+    with pytest.raises(DataError, match=r"data\.validate_on=train"):
         Folder(**options).setup("fit")
     data = Folder(**options, validate_on="train")
     data.setup("fit")
