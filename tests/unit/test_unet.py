@@ -343,3 +343,13 @@ def test_the_published_configuration_has_the_published_widths():
         network = UNetPublished(event_shape=(3, 32, 32), **config)
     assert [level.conv2.out_channels for level in network.down] == [64, 128, 256, 512, 1024]
     assert network.downsampling_factor == 16
+
+
+def test_hidden_widths_may_differ_by_level():
+    net = UNet(event_shape=(3, 16, 16), channels=32, multipliers=(1, 2), blocks=1, hidden_ratio=(0.5, 1.5))
+    assert net.hidden == [16, 96, 96, 96, 16], "down, middle, up"
+    same = UNet(event_shape=(3, 16, 16), channels=32, multipliers=(1, 2), blocks=1, hidden_ratio=(0.5, 0.5))
+    one = UNet(event_shape=(3, 16, 16), channels=32, multipliers=(1, 2), blocks=1, hidden_ratio=0.5)
+    assert same.hidden == one.hidden
+    with pytest.raises(ValueError, match="3 values for 2 levels"):
+        UNet(event_shape=(3, 16, 16), channels=32, multipliers=(1, 2), hidden_ratio=(1.0, 1.0, 1.0))

@@ -91,7 +91,8 @@ class UNet(nn.Module):
             the middle of the network always attends.
         heads: attention heads.
         hidden_ratio: width between the two convolutions of a block in units of the block's, rounded up to a
-            multiple of 16 (of the largest divisor of 16 that divides the block's width).
+            multiple of 16 (of the largest divisor of 16 that divides the block's width); one number, or one per
+            level, fine to coarse.
         embedding_channels: width of the conditioning vector, even; None: ``2 * channels``.
         dropout: probability of zeroing an activation before the last convolution of a block.
         time_conditioning: False makes the network ignore ``c_noise``.
@@ -111,18 +112,25 @@ class UNet(nn.Module):
         blocks: PositiveInt = 2,
         attention_resolutions: tuple[PositiveInt, ...] = (16,),
         heads: PositiveInt = 1,
-        hidden_ratio: PositiveFloat = 1.0,
+        hidden_ratio: PositiveFloat | tuple[PositiveFloat, ...] = 1.0,
         embedding_channels: PositiveInt | None = None,
         dropout: Probability = 0.0,
         time_conditioning: bool = True,
     ) -> None:
         super().__init__()
+        ratios = (
+            [hidden_ratio] * len(multipliers) if isinstance(hidden_ratio, (int, float)) else [*hidden_ratio]
+        )
+        if len(ratios) != len(multipliers):
+            raise ValueError(
+                f"hidden_ratio has {len(ratios)} values for {len(multipliers)} levels: give one number, or one per level"
+            )
         for name, values in {
             "channels": [channels],
             "multipliers": multipliers,
             "blocks": [blocks],
             "heads": [heads],
-            "hidden_ratio": [hidden_ratio],
+            "hidden_ratio": ratios,
         }.items():
             if not values or min(values) <= 0:
                 raise ValueError(f"{name} must be positive, got {values}: give at least one value above 0")
@@ -137,23 +145,23 @@ class UNet(nn.Module):
         widths = [channels * multiplier for multiplier in multipliers]
         hidden: list[int] = []
 
-        def block(width: int, attends: bool) -> nn.Module:
+        def block(width: int, ratio: float, attends: bool) -> nn.Module:
             unit = math.gcd(width, GROUP_SIZE)
-            hidden.append(math.ceil(hidden_ratio * width / unit) * unit)
+            hidden.append(math.ceil(ratio * width / unit) * unit)
             residual = ResidualBlock(width, hidden[-1], dropout)
             return AttentionBlock(residual, SelfAttention(width, heads)) if attends else residual
 
-        def level_blocks(width: int, height: int) -> list[nn.Module]:
+        def level_blocks(width: int, ratio: float, height: int) -> list[nn.Module]:
             attends = height in attention_resolutions
-            return [block(width, attends and i == blocks - 1) for i in range(blocks)]
+            return [block(width, ratio, attends and i == blocks - 1) for i in range(blocks)]
 
         self.stem = nn.Conv2d(image_channels, widths[0], 3, padding=1)
-        levels = list(zip(widths, heights))
+        levels = list(zip(widths, ratios, heights))
         self.down = nn.ModuleList([block for level in levels for block in level_blocks(*level)])
         self.downsample = nn.ModuleList(
             [nn.Conv2d(fine, coarse, 3, stride=2, padding=1) for fine, coarse in pairwise(widths)]
         )
-        self.middle = block(widths[-1], True)
+        self.middle = block(widths[-1], ratios[-1], True)
         # the way up is stored from coarse to fine, in the order in which it runs
         self.up = nn.ModuleList([block for level in levels[::-1] for block in level_blocks(*level)])
         self.upsample = nn.ModuleList(
