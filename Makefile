@@ -20,7 +20,7 @@ $(READY): pyproject.toml constraints.txt
 
 install: $(READY)  ## create .venv with the pinned dependencies
 
-demo: $(READY)  ## train on a bundled photograph and show the result (about half a minute on 2 cores)
+demo: $(READY)  ## train on a bundled photograph and show the result (under a minute on 2 cores)
 	$(BIN)/python -m scoreexp.train experiment=photo32_ours
 
 test: $(READY)  ## the fast test suite (at most 6 minutes on 2 cores)
