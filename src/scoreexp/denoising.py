@@ -15,7 +15,6 @@ from torch import Tensor
 from scoreexp.build import load
 from scoreexp.data.image_io import (
     WRITABLE,
-    ImageError,
     Picture,
     check_writable,
     list_images,
@@ -69,7 +68,7 @@ def denoise(cfg: DictConfig) -> list[Denoised]:
     for source, target in pairs:
         try:
             done.append(_denoise_file(model, sampler, source, target, sigma, cfg))
-        except (UserError, ImageError, OSError) as error:
+        except (UserError, OSError) as error:
             if len(pairs) == 1:
                 raise
             done.append(Denoised(source, target, float("nan"), str(error)))

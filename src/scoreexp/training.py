@@ -5,7 +5,7 @@ import logging
 import sys
 import warnings
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import pytorch_lightning as pl
 import torch
@@ -22,6 +22,8 @@ from scoreexp.lit.csv_logger import CSVLogger
 from scoreexp.precomputing import embed_training_images, require_embeddable
 from scoreexp.run_directory import RunDirectory, shown, write_json
 from scoreexp.streams import stream_seed
+
+C = TypeVar("C", bound=pl.Callback)
 
 
 class RunResult(NamedTuple):
@@ -66,9 +68,8 @@ def train(cfg: DictConfig) -> RunResult | None:
     callbacks = {
         name: instantiate(node, **_provided(name, cfg, run)) for name, node in cfg.callbacks.items() if node
     }
-    for monitor in callbacks.values():
-        if isinstance(monitor, DenoisingMonitor):
-            monitor.require_reachable(module.denoiser.schedule)
+    if (monitor := _find(callbacks, DenoisingMonitor)) is not None:
+        monitor.require_reachable(module.denoiser.schedule)
     trainer = instantiate(
         cfg.trainer,
         callbacks=list(callbacks.values()),
@@ -88,21 +89,25 @@ def train(cfg: DictConfig) -> RunResult | None:
         run.describe(cfg, trainer.strategy.root_device, cfg.seed)
         _describe(cfg, module)
         print(f"run directory  {shown(run.path)}", flush=True)
-    stop = next((c for c in callbacks.values() if isinstance(c, StopOnTarget)), None)
-    if start is not None and (over := _over_already(start, stop, trainer.max_steps)):
+    stop = _find(callbacks, StopOnTarget)
+    if start is not None and (over := _over_already(run, start, stop, trainer.max_steps)):
         print(f"nothing to do  this run is over: {over}", flush=True)
         return _stored_result(run)
     if embedding is not None and isinstance(module, ScoreEmbedding):
         pictures = run.pictures if trainer.is_global_zero else None
         embedded, seconds = embed_training_images(data, embedding, cfg.seed, pictures)
         module.embed(embedded)
-        for timer in callbacks.values():
-            if isinstance(timer, StageTimer):
-                timer.book_before(seconds)
+        if (timer := _find(callbacks, StageTimer)) is not None:
+            timer.book_before(seconds)
     status = _fit(trainer, module, data, run, start)
     if stop is not None and stop.reason:
         status = stop.reason
     return _conclude(trainer, callbacks, run, table, status)
+
+
+def _find(callbacks: dict[str, Any], kind: type[C]) -> C | None:
+    """The callback of this kind, if the configuration has one."""
+    return next((callback for callback in callbacks.values() if isinstance(callback, kind)), None)
 
 
 def build_module(cfg: DictConfig, record: dict[str, Any]) -> ScoreModule:
@@ -155,14 +160,16 @@ def _starting_point(run: RunDirectory, record: dict[str, Any], table: CSVLogger)
     return path
 
 
-def _over_already(start: Path, stop: StopOnTarget | None, max_steps: int) -> str | None:
-    """Why the run that ``start`` belongs to needs no further step, or None."""
+def _over_already(run: RunDirectory, start: Path, stop: StopOnTarget | None, max_steps: int) -> str | None:
+    """Why there is nothing left to do for ``run``, or None: neither a step nor its conclusion is missing."""
+    if not (run.path / "metrics.json").exists():
+        return None
     saved = read_checkpoint(start)
     if stop is not None:
         stop.load_state_dict(saved["callbacks"][stop.state_key])
         if stop.reason:
             return stop.reason
-    if 0 <= max_steps <= saved["global_step"] and (start.parent.parent / "metrics.json").exists():
+    if 0 <= max_steps <= saved["global_step"]:
         return f"it has trained {saved['global_step']} of trainer.max_steps={max_steps} steps"
     return None
 
@@ -201,9 +208,11 @@ def _conclude(
     trainer: pl.Trainer, callbacks: dict[str, Any], run: RunDirectory, table: CSVLogger, status: str
 ) -> RunResult:
     """Write metrics.json and the curves, and say what was reached and where it is."""
-    metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name != "step"}
-    seconds = next((dict(c.seconds) for c in callbacks.values() if isinstance(c, StageTimer)), {})
-    checkpoints = next((c for c in callbacks.values() if isinstance(c, Checkpoints)), None)
+    metrics: dict[str, float] = {}
+    for row in [*table.rows, trainer.callback_metrics]:  # a resumed run may have had no step left to log
+        metrics.update({name: float(value) for name, value in row.items() if name != "step"})
+    timer, checkpoints = _find(callbacks, StageTimer), _find(callbacks, Checkpoints)
+    seconds = {} if timer is None else dict(timer.seconds)
     best = run.checkpoints / "best.ckpt"
     checkpoint = best if best.exists() else run.checkpoints / "last.ckpt"
     if checkpoints is not None and checkpoints.best_score is not None:
@@ -223,23 +232,20 @@ def _conclude(
         },
     )
     curves(table.rows, ["train/loss"], run.pictures / "loss.png", ylabel="training loss", log=True)
-    target = next((c.target for c in callbacks.values() if isinstance(c, StopOnTarget)), None)
+    stop = _find(callbacks, StopOnTarget)
     curves(
         table.rows,
         ["val/ssim", "val/ssim_global"],
         run.pictures / "ssim.png",
         ylabel="SSIM of denoised validation pictures",
-        targets={} if target is None else {"target": target},
+        targets={} if stop is None or stop.target is None else {"target": stop.target},
     )
     _say_conclusion(result, trainer.global_step, callbacks)
     return result
 
 
 def _say_conclusion(result: RunResult, step: int, callbacks: dict[str, Any]) -> None:
-    metrics, monitor = (
-        result.metrics,
-        next((c for c in callbacks.values() if isinstance(c, DenoisingMonitor)), None),
-    )
+    metrics, monitor = result.metrics, _find(callbacks, DenoisingMonitor)
     before = sum(v for stage, v in result.seconds.items() if stage not in ("train", "evaluate"))
     print(
         f"{result.status} after {step} steps, "

@@ -323,3 +323,15 @@ def test_evaluation_interval_may_be_a_time(tiny, tmp_path):
     evaluated = [int(r["step"]) for r in rows(tmp_path / "run") if r["val/ssim"]]
     assert evaluated[-1] == 250
     assert len(evaluated) >= 2, "250 steps take more than a second"
+
+
+@pytest.mark.parametrize("ending", ["callbacks.stop.target=-1", "trainer.max_steps=4"])
+def test_run_killed_before_its_conclusion_is_concluded_without_a_further_step(ending, tiny, tmp_path):
+    overrides = ["trainer.max_steps=20", ending]
+    whole = train(tiny(*overrides))
+    (tmp_path / "run" / "metrics.json").unlink()
+    concluded = train(tiny(*overrides, "resume=auto"))
+    assert saved(tmp_path / "run")["global_step"] == 4
+    assert concluded.status == whole.status
+    assert json.loads((tmp_path / "run" / "metrics.json").read_text())["step"] == 4
+    assert concluded.metrics["val/ssim"] == pytest.approx(whole.metrics["val/ssim"])

@@ -35,6 +35,10 @@ class StopOnTarget(pl.Callback):
         if self.target is not None and state_dict["target"] == self.target:
             self.reason = state_dict["reason"]
 
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.reason is not None:  # killed between the stop and its conclusion
+            trainer.should_stop = True
+
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         value = trainer.callback_metrics.get(self.monitor)
         if self.target is None or value is None or trainer.sanity_checking or trainer.state.fn != "fit":
