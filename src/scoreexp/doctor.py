@@ -15,6 +15,7 @@ def findings() -> dict[str, str]:
 
     from scoreexp.conf_dir import conf_dir
     from scoreexp.run_directory import PACKAGES, device_name, git_revision, package_version
+    from scoreexp.wandb_logging import logged_in
 
     found = {name: package_version(name) or "missing" for name in PACKAGES}
     found["python"] = f"{sys.version.split()[0]} at {sys.executable}"
@@ -25,8 +26,9 @@ def findings() -> dict[str, str]:
     found["CUDA devices"] = ", ".join(gpus) or "none (trainer=auto uses the CPU)"
     found["Apple GPU"] = "present, untested with scoreexp" if torch.backends.mps.is_available() else "none"
     found["free disk here"] = f"{shutil.disk_usage(Path.cwd()).free / 2**30:.1f} GiB"
-    key = "WANDB_API_KEY" in os.environ or (Path.home() / ".netrc").exists()
-    found["W&B"] = "key found: logger=wandb is online" if key else "no key: logger=wandb writes offline runs"
+    found["W&B"] = (
+        "key found: logger=wandb is online" if logged_in() else "no key: logger=wandb writes offline runs"
+    )
     return found
 
 
