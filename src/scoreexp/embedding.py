@@ -186,7 +186,8 @@ class EmbeddedImages:
 
     Args:
         times: ``[K + 1]``, increasing from 0.
-        images: ``[K + 1, N, *]``, the images themselves first.
+        images: ``[K + 1, N, *]``, the images themselves first; may be a memory-mapped file, of which a look-up
+            reads no more than its own images.
         positions: ``[N]`` position of each image in its data set; 0, ..., N - 1 by default.
 
     Raises:
@@ -210,12 +211,8 @@ class EmbeddedImages:
         self._rows = torch.full((max(self.positions, default=0) + 1,), -1)
         self._rows[self.positions] = torch.arange(images.shape[1])
 
-    def to(self, device: torch.device | str) -> "EmbeddedImages":
-        """The same paths on another device."""
-        return EmbeddedImages(self.times.tolist(), self.images.to(device), self.positions)
-
     def at(self, index: Tensor, t: Tensor) -> Tensor:
-        """The images ``x(t)[B, *]``.
+        """The images ``x(t)[B, *]``, on the device of the paths.
 
         Args:
             index: positions ``[B]`` in the data set.

@@ -1,12 +1,16 @@
 """The work before training: score fields of the training images, and the images embedded along them."""
 
 import contextlib
+import math
+import os
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
@@ -25,6 +29,7 @@ from scoreexp.streams import stream_seed
 
 _LINE_SECONDS = 15.0
 _LOADED_AT_ONCE = 1024
+_HELD_BYTES = 2**30  # paths larger than this are kept in a file
 
 
 class Precomputed(NamedTuple):
@@ -110,7 +115,7 @@ def embed_training_images(
     require_embeddable(data)
     tally, start = _Tally(), time.perf_counter()
     positions, times = data.train_positions, embedding.times
-    paths = torch.empty(len(times), len(positions), *data.event_shape)
+    paths = _room((len(times), len(positions), *data.event_shape), embedding.cache)
     first: ScoreField | None = None
     for begin, x, fields in _fields(data, embedding, seed, tally):
         part = slice(begin, begin + len(fields))
@@ -129,6 +134,26 @@ def embed_training_images(
         flush=True,
     )
     return EmbeddedImages(times, paths, positions.tolist()), seconds
+
+
+def _room(shape: tuple[int, ...], folder: str | None) -> torch.Tensor:
+    """Room for paths of this shape: in memory, or in a nameless file that is gone when the run ends or is killed."""
+    size = 4 * math.prod(shape)
+    if size <= _HELD_BYTES:
+        return torch.empty(shape)
+    place = Path(tempfile.gettempdir() if folder is None else folder).expanduser()
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=place) as file:
+            os.posix_fallocate(
+                file.fileno(), 0, size
+            )  # a full disk is an error now, not a crash while writing
+            return torch.from_numpy(np.memmap(file, np.float32, "r+", shape=shape))
+    except OSError as error:
+        raise UserError(
+            f"the embedded images need {size / 2**30:.1f} GiB in {place} ({error.strerror}): make room, set "
+            "embedding.cache to a folder on another disk, or take fewer images (data.num_images) or steps (embedding.kept)"
+        ) from error
 
 
 def require_embeddable(data: DataModule) -> None:

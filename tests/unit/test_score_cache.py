@@ -94,7 +94,7 @@ def test_key_depends_on_everything_the_field_depends_on(tmp_path, monkeypatch):
     )
     sampled = embedding(tmp_path, initial_density="sampled_kde")
     assert field_key(image, sampled, 0) != field_key(image, sampled, 1)
-    monkeypatch.setattr(score_cache, "code_version", lambda: "another solver")
+    monkeypatch.setattr(score_cache, "code_version", lambda solver: "another solver")
     assert field_key(image, base, 0) != keys[0]
     with pytest.raises(DataError, match="drift cannot be cached"):
         field_key(image, embedding(tmp_path, drift=lambda points, t: points, solver="direct"), 0)

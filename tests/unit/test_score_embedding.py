@@ -10,6 +10,7 @@ import torch
 from conftest import composed
 from omegaconf import OmegaConf
 
+import scoreexp.precomputing
 from scoreexp.batch import Batch
 from scoreexp.conf_dir import conf_dir
 from scoreexp.config_check import check_config
@@ -178,6 +179,30 @@ def test_noise_of_the_paths_is_named_by_seed_and_image(cached):
     assert difference.flatten(2).std(2).min() > 0.01, "in every image at every time"
     astronaut, chelsea = paths[0][1, 0] - paths[1][1, 0], paths[0][1, 1] - paths[1][1, 1]
     assert not torch.allclose(astronaut, chelsea, atol=1e-4)
+
+
+def test_large_paths_are_kept_in_a_file(cached, tmp_path, monkeypatch):
+    from hydra.utils import instantiate
+
+    cfg = cached("data.name=[astronaut,chelsea]")
+    data = instantiate(cfg.data)
+    data.setup("fit")
+    held, _ = embed_training_images(data, instantiate(cfg.embedding), 0, None)
+    monkeypatch.setattr(scoreexp.precomputing, "_HELD_BYTES", 0)
+    files = set(tmp_path.rglob("*"))
+    mapped, _ = embed_training_images(data, instantiate(cfg.embedding), 0, None)
+    assert torch.equal(held.images, mapped.images)
+    assert "(deleted)" in Path("/proc/self/maps").read_text(), "memory-mapped from a nameless file"
+    assert set(tmp_path.rglob("*")) == files, "a killed run leaves nothing behind"
+    index, t = torch.tensor([1, 0]), torch.tensor([0.3, 0.9], dtype=torch.float64)
+    assert torch.equal(held.at(index, t), mapped.at(index, t))
+
+    def full(*args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(scoreexp.precomputing.os, "posix_fallocate", full)
+    with pytest.raises(UserError, match=r"No space left on device.*embedding\.cache"):
+        embed_training_images(data, instantiate(cfg.embedding), 0, None)
 
 
 def test_resumed_run_goes_on_with_the_same_paths(cached, tmp_path):

@@ -1,12 +1,13 @@
 """Solved score fields of images, kept on disk: one file per image under a key of everything they depend on.
 
 The key is a hash of the pixels, of every parameter of the precomputation, and of the source text of
-``scoreexp.fokker_planck``, so a changed solver never meets an old file. Files are zip archives whose checksums are
-compared when they are read; a file that is damaged, cut short or not one of ours is reported and solved anew.
-Fields with values that are not finite are never written.
+``scoreexp.fokker_planck`` and of the solver, so a changed solver never meets an old file. Files are zip archives whose
+checksums are compared when they are read; a file that is damaged, cut short or not one of ours is reported and
+solved anew. Fields with values that are not finite are never written.
 """
 
 import hashlib
+import inspect
 import json
 import zipfile
 import zlib
@@ -22,7 +23,7 @@ import scoreexp.fokker_planck
 from scoreexp.atomic import atomic_write
 from scoreexp.data.errors import DataError
 from scoreexp.embedding import ImageEmbedding
-from scoreexp.fokker_planck import ScoreField
+from scoreexp.fokker_planck import ScoreField, ScorePrecomputation
 from scoreexp.streams import stream_seed
 
 FORMAT = 1
@@ -54,11 +55,13 @@ class Solved(NamedTuple):
     problems: list[str]
 
 
-@lru_cache(maxsize=1)
-def code_version() -> str:
-    """Hash of the source files of ``scoreexp.fokker_planck``."""
+@lru_cache
+def code_version(solver: type) -> str:
+    """Hash of the source files of ``scoreexp.fokker_planck`` and of the solver's own module."""
+    files = set(Path(scoreexp.fokker_planck.__file__).parent.glob("*.py"))
+    files.add(Path(inspect.getfile(solver)))
     digest = hashlib.blake2b(digest_size=16)
-    for path in sorted(Path(scoreexp.fokker_planck.__file__).parent.glob("*.py")):
+    for path in sorted(files, key=lambda path: path.name):
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()
 
@@ -84,7 +87,7 @@ def field_key(image: np.ndarray, embedding: ImageEmbedding, seed: int) -> str:
     moments = np.union1d(p.times, (p.times[1:] + p.times[:-1]) / 2).tolist()
     parameters = {
         "format": FORMAT,
-        "code": code_version(),
+        "code": code_version(ScorePrecomputation if p.solver == "auto" else type(p.solver)),
         "image": image_hash(image),
         "g": [float(p.g(t)) for t in moments] if callable(p.g) else float(p.g),
         "times": p.times.tolist(),

@@ -35,7 +35,7 @@ class ScorePrecomputation:
         steps: number of time steps N.
         initial_density: how an image is read as a density.
         boundary, solver, tol, max_iter: as for ``solve_log_density``.
-        solver_options: the solver's own parameters.
+        solver_options: the parameters of a solver that is given by its name.
         spacing: grid step; None puts the image on the unit square.
         drift: f(points, t), or None.
     """
@@ -48,9 +48,8 @@ class ScorePrecomputation:
         steps: PositiveInt = 100,
         initial_density: Literal["smoothed", "sampled_kde", "value_pairs"] = "smoothed",
         boundary: Literal["neumann", "zero"] = "neumann",
-        solver: Literal[
-            "auto", "spectral", "factorised", "direct", "bicgstab", "gmres", "krylov_projection"
-        ] = "spectral",
+        solver: Literal["auto", "spectral", "factorised", "direct", "bicgstab", "gmres", "krylov_projection"]
+        | Solver = "spectral",
         solver_options: dict[str, Any] | None = None,
         tol: PositiveFloat = 1e-6,
         max_iter: PositiveInt = 5,
@@ -66,10 +65,13 @@ class ScorePrecomputation:
         self.times = np.linspace(0.0, horizon, steps + 1)
         self.initial_density = initial_density
         self.boundary: Boundary = boundary
-        if solver == "auto" and solver_options:
-            raise ValueError(f"solver_options={solver_options} need a named solver: 'auto' takes none")
+        if solver_options and (solver == "auto" or not isinstance(solver, str)):
+            raise ValueError(f"solver_options={solver_options} need a named solver other than 'auto'")
         self.solver: SolverName | Solver
-        self.solver = "auto" if solver == "auto" else make_solver(solver, **(solver_options or {}))
+        if solver == "auto" or not isinstance(solver, str):
+            self.solver = solver
+        else:
+            self.solver = make_solver(solver, **(solver_options or {}))
         self.tol = tol
         self.max_iter = max_iter
         self.spacing = spacing

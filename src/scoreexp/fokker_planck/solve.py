@@ -243,12 +243,12 @@ def _resolved(solver: str | Solver, drift: Drift | None, boundary: Boundary) -> 
     if solver == "auto":
         return fastest(boundary, drift)
     method = make_solver(solver) if isinstance(solver, str) else solver
-    able = [
-        name
-        for name, other in SOLVERS.items()
-        if boundary in other.boundaries and (drift is None or other.supports_drift)
-    ]
-    if method.name not in able:
+
+    def supported(by: Solver | type[Any]) -> bool:
+        return boundary in by.boundaries and (drift is None or by.supports_drift)
+
+    if not supported(method):
+        able = [name for name, other in SOLVERS.items() if supported(other)]
         what = f"boundary={boundary!r}" + ("" if drift is None else " with a drift")
         raise ValueError(f"solver {method.name!r} does not support {what}: choose one of {', '.join(able)}")
     return method

@@ -39,13 +39,9 @@ class ScoreEmbedding(ScoreModule):
                 f"embedding.precomputation.horizon={t_max:g}, or choose another schedule"
             )
 
-    def on_fit_start(self) -> None:
-        if self.embedded is not None:
-            self.embedded = self.embedded.to(self.device)
-
     def training_batch(self, batch: Batch, t: Tensor) -> Batch:
         if self.embedded is None:
             return batch
         if batch.index is None:
             raise UserError("the batch does not say which images it holds (index): embedding needs that")
-        return batch._replace(x=self.embedded.at(batch.index, t))
+        return batch._replace(x=self.embedded.at(batch.index, t).to(self.device))
