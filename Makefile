@@ -24,7 +24,7 @@ demo: $(READY)  ## train on a bundled photograph and show the result (under a mi
 	$(BIN)/python -m scoreexp.train experiment=photo32_ours
 
 test: $(READY)  ## the fast test suite (at most 6 minutes on 2 cores)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-slow: $(READY)  ## the slow tests that `make test` leaves out
 	$(BIN)/python -m pytest -m slow --timeout 3600
