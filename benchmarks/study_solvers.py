@@ -1,7 +1,7 @@
 """The solver study of docs/solvers.md from a benchmark's result: ``python -m benchmarks.study_solvers [--json PATH]``
 
-Reads what ``python -m benchmarks.krylov --json`` wrote, draws docs/figures/solvers_time.png and
-docs/figures/solvers_projection.png, and rewrites the table between the markers in docs/solvers.md.
+Reads what ``python -m benchmarks.krylov --json`` and ``python -m benchmarks.precompute --json`` wrote, draws
+docs/figures/solvers_time.png and docs/figures/solvers_projection.png, and rewrites the tables of docs/solvers.md.
 """
 
 import argparse
@@ -14,12 +14,11 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+from benchmarks import precompute
 from benchmarks.krylov import RESULT
+from benchmarks.pages import DOCS, FIGURES, write_table
 
-DOCS = Path(__file__).parents[1] / "docs"
 PAGE = DOCS / "solvers.md"
-FIGURES = DOCS / "figures"
-BEGIN, END = "<!-- table: python -m benchmarks.study_solvers -->", "<!-- end of table -->"
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -37,6 +36,20 @@ def table(rows: list[dict[str, Any]]) -> str:
             entries.append(f"{1e3 * row['seconds']:.3g}{reduction}")
         lines.append(f"| {solver} | " + " | ".join(entries) + " |")
     lines.append("| steps timed | " + " | ".join(str(steps) for *_, steps in cases) + " |")
+    return "\n".join(lines)
+
+
+def throughput_table(rows: list[dict[str, Any]]) -> str:
+    """Markdown: a line per measurement of ``benchmarks.precompute``."""
+    lines = [
+        "| fields | work | images | images/s | memory beyond that for few images | on disk per image |",
+        "| --- | --- | ---: | ---: | ---: | ---: |",
+    ]
+    lines += [
+        f"| {row['case']} | {row['task']} | {row['images']} | {row['images_per_second']:.0f} | "
+        f"{max(0.0, row['growth_mib']):.0f} MiB | {row['kib_on_disk_per_image']:.0f} KiB |"
+        for row in rows
+    ]
     return "\n".join(lines)
 
 
@@ -117,12 +130,10 @@ def main() -> None:
     FIGURES.mkdir(parents=True, exist_ok=True)
     draw_time(result["rows"])
     draw_projection(result["projection"])
-    page = PAGE.read_text()
-    before, _, rest = page.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    if not rest or not after:
-        parser.error(f"{PAGE} lacks the markers {BEGIN} and {END}: put them round the table")
-    PAGE.write_text(f"{before}{BEGIN}\n\n{table(result['rows'])}\n\n{END}{after}")
+    write_table(PAGE, "benchmarks.krylov", table(result["rows"]))
+    if precompute.RESULT.exists():
+        rows = json.loads(precompute.RESULT.read_text())["rows"]
+        write_table(PAGE, "benchmarks.precompute", throughput_table(rows))
     print(f"wrote {PAGE} and the figures in {FIGURES}")
 
 

@@ -23,11 +23,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.pages import write_table
+
 ROOT = Path(__file__).parent.parent
 RESULT = ROOT / "benchmarks" / "results" / "time_to_target.json"
 PAGE = ROOT / "docs" / "score_embedding.md"
 FIGURE = ROOT / "docs" / "figures" / "time_to_target.png"
-BEGIN, END = "<!-- time_to_target: begin -->", "<!-- time_to_target: end -->"
 EMBEDDINGS = ("spectral", "none")
 AFTER = ("train", "evaluate")
 
@@ -151,10 +152,7 @@ def write_doc(result: dict[str, Any]) -> None:
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    text = PAGE.read_text()
-    head, _, rest = text.partition(BEGIN)
-    _, _, tail = rest.partition(END)
-    PAGE.write_text(f"{head}{BEGIN}\n{table(result)}\n{END}{tail}")
+    write_table(PAGE, "time_to_target", table(result))
     figure, axis = plt.subplots(figsize=(6.4, 3.4), layout="constrained")
     for row in result["rows"]:
         steps, values = zip(*((point["step"], point["ssim_global"]) for point in row["curve"]))
