@@ -1,6 +1,71 @@
-"""Measures of the distance between a picture and its reference, values in [0, 1]."""
+"""Measures of the distance between a picture and its reference, and between generated and real pictures."""
 
-from scoreexp.metrics.functional import mse, psnr, ssim, ssim_global
-from scoreexp.metrics.picture_metrics import MSE, PSNR, SSIM, GlobalSSIM, PictureMetric
+from scoreexp.metrics.card import MetricCard, MetricValue, card_differences, metric_name
+from scoreexp.metrics.distribution import (
+    gaussian_kernel,
+    kid,
+    median_distance,
+    memorisation,
+    mmd,
+    nearest_neighbours,
+    polynomial_kernel,
+    precision_recall,
+    sliced_wasserstein,
+)
+from scoreexp.metrics.features import ExportedExtractor, FeatureExtractor, PixelFeatures, RandomConvFeatures
+from scoreexp.metrics.frechet import FeatureStatistics, frechet_distance
+from scoreexp.metrics.functional import ms_ssim, mse, psnr, ssim, ssim_global
+from scoreexp.metrics.inception import InceptionFeatures, MissingWeightsError
+from scoreexp.metrics.picture_metrics import MSE, MSSSIM, PSNR, SSIM, GlobalSSIM, PictureMetric
+from scoreexp.metrics.reference import Reference, make_reference, split_digest, split_images
+from scoreexp.metrics.sample_metrics import (
+    FrechetDistance,
+    KernelDistance,
+    PrecisionRecall,
+    SampleMetric,
+    SlicedWasserstein,
+)
 
-__all__ = ["MSE", "PSNR", "SSIM", "GlobalSSIM", "PictureMetric", "mse", "psnr", "ssim", "ssim_global"]
+__all__ = [
+    "MSE",
+    "MSSSIM",
+    "PSNR",
+    "SSIM",
+    "ExportedExtractor",
+    "FeatureExtractor",
+    "FeatureStatistics",
+    "FrechetDistance",
+    "GlobalSSIM",
+    "InceptionFeatures",
+    "KernelDistance",
+    "MetricCard",
+    "MetricValue",
+    "MissingWeightsError",
+    "PictureMetric",
+    "PixelFeatures",
+    "PrecisionRecall",
+    "RandomConvFeatures",
+    "Reference",
+    "SampleMetric",
+    "SlicedWasserstein",
+    "card_differences",
+    "frechet_distance",
+    "gaussian_kernel",
+    "kid",
+    "make_reference",
+    "median_distance",
+    "memorisation",
+    "metric_name",
+    "mmd",
+    "ms_ssim",
+    "mse",
+    "nearest_neighbours",
+    "polynomial_kernel",
+    "precision_recall",
+    "psnr",
+    "sliced_wasserstein",
+    "split_digest",
+    "split_images",
+    "ssim",
+    "ssim_global",
+]

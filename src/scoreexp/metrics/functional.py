@@ -7,6 +7,7 @@ depends on how pictures are put into batches.
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from scoreexp.data.ranges import check_unit
 
@@ -14,6 +15,8 @@ WINDOW_SIZE = 11
 WINDOW_SIGMA = 1.5
 C1 = 0.01**2
 C2 = 0.03**2
+SCALE_EXPONENTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # of the paper, finest scale first
+SMALLEST_MS_SSIM = (WINDOW_SIZE - 1) * 2 ** (len(SCALE_EXPONENTS) - 1) + 1
 
 
 def mse(prediction: Tensor, target: Tensor) -> Tensor:
@@ -70,11 +73,47 @@ def ssim(prediction: Tensor, target: Tensor) -> Tensor:
             f"ssim got pictures of shape {tuple(x.shape)}; it needs [B, C, H, W] with H and W at least "
             f"{WINDOW_SIZE}, the size of its window: use ssim_global for smaller ones"
         )
-    mean_x, mean_y = _window_mean(x), _window_mean(y)
-    variance_x = _window_mean(x * x) - mean_x**2
-    variance_y = _window_mean(y * y) - mean_y**2
-    covariance = _window_mean(x * y) - mean_x * mean_y
-    return _similarity(mean_x, mean_y, variance_x, variance_y, covariance).flatten(1).mean(1)
+    luminance, structure = _window_similarities(x, y)
+    return (luminance * structure).flatten(1).mean(1)
+
+
+def ms_ssim(prediction: Tensor, target: Tensor) -> Tensor:
+    """Multi-scale structural similarity of each picture: ``ssim``'s structure at five scales, luminance at the last.
+
+    ``prod_j cs_j^(w_j)`` over the scales j = 1..5, with the exponents w of the paper and cs_j the mean over all
+    windows of ``(2 s_xy + c2) / (s_x^2 + s_y^2 + c2)``, times the luminance term inside the mean of scale 5.
+    From one scale to the next 2 x 2 pixels are averaged; an odd side is continued by its last row or column.
+    A negative mean counts as 0, since it has no real power. It is computed for each channel, and channels are
+    averaged.
+
+    Reference: Multi-scale structural similarity for image quality assessment, Z. Wang, E. P. Simoncelli,
+    A. C. Bovik, 2003, https://doi.org/10.1109/ACSSC.2003.1292216
+
+    Arguments:
+        prediction: ``[B, C, H, W]``, values clamped to [0, 1], H and W at least 161 pixels.
+        target: ``[B, C, H, W]``, values in [0, 1].
+
+    Returns:
+        ``[B]`` in [0, 1]; 1 if the pictures are equal.
+
+    Raises:
+        ValueError: the shapes differ, are not ``[B, C, H, W]`` or smaller than the window at the last scale, or
+            the target is not in [0, 1].
+    """
+    x, y = _prepare(prediction, target)
+    if x.ndim != 4 or min(x.shape[-2:]) < SMALLEST_MS_SSIM:
+        raise ValueError(
+            f"ms_ssim got pictures of shape {tuple(x.shape)}; it needs [B, C, H, W] with H and W at least "
+            f"{SMALLEST_MS_SSIM}, so that its window fits after four halvings: use ssim for smaller ones"
+        )
+    product = x.new_ones(x.shape[:2])
+    for exponent in SCALE_EXPONENTS[:-1]:
+        _, structure = _window_similarities(x, y)
+        product = product * structure.mean((2, 3)).clamp(min=0) ** exponent
+        x, y = _halved(x), _halved(y)
+    luminance, structure = _window_similarities(x, y)
+    product = product * (luminance * structure).mean((2, 3)).clamp(min=0) ** SCALE_EXPONENTS[-1]
+    return product.mean(1)
 
 
 def ssim_global(prediction: Tensor, target: Tensor) -> Tensor:
@@ -97,15 +136,31 @@ def ssim_global(prediction: Tensor, target: Tensor) -> Tensor:
     x, y = (v.flatten(1) for v in _prepare(prediction, target))
     mean_x, mean_y = x.mean(1), y.mean(1)
     x, y = x - mean_x[:, None], y - mean_y[:, None]
-    return _similarity(mean_x, mean_y, (x * x).mean(1), (y * y).mean(1), (x * y).mean(1))
+    luminance, structure = _similarities(mean_x, mean_y, (x * x).mean(1), (y * y).mean(1), (x * y).mean(1))
+    return luminance * structure
 
 
-def _similarity(
+def _similarities(
     mean_x: Tensor, mean_y: Tensor, variance_x: Tensor, variance_y: Tensor, covariance: Tensor
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
+    """The luminance term, and that of contrast and structure."""
     luminance = (2 * mean_x * mean_y + C1) / (mean_x**2 + mean_y**2 + C1)
     structure = (2 * covariance + C2) / (variance_x + variance_y + C2)
-    return luminance * structure
+    return luminance, structure
+
+
+def _window_similarities(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Both terms of every window inside the pictures."""
+    mean_x, mean_y = _window_mean(x), _window_mean(y)
+    variance_x = _window_mean(x * x) - mean_x**2
+    variance_y = _window_mean(y * y) - mean_y**2
+    covariance = _window_mean(x * y) - mean_x * mean_y
+    return _similarities(mean_x, mean_y, variance_x, variance_y, covariance)
+
+
+def _halved(x: Tensor) -> Tensor:
+    """Means over 2 x 2 pixels."""
+    return F.avg_pool2d(F.pad(x, (0, x.shape[3] % 2, 0, x.shape[2] % 2), mode="replicate"), 2)
 
 
 def _window_mean(x: Tensor) -> Tensor:

@@ -79,3 +79,12 @@ class GlobalSSIM(PictureMetric):
 
     def per_picture(self, prediction: Tensor, target: Tensor) -> Tensor:
         return functional.ssim_global(prediction, target)
+
+
+class MSSSIM(PictureMetric):
+    """Mean over pictures of ``functional.ms_ssim``: five scales, Gaussian window 11 x 11, at least 161 pixels a side."""
+
+    higher_is_better = True
+
+    def per_picture(self, prediction: Tensor, target: Tensor) -> Tensor:
+        return functional.ms_ssim(prediction, target)

@@ -1,0 +1,161 @@
+"""What a value measured on sets of pictures means: its card travels with it, and unlike values are never ranked."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+import numpy as np
+import torch
+
+import scoreexp
+from scoreexp.metrics.features import FeatureExtractor
+from scoreexp.metrics.inception import WEIGHTS_SHA256
+
+ROUNDING = "uint8, floor(255 x + 1/2)"
+
+
+def metric_name(kind: str, extractor: FeatureExtractor, n: int) -> str:
+    """The name of a metric of n generated pictures, such as ``fid_inception_5k`` or ``frechet_random_conv_500``.
+
+    Only the Frechet and kernel distances of the published Inception network are called ``fid`` and ``kid``.
+
+    Args:
+        kind: ``frechet``, ``kernel``, ``precision``, ``recall``, ``sliced_wasserstein``.
+        extractor: what the pictures were compared by.
+        n: number of generated pictures; whole thousands are written with k.
+    """
+    if extractor.digest == WEIGHTS_SHA256:
+        kind = {"frechet": "fid", "kernel": "kid"}.get(kind, kind)
+    count = f"{n // 1000}k" if n and n % 1000 == 0 else str(n)
+    return f"{kind}_{extractor.name}_{count}"
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of what a value is computed with."""
+    return {
+        "scoreexp": scoreexp.__version__,
+        "torch": str(torch.__version__),
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+    }
+
+
+@dataclass(frozen=True)
+class MetricCard:
+    """All that must agree for two values to be comparable, and the versions they were computed with.
+
+    Args:
+        name: of the metric, see ``metric_name``.
+        n_generated: number of generated pictures.
+        n_reference: number of real ones.
+        split: which split of the data the real ones are.
+        recipe: their data set and preprocessing.
+        shape: of a picture, (C, H, W).
+        channels: ``colour``, or how grey pictures were made fit for the extractor.
+        extractor: its name.
+        extractor_digest: its SHA-256.
+        resize: how it resizes.
+        rounding: how values became 8-bit ones.
+        settings: the metric's own, in words; empty if it has none.
+        versions: of the libraries. They move a value by rounding errors only and do not count as a difference.
+    """
+
+    name: str
+    n_generated: int
+    n_reference: int
+    split: str
+    recipe: str
+    shape: tuple[int, int, int]
+    channels: str
+    extractor: str
+    extractor_digest: str
+    resize: str
+    rounding: str = ROUNDING
+    settings: str = ""
+    versions: Mapping[str, str] = field(default_factory=library_versions)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return {**asdict(self), "shape": list(self.shape), "versions": dict(self.versions)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> MetricCard:
+        """The card of ``to_dict``.
+
+        Raises:
+            ValueError: a key is missing or unknown.
+        """
+        known = {f.name for f in fields(cls)}
+        if set(values) != known:
+            odd = ", ".join(sorted(known ^ set(values)))
+            raise ValueError(f"a card has other keys than this version's ({odd}): measure the value again")
+        return cls(**{**values, "shape": tuple(values["shape"])})
+
+
+def card_differences(a: MetricCard, b: MetricCard) -> list[str]:
+    """Names of the fields in which two cards differ, versions left out; values are comparable if there is none."""
+    return [
+        f.name
+        for f in fields(MetricCard)
+        if f.name != "versions" and getattr(a, f.name) != getattr(b, f.name)
+    ]
+
+
+@dataclass(frozen=True)
+class MetricValue:
+    """A value, its card, and what a reader must know.
+
+    Values with the same card can be sorted; ``<`` between others raises ValueError.
+
+    Args:
+        value: the number.
+        card: what it is a value of.
+        caveat: shown beside it in every table; empty if there is none.
+        spread: standard deviation over subsets where the metric has one.
+    """
+
+    value: float
+    card: MetricCard
+    caveat: str = ""
+    spread: float | None = None
+
+    @property
+    def name(self) -> str:
+        """The metric's name."""
+        return self.card.name
+
+    def __lt__(self, other: MetricValue) -> bool:
+        different = card_differences(self.card, other.card)
+        if different:
+            first = different[0]
+            raise ValueError(
+                f"values of {self.name} and {other.name} cannot be ranked: their cards differ in "
+                f"{', '.join(different)} ({first}: {getattr(self.card, first)!r} and {getattr(other.card, first)!r}); "
+                "measure both alike"
+            )
+        return self.value < other.value
+
+    def __str__(self) -> str:
+        spread = "" if self.spread is None else f" ± {self.spread:.4g}"
+        return f"{self.name} {self.value:.4g}{spread}" + (f" ({self.caveat})" if self.caveat else "")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return {
+            "value": self.value,
+            "caveat": self.caveat,
+            "spread": self.spread,
+            "card": self.card.to_dict(),
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> MetricValue:
+        """The value of ``to_dict``.
+
+        Raises:
+            ValueError: the card is of another version.
+        """
+        return cls(**{**values, "card": MetricCard.from_dict(values["card"])})

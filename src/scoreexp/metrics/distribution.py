@@ -1,0 +1,367 @@
+"""Distances between two sets of samples, such as generated and real ones; none needs trained weights.
+
+All of them take any event shape, flatten it, and compare the sets as they are given: points in the plane,
+pictures, or the features of pictures. A set is a sample of a distribution, so every value depends on the
+number of samples and is comparable only with values for the same numbers.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from scoreexp.streams import generator as stream
+
+Kernel = Callable[[Tensor, Tensor], Tensor]  # [N, D], [M, D] -> [N, M]
+
+COPY_RATIO = 1 / 3
+_BLOCK = 1024  # rows of a matrix of pairs that are in memory at once
+_MEDIAN_SAMPLES = 1000
+
+
+class KernelEstimate(NamedTuple):
+    """Mean and standard deviation of a kernel distance over subsets, scalars.
+
+    The deviation is that of single subsets, as published tables give it; it is not a number for one subset.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+
+class Neighbours(NamedTuple):
+    """The nearest samples of another set, nearest first: their distances ``[N, k]`` and positions ``[N, k]``."""
+
+    distance: Tensor
+    position: Tensor
+
+
+class Memorisation(NamedTuple):
+    """How close each generated sample is to the training set, see ``memorisation``; all ``[N]``.
+
+    Attributes:
+        distance: to the nearest training sample.
+        position: of that sample in the training set.
+        ratio: ``distance`` over the distance to the second nearest, in [0, 1]; 0 for a copy.
+        relative: ``distance`` over the median distance of held-out samples to the training set, or None.
+    """
+
+    distance: Tensor
+    position: Tensor
+    ratio: Tensor
+    relative: Tensor | None
+
+    @property
+    def share(self) -> Tensor:
+        """Share of the samples that count as copies: those with a ratio below 1/3."""
+        return (self.ratio < COPY_RATIO).double().mean()
+
+
+class ManifoldOverlap(NamedTuple):
+    """``precision``: share of generated samples that could be real; ``recall``: share of real that could be generated."""
+
+    precision: Tensor
+    recall: Tensor
+
+
+def sliced_wasserstein(
+    x: Tensor, y: Tensor, *, projections: int = 128, generator: torch.Generator | None = None, p: float = 2
+) -> Tensor:
+    """Sliced Wasserstein distance: the p-mean of the distances of the samples' shadows on random lines.
+
+    ``SW_p(x, y) = (mean over theta of W_p(theta.x, theta.y)^p)^(1/p)``, theta uniform on the unit sphere. On a
+    line ``W_p^p`` is the integral over u in (0, 1) of ``|F_x^-1(u) - F_y^-1(u)|^p`` with the sets' quantile
+    functions F^-1; these are step functions, so it is exact for sets of different sizes too. The only
+    approximation is the number of lines.
+
+    Reference: Sliced and Radon Wasserstein barycenters of measures, N. Bonneel, J. Rabin, G. Peyre, H. Pfister, 2015,
+    https://doi.org/10.1007/s10851-014-0506-3
+
+    Arguments:
+        x: ``[N, *]`` samples.
+        y: ``[M, *]`` samples of the same event shape.
+        projections: number of lines.
+        generator: draws the lines, on the CPU; None is a fixed stream, so that equal calls give equal values
+            and two models are measured along the same lines.
+        p: exponent, at least 1.
+
+    Returns:
+        A scalar in the samples' unit; 0 if the sets are equal.
+
+    Raises:
+        ValueError: event shapes differ, a set is empty or not floating point, or an argument is outside its
+            domain.
+    """
+    if projections < 1 or p < 1:
+        raise ValueError(
+            f"sliced_wasserstein got projections={projections} and p={p}: give projections >= 1 and p >= 1"
+        )
+    x, y = _sets(x, y)
+    if generator is None:
+        generator = stream("sliced_wasserstein", x.shape[1], projections)
+    lines = torch.randn(x.shape[1], projections, generator=generator, dtype=torch.float64)
+    lines = (lines / lines.norm(dim=0)).to(x)
+    x, y = ((_precise(v @ lines)).sort(0).values for v in (x, y))
+    # Both quantile functions are constant between consecutive multiples of 1/N and 1/M; in units of 1/(N M)
+    # these ends are whole numbers.
+    n, m = len(x), len(y)
+    ends = torch.cat([torch.arange(n + 1) * m, torch.arange(1, m) * n]).unique()  # sorted
+    start, width = ends[:-1].to(x.device), ends.diff().to(x)
+    power = (x[start // m] - y[start // n]).abs() ** p
+    return ((width @ power).mean() / (n * m)) ** (1 / p)
+
+
+def gaussian_kernel(bandwidth: float) -> Kernel:
+    """``k(x, y) = exp(-|x - y|^2 / (2 h^2))`` with the bandwidth h > 0 in the samples' unit."""
+    if not bandwidth > 0:
+        raise ValueError(
+            f"gaussian_kernel got bandwidth={bandwidth}: give a number > 0, such as median_distance(x, y)"
+        )
+    return lambda x, y: torch.exp(-torch.cdist(x, y).square() / (2 * bandwidth**2))
+
+
+def polynomial_kernel(degree: int = 3) -> Kernel:
+    """``k(x, y) = (x.y / D + 1)^degree`` for vectors of D values; degree 3 is that of the kernel inception distance."""
+    if degree < 1:
+        raise ValueError(f"polynomial_kernel got degree={degree}: give a whole number >= 1")
+    return lambda x, y: (x @ y.T / x.shape[1] + 1) ** degree
+
+
+def median_distance(x: Tensor, y: Tensor) -> float:
+    """Median distance between different samples of both sets together, the usual bandwidth of a Gaussian kernel.
+
+    It is that of at most 1000 evenly spaced samples of each set. Values of ``mmd`` for two models are comparable
+    only with one bandwidth: take that of the real samples for both.
+
+    Raises:
+        ValueError: as ``mmd``, or the median is 0.
+    """
+    x, y = _sets(x, y)
+    spaced = [
+        v[torch.linspace(0, len(v) - 1, min(len(v), _MEDIAN_SAMPLES)).round().long().to(v.device)]
+        for v in (x, y)
+    ]
+    median = float(torch.nn.functional.pdist(_precise(torch.cat(spaced))).median())
+    if not median > 0:
+        raise ValueError(
+            "at least half of the pairs of samples are equal, so their median distance is 0: give a bandwidth"
+        )
+    return median
+
+
+def mmd(x: Tensor, y: Tensor, *, kernel: Kernel | None = None, unbiased: bool = True) -> Tensor:
+    """Squared maximum mean discrepancy ``E k(x, x') + E k(y, y') - 2 E k(x, y)``.
+
+    The unbiased estimate leaves out the pairs of a sample with itself; its mean is 0 for equal distributions, so
+    it may be negative. The biased one is the squared distance between the sets' mean embeddings: never
+    negative, 0 for equal sets, but above the true value on average.
+
+    Reference: A kernel two-sample test, A. Gretton, K. Borgwardt, M. Rasch, B. Schoelkopf, A. Smola, 2012,
+    https://jmlr.org/papers/v13/gretton12a.html
+
+    Arguments:
+        x: ``[N, *]`` samples.
+        y: ``[M, *]`` samples of the same event shape.
+        kernel: None is ``gaussian_kernel(median_distance(x, y))``.
+        unbiased: which estimate.
+
+    Returns:
+        A scalar.
+
+    Raises:
+        ValueError: event shapes differ, a set is empty or not floating point, or the unbiased estimate is asked
+            for with a set of one sample.
+    """
+    x, y = _sets(x, y)
+    n, m = len(x), len(y)
+    if unbiased and min(n, m) < 2:
+        raise ValueError(
+            f"the unbiased mmd of sets of {n} and {m} samples: give at least 2 of each, or unbiased=False"
+        )
+    kernel = kernel or gaussian_kernel(median_distance(x, y))
+    x, y = _precise(x), _precise(y)
+    within_x, within_y = (_kernel_sum(kernel, v, v, diagonal=not unbiased) for v in (x, y))
+    between = _kernel_sum(kernel, x, y, diagonal=True)
+    own = int(unbiased)
+    return within_x / (n * (n - own)) + within_y / (m * (m - own)) - 2 * between / (n * m)
+
+
+def kid(
+    x: Tensor,
+    y: Tensor,
+    *,
+    subsets: int = 100,
+    subset_size: int | None = None,
+    generator: torch.Generator | None = None,
+) -> KernelEstimate:
+    """Kernel (inception) distance: the mean over random subsets of the unbiased ``mmd`` with the cubic kernel.
+
+    Unlike the Frechet distance it is unbiased for any number of samples, and so the one to use for few.
+    It is called KID where x and y are features of the Inception network.
+
+    Reference: Demystifying MMD GANs, M. Binkowski, D. J. Sutherland, M. Arbel, A. Gretton, 2018,
+    https://arxiv.org/abs/1801.01401
+
+    Arguments:
+        x: ``[N, *]`` features of generated pictures.
+        y: ``[M, *]`` features of real ones.
+        subsets: number of subsets; one is enough, and taken, where it holds all samples of both sets.
+        subset_size: samples in a subset of each set, drawn without replacement; None is min(1000, N, M).
+        generator: draws the subsets, on the CPU; None is a fixed stream.
+
+    Raises:
+        ValueError: as ``mmd``, or an argument is outside its domain.
+    """
+    x, y = _sets(x, y)
+    most = min(len(x), len(y))
+    size = min(1000, most) if subset_size is None else subset_size
+    if subsets < 1 or not 2 <= size <= most:
+        raise ValueError(
+            f"kid got subsets={subsets} and subset_size={size} for {len(x)} and {len(y)} samples: give subsets >= 1 "
+            f"and a size from 2 to the number of samples"
+        )
+    if generator is None:
+        generator = stream("kid", len(x), len(y))
+    kernel = polynomial_kernel(3)
+    values = []
+    for _ in range(1 if size == len(x) == len(y) else subsets):
+        chosen = (v[torch.randperm(len(v), generator=generator)[:size].to(v.device)] for v in (x, y))
+        values.append(mmd(*chosen, kernel=kernel))
+    estimates = torch.stack(values)
+    std = estimates.std() if len(values) > 1 else estimates.new_tensor(math.nan)
+    return KernelEstimate(estimates.mean(), std)
+
+
+def nearest_neighbours(x: Tensor, y: Tensor, *, k: int = 1) -> Neighbours:
+    """The k samples of y that are nearest to each sample of x in Euclidean distance.
+
+    Arguments:
+        x: ``[N, *]`` samples.
+        y: ``[M, *]`` samples of the same event shape.
+        k: from 1 to M.
+
+    Raises:
+        ValueError: event shapes differ, a set is empty or not floating point, or k is out of its range.
+    """
+    x, y = _sets(x, y)
+    if not 1 <= k <= len(y):
+        raise ValueError(
+            f"nearest_neighbours got k={k} for {len(y)} samples to choose from: give 1 to {len(y)}"
+        )
+    index = torch.cat([distances.topk(k, largest=False).indices for distances in _distances(x, y)])
+    # cdist multiplies matrices, which leaves rounding errors where samples are equal.
+    chosen = zip(x.split(_BLOCK), index.split(_BLOCK), strict=True)
+    distance = torch.cat([(_precise(a)[:, None] - _precise(y[i])).norm(dim=2) for a, i in chosen])
+    return Neighbours(distance, index)
+
+
+def memorisation(samples: Tensor, train: Tensor, held_out: Tensor | None = None) -> Memorisation:
+    """Are generated samples copies of training samples?
+
+    A sample counts as a copy if it is three times nearer to one training sample than to any other: the ratio of
+    its distances to the nearest and the second nearest is below 1/3. It is independent of the unit and needs no
+    held-out data, but a training set that holds a sample twice hides its copies. With ``held_out``, the
+    distance is also given relative to what is normal for unseen real samples: around 1 is as far from the
+    training set as they are, near 0 is a copy.
+
+    Reference: On memorization in diffusion models, X. Gu, C. Du, T. Pang, C. Li, M. Lin, Y. Wang, 2023,
+    https://arxiv.org/abs/2310.02664 (with the criterion of T. Yoon et al., 2023)
+
+    Arguments:
+        samples: ``[N, *]`` generated samples.
+        train: ``[M, *]`` training samples, at least 2, in the same unit.
+        held_out: ``[K, *]`` real samples that were not trained on, or None.
+
+    Raises:
+        ValueError: event shapes differ, a set is empty or not floating point, or there is only one training
+            sample.
+    """
+    if len(train) < 2:
+        raise ValueError(
+            f"memorisation got {len(train)} training sample(s); the ratio to the second nearest needs at least 2: use "
+            "nearest_neighbours"
+        )
+    near = nearest_neighbours(samples, train, k=2)
+    first, second = near.distance.unbind(1)
+    ratio = torch.where(
+        second > 0, first / second, torch.ones_like(first)
+    )  # two equal ones: as near as each other
+    relative = None
+    if held_out is not None:
+        relative = first / nearest_neighbours(held_out, train).distance.median()
+    return Memorisation(first, near.position[:, 0], ratio, relative)
+
+
+def precision_recall(generated: Tensor, real: Tensor, *, k: int = 3) -> ManifoldOverlap:
+    """Precision (quality) and recall (diversity) of generated samples.
+
+    A set's manifold is the union of balls round its samples that reach to the k-th nearest other sample of the
+    set. Precision is the share of generated samples inside the real manifold, recall that of real samples
+    inside the generated one. Both grow with the number of samples and with k.
+
+    Reference: Improved precision and recall metric for assessing generative models, T. Kynkaanniemi, T. Karras,
+    S. Laine, J. Lehtinen, T. Aila, 2019, https://arxiv.org/abs/1904.06991
+
+    Arguments:
+        generated: ``[N, *]`` features of generated pictures, N > k.
+        real: ``[M, *]`` features of real ones, M > k.
+        k: at least 1.
+
+    Raises:
+        ValueError: event shapes differ, a set has not more than k samples or is not floating point.
+    """
+    generated, real = _sets(generated, real)
+    if not 1 <= k < min(len(generated), len(real)):
+        raise ValueError(
+            f"precision_recall got k={k} for {len(generated)} and {len(real)} samples: give k >= 1 and more than k "
+            "samples of each"
+        )
+    return ManifoldOverlap(_share_inside(generated, real, k), _share_inside(real, generated, k))
+
+
+def _share_inside(x: Tensor, manifold: Tensor, k: int) -> Tensor:
+    # The nearest of its own set is the sample itself.
+    radius = nearest_neighbours(manifold, manifold, k=k + 1).distance[:, k]
+    return torch.cat([(distances <= radius).any(1) for distances in _distances(x, manifold)]).double().mean()
+
+
+def _distances(x: Tensor, y: Tensor) -> Iterator[Tensor]:
+    """Rows of the matrix of distances, a block at a time."""
+    y = _precise(y)
+    for block in x.split(_BLOCK):
+        yield torch.cdist(_precise(block), y)
+
+
+def _kernel_sum(kernel: Kernel, x: Tensor, y: Tensor, *, diagonal: bool) -> Tensor:
+    total = x.new_zeros(())
+    for i, block in enumerate(x.split(_BLOCK)):
+        values = kernel(block, y)
+        total = total + values.sum()
+        if not diagonal:
+            total = total - values.diagonal(i * _BLOCK).sum()
+    return total
+
+
+def _precise(x: Tensor) -> Tensor:
+    """In double precision where the device has it."""
+    return x.float() if x.device.type == "mps" else x.double()
+
+
+def _sets(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Both sets as matrices of one type."""
+    if x.ndim < 2 or x.shape[1:] != y.shape[1:]:
+        raise ValueError(
+            f"the sets have shapes {tuple(x.shape)} and {tuple(y.shape)}; they must be [N, *] and [M, *] with the same "
+            "event shape: compare samples of one kind"
+        )
+    if len(x) == 0 or len(y) == 0:
+        raise ValueError(f"the sets have {len(x)} and {len(y)} samples: give at least one of each")
+    if not (x.is_floating_point() and y.is_floating_point()):
+        raise ValueError(
+            f"the sets have types {x.dtype} and {y.dtype}: give floating point values in one unit, "
+            "such as 8-bit values divided by 255"
+        )
+    dtype = torch.promote_types(torch.promote_types(x.dtype, y.dtype), torch.float32)
+    return x.flatten(1).to(dtype), y.flatten(1).to(x.device, dtype)

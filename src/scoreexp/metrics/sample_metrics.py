@@ -1,0 +1,325 @@
+"""Distances between generated and real pictures as torchmetrics objects that are right on any number of devices.
+
+Every generated picture has a number from 0 to n - 1. Devices draw disjoint numbers; pictures beyond n are left
+out, and a value is given only when every number was counted exactly once. It does therefore not depend on the
+number of devices or on how pictures were put into batches.
+
+Computing is done in double precision: on devices without it (Apple's) leave the metric on the CPU; pictures may
+lie anywhere, they are moved to the extractor's device.
+"""
+
+from abc import abstractmethod
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+from scoreexp.metrics.card import MetricCard, MetricValue, metric_name
+from scoreexp.metrics.distribution import (
+    KernelEstimate,
+    ManifoldOverlap,
+    kid,
+    precision_recall,
+    sliced_wasserstein,
+)
+from scoreexp.metrics.features import FeatureExtractor, as_bytes
+from scoreexp.metrics.frechet import FeatureStatistics
+from scoreexp.metrics.reference import Reference
+from scoreexp.parameter_types import PositiveInt
+
+
+class SampleMetric(Metric):
+    """Compares n generated pictures with a reference by the features of one extractor.
+
+    Args:
+        extractor: the one that the reference was made with.
+        reference: features of the real pictures.
+        n: number of generated pictures.
+
+    Raises:
+        ValueError: the reference was made with another extractor, or n is below 2.
+    """
+
+    is_differentiable = False
+    full_state_update = False
+    seen: Tensor
+
+    def __init__(self, extractor: FeatureExtractor, reference: Reference, n: PositiveInt) -> None:
+        super().__init__()
+        if n < 2:
+            raise ValueError(f"{type(self).__name__} got n={n} pictures: give at least 2")
+        if reference.extractor_digest != extractor.digest:
+            raise ValueError(
+                f"the reference was made with extractor {reference.extractor} ({reference.extractor_digest[:16]}), "
+                f"not {extractor.name} ({extractor.digest[:16]}): make it with the same"
+            )
+        self.extractor, self.reference, self.n = extractor, reference, n
+        self._next = 0
+        self.add_state("seen", torch.zeros(n, dtype=torch.int32), dist_reduce_fx="sum")
+
+    def update(self, images: Tensor, index: Tensor | None = None) -> None:
+        """Count a batch of generated pictures.
+
+        Args:
+            images: ``[B, C, H, W]``, uint8 or in [0, 1], of the reference's shape.
+            index: ``[B]`` whole numbers >= 0, the number of each picture among all; None counts them as they
+                come, which only a single process can.
+
+        Raises:
+            ValueError: values outside [0, 1], another shape than the reference's, or no index on several devices.
+        """
+        if tuple(images.shape[1:]) != self.reference.shape:
+            raise ValueError(
+                f"generated pictures have shape {tuple(images.shape[1:])}, the reference {self.reference.shape}: "
+                "compare pictures of one size"
+            )
+        if index is None:
+            if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+                raise ValueError("several devices generate pictures: give the index of each among all")
+            index = torch.arange(self._next, self._next + len(images))
+            self._next += len(images)
+        kept = index.cpu() < self.n
+        images, index = as_bytes(images)[kept.to(images.device)], index.cpu()[kept].to(self.seen.device)
+        if len(index) == 0:
+            return
+        self.seen.index_add_(0, index, torch.ones_like(index, dtype=self.seen.dtype))
+        self.add_features(self.extractor(images).to(self.seen.device), index)
+
+    @abstractmethod
+    def add_features(self, features: Tensor, index: Tensor) -> None:
+        """Add ``features[B, D]`` of the pictures numbered ``index[B]`` to the state."""
+
+    @abstractmethod
+    def results(self) -> tuple[MetricValue, ...]:
+        """The values with their cards; on several devices all must call it."""
+
+    def reset(self) -> None:
+        """Forget all pictures."""
+        super().reset()
+        self._next = 0
+
+    def require_all(self) -> None:
+        """Refuse to give a value unless every picture was counted once.
+
+        Raises:
+            ValueError: otherwise.
+        """
+        wrong = (self.seen != 1).nonzero().flatten()
+        if len(wrong):
+            first = int(wrong[0])
+            raise ValueError(
+                f"{type(self).__name__} of {self.n} pictures: {len(wrong)} were not counted exactly once, such as "
+                f"number {first} ({int(self.seen[first])} times): generate each number from 0 to {self.n - 1} once"
+            )
+
+    def _with_card(
+        self, kind: str, value: Tensor, *, settings: str = "", caveat: str = "", spread: Tensor | None = None
+    ) -> MetricValue:
+        """``value`` with its card and caveats."""
+        grey = self.reference.shape[0] == 1
+        card = MetricCard(
+            name=metric_name(kind, self.extractor, self.n),
+            n_generated=self.n,
+            n_reference=self.reference.statistics.count,
+            split=self.reference.split,
+            recipe=self.reference.recipe,
+            shape=self.reference.shape,
+            channels="grey, repeated three times" if grey else "colour",
+            extractor=self.extractor.name,
+            extractor_digest=self.extractor.digest,
+            resize=self.extractor.resize,
+            settings=settings,
+        )
+        caveats = [caveat, "grey pictures: not comparable with values of colour pictures" if grey else ""]
+        return MetricValue(
+            float(value), card, "; ".join(filter(None, caveats)), None if spread is None else float(spread)
+        )
+
+
+class FrechetDistance(SampleMetric):
+    """``frechet_distance`` between the features' moments: the FID if the extractor is the published network.
+
+    With no more pictures than features have dimensions the covariance is singular and the value much too large;
+    it is given with a caveat.
+    """
+
+    higher_is_better = False
+    total: Tensor
+    outer: Tensor
+
+    def __init__(self, extractor: FeatureExtractor, reference: Reference, n: PositiveInt) -> None:
+        super().__init__(extractor, reference, n)
+        size = extractor.dimension
+        self.add_state("total", torch.zeros(size, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("outer", torch.zeros(size, size, dtype=torch.float64), dist_reduce_fx="sum")
+
+    def add_features(self, features: Tensor, index: Tensor) -> None:
+        batch = FeatureStatistics.of(features)
+        self.total += batch.total
+        self.outer += batch.outer
+
+    def compute(self) -> Tensor:
+        """The distance, a scalar."""
+        self.require_all()
+        generated = FeatureStatistics(self.n, self.total.cpu(), self.outer.cpu())
+        return self.reference.statistics.frechet_distance(generated)
+
+    def results(self) -> tuple[MetricValue, ...]:
+        fewest = min(self.n, self.reference.statistics.count)
+        caveat = ""
+        if fewest <= self.extractor.dimension:
+            caveat = (
+                f"{fewest} pictures for {self.extractor.dimension} feature dimensions: the covariance is singular and "
+                "the value biased upwards, so compare it only for equal n, or use the kernel distance"
+            )
+        return (self._with_card("frechet", self.compute(), caveat=caveat),)
+
+
+class _FeatureMetric(SampleMetric):
+    """Keeps all features; at the end they are gathered from all devices and put in order."""
+
+    features: list[Tensor]
+    index: list[Tensor]
+
+    def __init__(self, extractor: FeatureExtractor, reference: Reference, n: PositiveInt) -> None:
+        super().__init__(extractor, reference, n)
+        if reference.features is None:
+            raise ValueError(
+                f"{type(self).__name__} needs all features of the reference, which holds only their moments: make it "
+                "with keep_features=True"
+            )
+        self.real_features = reference.features
+        self.add_state("features", [], dist_reduce_fx="cat")
+        self.add_state("index", [], dist_reduce_fx="cat")
+
+    def add_features(self, features: Tensor, index: Tensor) -> None:
+        self.features.append(features)
+        self.index.append(index)
+
+    def sync(self, *args: Any, **kwargs: Any) -> None:
+        # A device without pictures must still take part in the gathering, with arrays of the right type.
+        device = self.seen.device
+        self.add_features(
+            torch.zeros(0, self.extractor.dimension, device=device),
+            torch.zeros(0, dtype=torch.long, device=device),
+        )
+        super().sync(*args, **kwargs)
+
+    def both(self) -> tuple[Tensor, Tensor]:
+        """Generated features in the order of their numbers, and the real ones, on one device."""
+        self.require_all()
+        features, index = (torch.cat(v) if isinstance(v, list) else v for v in (self.features, self.index))
+        return features[index.argsort()], self.real_features.to(features.device)
+
+
+class KernelDistance(_FeatureMetric):
+    """``kid``: unbiased for any number of pictures; called KID if the extractor is the published Inception network.
+
+    Args:
+        extractor: the one that the reference was made with.
+        reference: features of the real pictures, all kept.
+        n: number of generated pictures.
+        subsets: number of random subsets.
+        subset_size: pictures in each; null is min(1000, n, number of real ones).
+    """
+
+    higher_is_better = False
+
+    def __init__(
+        self,
+        extractor: FeatureExtractor,
+        reference: Reference,
+        n: PositiveInt,
+        subsets: PositiveInt = 100,
+        subset_size: PositiveInt | None = None,
+    ) -> None:
+        super().__init__(extractor, reference, n)
+        most = min(n, reference.statistics.count)
+        self.subsets = subsets
+        self.subset_size = min(1000, most) if subset_size is None else subset_size
+        if subsets < 1 or not 2 <= self.subset_size <= most:
+            raise ValueError(
+                f"KernelDistance got subsets={subsets} and subset_size={subset_size}: give subsets >= 1 and a size "
+                f"from 2 to {most}, the smaller number of pictures"
+            )
+
+    def compute(self) -> KernelEstimate:
+        """Mean and standard deviation over the subsets."""
+        generated, real = self.both()
+        return kid(generated, real, subsets=self.subsets, subset_size=self.subset_size)
+
+    def results(self) -> tuple[MetricValue, ...]:
+        estimate = self.compute()
+        settings = f"cubic kernel, {self.subsets} subsets of {self.subset_size}"
+        spread = None if estimate.std.isnan() else estimate.std
+        return (self._with_card("kernel", estimate.mean, settings=settings, spread=spread),)
+
+
+class PrecisionRecall(_FeatureMetric):
+    """``precision_recall`` of the generated pictures.
+
+    Args:
+        extractor: the one that the reference was made with.
+        reference: features of the real pictures, all kept.
+        n: number of generated pictures.
+        k: neighbours that a ball reaches to.
+    """
+
+    higher_is_better = True
+
+    def __init__(
+        self, extractor: FeatureExtractor, reference: Reference, n: PositiveInt, k: PositiveInt = 3
+    ) -> None:
+        super().__init__(extractor, reference, n)
+        most = min(n, reference.statistics.count) - 1
+        if not 1 <= k <= most:
+            raise ValueError(
+                f"PrecisionRecall got k={k}: give 1 to {most}, less than the smaller number of pictures"
+            )
+        self.k = k
+
+    def compute(self) -> ManifoldOverlap:
+        """Precision and recall."""
+        return precision_recall(*self.both(), k=self.k)
+
+    def results(self) -> tuple[MetricValue, ...]:
+        overlap = self.compute()
+        settings = f"k = {self.k}"
+        return (
+            self._with_card("precision", overlap.precision, settings=settings),
+            self._with_card("recall", overlap.recall, settings=settings),
+        )
+
+
+class SlicedWasserstein(_FeatureMetric):
+    """``sliced_wasserstein`` distance of the features along fixed lines.
+
+    Args:
+        extractor: the one that the reference was made with.
+        reference: features of the real pictures, all kept.
+        n: number of generated pictures.
+        projections: number of lines.
+    """
+
+    higher_is_better = False
+
+    def __init__(
+        self,
+        extractor: FeatureExtractor,
+        reference: Reference,
+        n: PositiveInt,
+        projections: PositiveInt = 128,
+    ) -> None:
+        super().__init__(extractor, reference, n)
+        if projections < 1:
+            raise ValueError(f"SlicedWasserstein got projections={projections}: give a whole number >= 1")
+        self.projections = projections
+
+    def compute(self) -> Tensor:
+        """The distance, a scalar."""
+        return sliced_wasserstein(*self.both(), projections=self.projections)
+
+    def results(self) -> tuple[MetricValue, ...]:
+        settings = f"p = 2, {self.projections} projections"
+        return (self._with_card("sliced_wasserstein", self.compute(), settings=settings),)
