@@ -43,6 +43,8 @@ def data(request, tmp_path_factory):
         write(root, node)
     if request.param == "folder":
         node.size = 16
+    if "classes" in node:
+        node.classes = True
     module = instantiate(node)
     module.setup("fit")
     return module

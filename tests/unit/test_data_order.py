@@ -287,10 +287,11 @@ def test_statistics_are_those_of_the_samples_in_use():
     assert channel == pytest.approx(photo.mean((1, 2)), abs=1e-6)
 
 
-def test_labels_are_long(tmp_path):
+def test_classes_are_given_when_asked_for_and_long(tmp_path):
     from test_data_files import write_cifar
 
     write_cifar(tmp_path)
-    batch = batches(CIFAR10(root=str(tmp_path), batch_size=4), 1)[0]
+    assert batches(CIFAR10(root=str(tmp_path), batch_size=4), 1)[0].cond is None
+    batch = batches(CIFAR10(root=str(tmp_path), batch_size=4, classes=True), 1)[0]
     assert batch.cond.dtype == batch.index.dtype == torch.long
     assert batch.x.dtype == torch.float32

@@ -34,6 +34,7 @@ class CIFAR10(FileCorpus):
     """CIFAR-10 from its Python or binary version, packed or unpacked; validation and test are the test set.
 
     Args:
+        classes: give the model the ten classes; the published diffusion models are trained without.
         common: the keys of `DataModule`.
     """
 
@@ -44,13 +45,17 @@ class CIFAR10(FileCorpus):
 
     downloadable = True
 
+    def __init__(self, *, classes: bool = False, **common: Any) -> None:
+        super().__init__(**common)
+        self.classes = classes
+
     @property
     def event_shape(self) -> tuple[int, ...]:
         return (3, 32, 32)
 
     @property
-    def num_classes(self) -> int:
-        return 10
+    def num_classes(self) -> int | None:
+        return 10 if self.classes else None
 
     def open_split(self, name: SplitName) -> Split:
         part = "train" if name == "train" else "test"

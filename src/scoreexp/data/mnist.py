@@ -39,6 +39,7 @@ class MNIST(FileCorpus):
     Args:
         size: 28 as published, or 32 with two black pixels added on every side (for networks that halve the
             size more than twice).
+        classes: give the model the ten digits as classes.
         common: the keys of `DataModule`.
     """
 
@@ -49,19 +50,20 @@ class MNIST(FileCorpus):
 
     downloadable = True
 
-    def __init__(self, *, size: Literal[28, 32] = 28, **common: Any) -> None:
+    def __init__(self, *, size: Literal[28, 32] = 28, classes: bool = False, **common: Any) -> None:
         super().__init__(**common)
         if size not in (28, 32):
             raise DataError(f"data.size={size}: MNIST comes in 28, or 32 with a black border")
         self.size = size
+        self.classes = classes
 
     @property
     def event_shape(self) -> tuple[int, ...]:
         return (1, self.size, self.size)
 
     @property
-    def num_classes(self) -> int:
-        return 10
+    def num_classes(self) -> int | None:
+        return 10 if self.classes else None
 
     def open_split(self, name: SplitName) -> Split:
         part = "train" if name == "train" else "t10k"

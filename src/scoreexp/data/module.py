@@ -30,12 +30,20 @@ _SPLITS_OF_STAGE: dict[str | None, tuple[SplitName, ...]] = {
 
 
 class Samples(Dataset[Batch]):
-    """Chosen samples of a split; fetched a whole batch at a time."""
+    """Chosen samples of a split, with their classes if asked for; fetched a whole batch at a time."""
 
-    def __init__(self, split: Split, positions: np.ndarray, augmentation: Augmentation | None = None) -> None:
+    def __init__(
+        self,
+        split: Split,
+        positions: np.ndarray,
+        augmentation: Augmentation | None = None,
+        *,
+        classes: bool = False,
+    ) -> None:
         self.split = split
         self.positions = positions
         self.augmentation = augmentation
+        self.classes = classes
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -45,7 +53,8 @@ class Samples(Dataset[Batch]):
         x = self.split.samples(positions)
         if self.augmentation is not None and draw.places is not None:
             x = self.augmentation(x, draw.places)
-        return Batch(x=x, cond=self.split.classes(positions), index=torch.from_numpy(positions))
+        cond = self.split.classes(positions) if self.classes else None
+        return Batch(x=x, cond=cond, index=torch.from_numpy(positions))
 
 
 class DataModule(pl.LightningDataModule, ABC):
@@ -139,7 +148,7 @@ class DataModule(pl.LightningDataModule, ABC):
 
     @property
     def num_classes(self) -> int | None:
-        """Number of classes, or None where the data set has no labels."""
+        """Number of classes that the model is given, or None for none."""
         return None
 
     @property
@@ -203,7 +212,7 @@ class DataModule(pl.LightningDataModule, ABC):
                     f"data.augment and data.rotation are for images, not events of {self.event_shape}"
                 )
             augmentation = Augmentation(self.augment, self.rotation, self.seed)
-        samples = Samples(self.split("train"), self.train_positions, augmentation)
+        samples = self._samples(self.split("train"), self.train_positions, augmentation)
         order = TrainingOrder(
             samples,
             batch_size=self.batch_size,
@@ -225,10 +234,15 @@ class DataModule(pl.LightningDataModule, ABC):
     def _evaluation_loader(self, name: SplitName, limit: int | None) -> DataLoader:
         split = self.split(name)
         positions = self.train_positions if name == "train" else np.arange(len(split))
-        samples = Samples(split, positions[:limit])
+        samples = self._samples(split, positions[:limit])
         share = max(1, self.batch_size // self._world_size)
         order = EvaluationOrder(samples, batch_size=share, rank=self._rank, world_size=self._world_size)
         return self._loader(samples, order)
+
+    def _samples(
+        self, split: Split, positions: np.ndarray, augmentation: Augmentation | None = None
+    ) -> Samples:
+        return Samples(split, positions, augmentation, classes=self.num_classes is not None)
 
     def _loader(self, samples: Samples, order: TrainingOrder | EvaluationOrder) -> DataLoader:
         return DataLoader(
