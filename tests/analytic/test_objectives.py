@@ -14,6 +14,7 @@ from scoreexp.objectives import (
     EDMWeighting,
     EpsWeighting,
     LogNormalNoise,
+    LogUniformNoise,
     MinSNR,
     ScoreWeighting,
     UniformTime,
@@ -178,6 +179,14 @@ def test_log_normal_noise_is_clipped_into_the_range(schedule, mean, end):
     schedule(t)
 
 
+def test_log_uniform_noise():
+    schedule = VP()
+    t = LogUniformNoise().sample(N, schedule, torch.Generator().manual_seed(0))
+    alpha, sigma = schedule(t)
+    low, high = (math.log(ratio) for ratio in schedule.sigma_range)
+    assert stats.kstest((sigma / alpha).log().numpy(), stats.uniform(low, high - low).cdf).pvalue > 1e-3
+
+
 def test_discrete_time_draws_every_step_equally_often():
     t = DiscreteTime(10).sample(N, VP(), torch.Generator().manual_seed(0))
     steps, counts = (10 * t).round().unique(return_counts=True)
@@ -193,7 +202,9 @@ def test_discrete_time_of_ddpm_hits_its_steps():
 
 
 @pytest.mark.parametrize(
-    "law", [UniformTime(), LogNormalNoise(), DiscreteTime()], ids=lambda v: type(v).__name__
+    "law",
+    [UniformTime(), LogNormalNoise(), LogUniformNoise(), DiscreteTime()],
+    ids=lambda v: type(v).__name__,
 )
 def test_times_are_a_function_of_the_generator(law):
     a, b, c = (law.sample(16, DDPM(), torch.Generator().manual_seed(seed)) for seed in (0, 0, 1))

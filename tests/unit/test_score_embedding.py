@@ -245,6 +245,7 @@ def test_the_objective_sees_the_path_at_the_drawn_times(cached, monkeypatch):
         (["data.augment=true"], r"cannot be augmented.*data\.augment=false"),
         (["data.rotation=5"], "cannot be augmented"),
         (["model=ddpm"], "set model=score_embedding"),
+        (["objective=stable_target"], "averages clean images.*set embedding=none"),
         (["embedding.precomputation.horizon=0.5"], r"ends at time 0\.5.*horizon=1"),
     ],
 )

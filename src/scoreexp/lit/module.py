@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from scoreexp.batch import Batch
+from scoreexp.data.module import DataModule, Samples
+from scoreexp.data.order import Draw
 from scoreexp.denoiser import Denoiser
 from scoreexp.errors import UserError
 from scoreexp.lit.ema import EMA
@@ -74,6 +76,11 @@ class ScoreModule(pl.LightningModule):
         """The model that validation, testing and the checkpoint's reader use: averaged if there is an average."""
         return self.denoiser if self.averaged is None else self.averaged
 
+    @property
+    def parameter_count(self) -> int:
+        """Number of weights of the denoiser."""
+        return sum(parameter.numel() for parameter in self.denoiser.parameters())
+
     def _draws(self, batch_idx: int, like: Tensor) -> tuple[Tensor, Tensor]:
         """Times t[B] (on the CPU) and noise[B, *] of this rank's slice of the global batch ``batch_idx``."""
         local, world, rank = len(like), self.trainer.world_size, self.trainer.global_rank
@@ -130,6 +137,13 @@ class ScoreModule(pl.LightningModule):
                     f"weight {name} is not finite at step {self.global_step}; likely cause: a learning rate too high "
                     "(optimizer.lr) or fp16 overflow; the checkpoints on disk are from before and intact"
                 )
+
+    def on_fit_start(self) -> None:
+        data = self.trainer.datamodule
+        if isinstance(data, DataModule):
+            classes = data.num_classes is not None
+            samples = Samples(data.split("train"), data.train_positions, classes=classes)
+            self.objective.prepare(len(samples), lambda elements: samples[Draw(elements.numpy())])
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         # Lightning's count for the logging interval is off by one after some resumes; the optimiser's is the truth.

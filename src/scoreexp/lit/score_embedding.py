@@ -6,6 +6,7 @@ from scoreexp.batch import Batch
 from scoreexp.embedding import EmbeddedImages
 from scoreexp.errors import UserError
 from scoreexp.lit.module import ScoreModule
+from scoreexp.objectives import StableTargetScoreMatching
 
 
 class ScoreEmbedding(ScoreModule):
@@ -21,17 +22,22 @@ class ScoreEmbedding(ScoreModule):
         """Train on these paths.
 
         Raises:
-            UserError: as for ``require_horizon``.
+            UserError: as for ``require_embeddable``.
         """
-        self.require_horizon(images.times[-1].item())
+        self.require_embeddable(images.times[-1].item())
         self.embedded = images
 
-    def require_horizon(self, horizon: float) -> None:
-        """Refuse paths that end at ``horizon`` before the schedule does.
+    def require_embeddable(self, horizon: float) -> None:
+        """Refuse paths that end at ``horizon`` before the schedule does, or an objective that averages over x_0.
 
         Raises:
-            UserError: names both times.
+            UserError: names both times, or the objective.
         """
+        if isinstance(self.objective, StableTargetScoreMatching):
+            raise UserError(
+                "objective=stable_target averages clean images, but embedded ones move with time: "
+                "set embedding=none, or another objective"
+            )
         t_max = self.denoiser.schedule.t_max
         if t_max > horizon * (1 + 1e-6):
             raise UserError(

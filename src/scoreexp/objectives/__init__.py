@@ -3,7 +3,10 @@
 from scoreexp.objectives.base import Objective
 from scoreexp.objectives.denoising_score_matching import DenoisingScoreMatching
 from scoreexp.objectives.diffusion_weighted import DiffusionWeightedScoreMatching
-from scoreexp.objectives.time_laws import DiscreteTime, LogNormalNoise, TimeLaw, UniformTime
+from scoreexp.objectives.implicit_score_matching import ImplicitScoreMatching, SlicedScoreMatching
+from scoreexp.objectives.likelihood import LikelihoodScoreMatching
+from scoreexp.objectives.stable_target import StableTargetScoreMatching
+from scoreexp.objectives.time_laws import DiscreteTime, LogNormalNoise, LogUniformNoise, TimeLaw, UniformTime
 from scoreexp.objectives.weightings import (
     EDMWeighting,
     EpsWeighting,
@@ -20,10 +23,15 @@ __all__ = [
     "DiscreteTime",
     "EDMWeighting",
     "EpsWeighting",
+    "ImplicitScoreMatching",
+    "LikelihoodScoreMatching",
     "LogNormalNoise",
+    "LogUniformNoise",
     "MinSNR",
     "Objective",
     "ScoreWeighting",
+    "SlicedScoreMatching",
+    "StableTargetScoreMatching",
     "TimeLaw",
     "UniformTime",
     "VWeighting",

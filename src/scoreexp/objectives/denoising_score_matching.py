@@ -15,12 +15,11 @@ References:
     https://arxiv.org/abs/2006.11239.
 """
 
-import torch
 from torch import Tensor
 
 from scoreexp.batch import Batch
 from scoreexp.denoiser import DenoiserBase
-from scoreexp.objectives.base import Objective
+from scoreexp.objectives.base import Objective, perturb
 from scoreexp.objectives.weightings import Weighting
 from scoreexp.ops import expand_to, mean_per_sample
 
@@ -41,16 +40,6 @@ class DenoisingScoreMatching(Objective):
         self.weighting = weighting
 
     def __call__(self, model: DenoiserBase, batch: Batch, t: Tensor, noise: Tensor) -> Tensor:
-        x_0 = batch.x
-        if x_0 is None:
-            raise ValueError(
-                "the batch has no clean data x: denoising score matching needs a data set that gives them"
-            )
-        if noise.shape != x_0.shape:
-            raise ValueError(
-                f"noise of shape {tuple(noise.shape)} for data of shape {tuple(x_0.shape)}: draw as many"
-            )
-        alpha, sigma = model.schedule(t.to(device="cpu", dtype=torch.float64))
-        x_t = expand_to(alpha, x_0) * x_0 + expand_to(sigma, x_0) * noise
+        x_0, x_t, t, alpha, sigma = perturb(model.schedule, batch, t, noise)
         squared_error = mean_per_sample((model(x_t, t, batch.cond) - x_0) ** 2)
         return expand_to(self.weighting(alpha, sigma), squared_error) * squared_error

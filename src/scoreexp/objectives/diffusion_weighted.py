@@ -21,7 +21,7 @@ from torch import Tensor
 
 from scoreexp.batch import Batch
 from scoreexp.denoiser import DenoiserBase
-from scoreexp.objectives.base import Objective
+from scoreexp.objectives.base import Objective, perturb
 from scoreexp.ops import expand_to, mean_per_sample
 from scoreexp.parameter_types import PositiveFloat
 
@@ -45,22 +45,11 @@ class DiffusionWeightedScoreMatching(Objective):
         self.g = g
 
     def __call__(self, model: DenoiserBase, batch: Batch, t: Tensor, noise: Tensor) -> Tensor:
-        x_0 = batch.x
-        if x_0 is None:
-            raise ValueError(
-                "the batch has no clean data x: denoising score matching needs a data set that gives them"
-            )
-        if noise.shape != x_0.shape:
-            raise ValueError(
-                f"noise of shape {tuple(noise.shape)} for data of shape {tuple(x_0.shape)}: draw as many"
-            )
-        t = t.to(device="cpu", dtype=torch.float64)
+        _, x_t, t, _, _ = perturb(model.schedule, batch, t, noise)
         g = model.schedule.diffusion(t) if self.g is None else torch.full_like(t, self.g)
         if not (g > 0).all():
             raise ValueError(
                 f"the diffusion coefficient of {type(model.schedule).__name__} is 0: set objective.g to the method's"
             )
-        alpha, sigma = model.schedule(t)
-        x_t = expand_to(alpha, x_0) * x_0 + expand_to(sigma, x_0) * noise
         squared_error = mean_per_sample((model.eps(x_t, t, batch.cond) - noise) ** 2)
         return squared_error / expand_to(2 * g**2, squared_error)

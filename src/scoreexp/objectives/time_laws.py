@@ -4,6 +4,7 @@ The law of ``t`` and the weighting of the loss act together (their product is th
 the law also decides the variance of the gradient, so it is its own object.
 """
 
+import math
 from abc import ABC, abstractmethod
 
 import torch
@@ -52,6 +53,22 @@ class LogNormalNoise(TimeLaw):
     def sample(self, n: int, schedule: Schedule, generator: torch.Generator) -> Tensor:
         z = torch.randn(n, generator=generator, dtype=torch.float64, device=generator.device)
         return schedule.t_of_sigma((self.mean + self.std * z).exp().clamp(*schedule.sigma_range))
+
+
+class LogUniformNoise(TimeLaw):
+    """``log(sigma / alpha)`` uniform over the schedule's range of noise levels.
+
+    With the noise-prediction loss this is the likelihood weighting with importance-sampled times, for the noise
+    weighting ``g^2 / sigma^2 dt`` is uniform in ``log(sigma / alpha)``.
+
+    Reference: Y. Song, C. Durkan, I. Murray, S. Ermon, "Maximum Likelihood Training of Score-Based Diffusion
+    Models", 2021, https://arxiv.org/abs/2101.09258, section 4.3.
+    """
+
+    def sample(self, n: int, schedule: Schedule, generator: torch.Generator) -> Tensor:
+        low, high = (math.log(ratio) for ratio in schedule.sigma_range)
+        u = torch.rand(n, generator=generator, dtype=torch.float64, device=generator.device)
+        return schedule.t_of_sigma((low + (high - low) * u).exp().clamp(*schedule.sigma_range))
 
 
 class DiscreteTime(TimeLaw):

@@ -2,17 +2,23 @@
 
 from scoreexp.schedules.base import Schedule, VarianceExploding, VariancePreserving
 from scoreexp.schedules.constant import ConstantNoise
+from scoreexp.schedules.cosine import Cosine
 from scoreexp.schedules.ddpm import DDPM
+from scoreexp.schedules.edm import EDM
+from scoreexp.schedules.sub_vp import SubVP
 from scoreexp.schedules.ve import VE
 from scoreexp.schedules.ve_power import VEPower
 from scoreexp.schedules.vp import VP
 
 __all__ = [
     "DDPM",
+    "EDM",
     "VE",
     "VP",
     "ConstantNoise",
+    "Cosine",
     "Schedule",
+    "SubVP",
     "VEPower",
     "VarianceExploding",
     "VariancePreserving",
