@@ -15,6 +15,8 @@ SCHEMA = {
     "seed": "int",
     "device": "str",
     "strip": "bool",
+    "intermediate": "NonNegativeInt",
+    "gif": "bool",
     "overwrite": "bool",
     "run_dir": "str",
     "sampler": "Node",

@@ -2,7 +2,7 @@
 
 import dataclasses
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,8 +10,10 @@ import numpy as np
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
+from PIL import Image
 from torch import Tensor
 
+from scoreexp.atomic import atomic_write
 from scoreexp.build import load
 from scoreexp.data.image_io import (
     WRITABLE,
@@ -22,7 +24,7 @@ from scoreexp.data.image_io import (
     write_image,
 )
 from scoreexp.data.noise_level import estimate_sigma
-from scoreexp.data.ranges import sigma_to_model, to_model, to_unit
+from scoreexp.data.ranges import sigma_to_model, to_model, to_uint8, to_unit
 from scoreexp.denoiser import DenoiserBase
 from scoreexp.devices import choose_device
 from scoreexp.errors import UserError
@@ -33,6 +35,8 @@ from scoreexp.streams import ImageStreams, stream_seed
 from scoreexp.tiling import apply_tiled
 
 WHOLE_SIDE, TILE = 512, 256
+GIF_STATES = 24  # between the first and the last, where their number is not given
+GIF_FRAME, GIF_LAST = 100, 1500  # milliseconds
 
 
 class Denoised(NamedTuple):
@@ -107,9 +111,13 @@ def _writable_name(path: Path) -> Path:
     return path if path.suffix.lower() in WRITABLE else path.with_suffix(".png")
 
 
-def _require_writable(path: Path, overwrite: bool, like: Picture | None = None) -> None:
+def _require_absent(path: Path, overwrite: bool) -> None:
     if path.exists() and not overwrite:
         raise UserError(f"output {path} exists: add overwrite=true to replace it, or give another output")
+
+
+def _require_writable(path: Path, overwrite: bool, like: Picture | None = None) -> None:
+    _require_absent(path, overwrite)
     check_writable(path, like=like, overwrite=overwrite)
 
 
@@ -118,9 +126,11 @@ def _denoise_file(
 ) -> Denoised:
     picture = read_image(source)
     _require_writable(target, cfg.overwrite, like=picture)
-    strip = target.with_name(f"{target.stem}_strip.png")
-    if cfg.strip:
-        _require_writable(strip, cfg.overwrite)
+    strip, gif = target.with_name(f"{target.stem}_strip.png"), target.with_name(f"{target.stem}.gif")
+    folder = target.with_name(f"{target.stem}_intermediate")
+    for path, asked in ((strip, cfg.strip), (gif, cfg.gif), (folder, cfg.intermediate)):
+        if asked:
+            _require_absent(path, cfg.overwrite)
     if sigma is None:
         estimate = estimate_sigma(picture.pixels)
         sigma = estimate.sigma
@@ -134,23 +144,45 @@ def _denoise_file(
     tile = cfg.tile
     if tile == "auto":
         tile = None if max(height, width) <= WHOLE_SIDE else TILE
-    clean = denoise_pixels(
+    states = denoise_states(
         model,
         sampler,
         picture.pixels,
         sigma,
+        intermediate=cfg.intermediate or GIF_STATES * cfg.gif,
         seed=cfg.seed,
         tile=tile,
         overlap=cfg.overlap,
         progress=_progress_line(),
     )
+    clean = states[-1]
     target.parent.mkdir(parents=True, exist_ok=True)
     write_image(target, dataclasses.replace(picture, pixels=clean), overwrite=cfg.overwrite)
     print(f"denoised       {shown(target)} ({width} x {height}, sigma {sigma:.3g})", flush=True)
     if cfg.strip:
         comparison([picture.pixels, clean], ["noisy", f"denoised, sigma {sigma:.3g}"], strip)
         print(f"comparison     {shown(strip)}", flush=True)
+    if cfg.intermediate:
+        for stale in folder.glob("state_*.png"):
+            stale.unlink()
+        for i, state in enumerate(states[1:-1], start=1):
+            write_image(folder / f"state_{i:03d}.png", state)
+        print(f"intermediate   {shown(folder)} ({len(states) - 2} pictures)", flush=True)
+    if cfg.gif:
+        _write_gif(gif, states)
+        print(f"animation      {shown(gif)} ({len(states)} frames)", flush=True)
     return Denoised(source, target, sigma)
+
+
+def _write_gif(path: Path, states: Sequence[np.ndarray]) -> None:
+    """An endless animation of pictures ``[H, W, C]`` in [0, 1], which rests on the last."""
+    values = [to_uint8(state) for state in states]
+    frames = [Image.fromarray(v[..., 0] if v.shape[-1] == 1 else v) for v in values]
+    durations = [GIF_FRAME] * (len(frames) - 1) + [GIF_LAST]
+    with atomic_write(path) as temporary:
+        frames[0].save(
+            temporary, format="GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0
+        )
 
 
 def denoise_pixels(
@@ -164,7 +196,25 @@ def denoise_pixels(
     overlap: int = 32,
     progress: Callable[[int, int], None] | None = None,
 ) -> np.ndarray:
-    """Denoise one picture in memory.
+    """Denoise one picture in memory: the last of ``denoise_states``, float32 ``[H, W, C]`` in [0, 1]."""
+    return denoise_states(
+        model, sampler, pixels, sigma, seed=seed, tile=tile, overlap=overlap, progress=progress
+    )[-1]
+
+
+def denoise_states(
+    model: DenoiserBase,
+    sampler: Sampler,
+    pixels: np.ndarray,
+    sigma: float,
+    *,
+    intermediate: int = 0,
+    seed: int = 0,
+    tile: int | None = None,
+    overlap: int = 32,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[np.ndarray]:
+    """Denoise one picture in memory, and keep states on the way, scaled to the clean picture.
 
     A grey picture goes through a colour model as three equal channels whose mean is taken; a colour picture goes
     through a grey model channel by channel.
@@ -174,13 +224,16 @@ def denoise_pixels(
         sampler: runs from the noise level to clean data.
         pixels: ``[H, W, C]`` in [0, 1], C in {1, 3}, any H and W.
         sigma: standard deviation of the noise, in units of the [0, 1] range.
+        intermediate: number of evenly spaced states between the noisy and the denoised picture, at most all that the
+            sampler visits; those of tiles are blended as the result is.
         seed: names the noise of stochastic samplers.
         tile: side of the tiles, or None for the whole picture at once.
         overlap: pixels that neighbouring tiles share.
         progress: called with (tiles done, tiles in all).
 
     Returns:
-        Float32 ``[H, W, C]`` in [0, 1].
+        The noisy picture, the intermediate ones and the denoised one (without intermediate ones that alone), each float32
+        ``[H, W, C]``, clipped to [0, 1].
     """
     network = getattr(model, "network", None)
     multiple = int(getattr(network, "downsampling_factor", 1))
@@ -191,31 +244,37 @@ def denoise_pixels(
     if parameter is not None:
         batch = batch.to(parameter.device)
 
+    _, t_start = sampler.start(model.schedule, batch[..., :1, :1], sigma_to_model(sigma))
+    visited = len(sampler.grid(model.schedule, t_start=t_start)) + sampler.denoise_last
+    count = min(intermediate + 2, visited) if intermediate else 1
+
     def run(part: Tensor, corner: tuple[int, int]) -> Tensor:
+        part = part[: len(batch)]
         start, t_start = sampler.start(model.schedule, part, sigma_to_model(sigma))
         streams = ImageStreams([stream_seed(seed, "denoise", *corner, i) for i in range(len(part))])
-        return sampler(model, start, streams=streams, t_start=t_start).x
+        result = sampler(model, start, streams=streams, t_start=t_start, keep=count)
+        before = zip(result.trajectory[:-1], result.times[:-1].tolist(), strict=True)
+        return torch.cat([*(state / model.schedule.at(t)[0] for state, t in before), result.x])
 
     if tile is not None:
         tile = max(multiple, tile // multiple * multiple)
         overlap = min(overlap, tile - multiple)
-    result = to_unit(
-        apply_tiled(
-            run,
-            batch,
-            tile=tile,
-            overlap=overlap,
-            multiple=multiple,
-            progress=progress,
-            on_out_of_memory=lambda side: print(
-                f"out of memory: going on with tiles of {side} pixels", flush=True
-            ),
-        )
+    result = apply_tiled(
+        run,
+        batch.repeat(count, 1, 1, 1),  # one copy for each state, because tiles keep their shape
+        tile=tile,
+        overlap=overlap,
+        multiple=multiple,
+        progress=progress,
+        on_out_of_memory=lambda side: print(
+            f"out of memory: going on with tiles of {side} pixels", flush=True
+        ),
     )
-    result = result[:, 0] if channels == 1 else result[0]
+    states = to_unit(result).reshape(count, *batch.shape)
+    states = states[:, :, 0] if channels == 1 else states[:, 0]
     if pixels.shape[-1] == 1 and channels != 1:
-        result = result.mean(0, keepdim=True)
-    return np.moveaxis(result.clamp(0, 1).cpu().numpy(), 0, -1).astype(np.float32)
+        states = states.mean(1, keepdim=True)
+    return list(states.clamp(0, 1).movedim(1, -1).cpu().numpy().astype(np.float32))
 
 
 def _progress_line() -> Callable[[int, int], None] | None:
