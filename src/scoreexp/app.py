@@ -17,19 +17,17 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from hydra import version
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.hydra import Hydra
 from hydra._internal.utils import create_config_search_path, get_args_parser
 from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import (
     HydraException,
     InstantiationException,
 )
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from scoreexp.app_help import help_text
@@ -37,6 +35,7 @@ from scoreexp.composition import CommandLine, compose, explaining, first_lines, 
 from scoreexp.conf_dir import conf_dir
 from scoreexp.config_check import check_config
 from scoreexp.errors import UserError
+from scoreexp.sweep import devices_of, expand, plan_sweep, run_sweep
 
 MAX_LINES = 3
 
@@ -49,6 +48,7 @@ class App:
     task: str
     schema: Mapping[str, str] | None
     provided: Mapping[str, Collection[str]] | None
+    module: str
 
 
 def run_app(
@@ -58,6 +58,7 @@ def run_app(
     schema: Mapping[str, str] | None = None,
     provided: Mapping[str, Collection[str]] | None = None,
     argv: Sequence[str] | None = None,
+    module: str | None = None,
 ) -> int:
     """Compose and check the configuration that the command line asks for, then run the task with it.
 
@@ -68,11 +69,12 @@ def run_app(
         schema: every allowed top-level key with its annotation, see `config_check.check_config`.
         provided: parameters that the task passes to constructors itself, by configuration path.
         argv: command-line arguments, by default those of the process.
+        module: what a job of a sweep runs as `python -m MODULE`, by default `scoreexp.<config_name>`.
 
     Returns:
         The exit code: 0, 1 after an error, 130 after Ctrl-C.
     """
-    app = App(config_name, task, schema, provided)
+    app = App(config_name, task, schema, provided, module or f"scoreexp.{config_name}")
     try:
         return _dispatch(app, list(sys.argv[1:] if argv is None else argv))
     except KeyboardInterrupt:
@@ -110,7 +112,7 @@ def _dispatch(app: App, argv: list[str]) -> int:
     elif args.shell_completion:
         hydra.shell_completion(config_name, args.overrides)
     else:
-        return _run_jobs(app, command_line, args.multirun)
+        return _run(app, command_line, args)
     return 0
 
 
@@ -137,35 +139,57 @@ def _start_hydra(app: App, args: Namespace) -> CommandLine:
 # ------------------------------------------------------------------------------------------------ running
 
 
-def _run_jobs(app: App, command_line: CommandLine, multirun: bool) -> int:
+def _run(app: App, command_line: CommandLine, args: Namespace) -> int:
     hydra, _, config_name, overrides = command_line
-    job = _Job(app.task)
-    cfg = None if multirun else compose(command_line)
+    cfg = None if args.multirun else compose(command_line)
     if cfg is None or cfg.hydra.mode == RunMode.MULTIRUN:
-        job.in_sweep = True
-        jobs = _sweep(command_line)
-        for number, job_overrides in enumerate(jobs):
-            _check(compose(command_line._replace(overrides=job_overrides)), app, f"job {number}: ")
-        hydra.multirun(config_name, job, [*overrides, "hydra.mode=MULTIRUN"])
-        if job.failures:
-            failed = f"{len(job.failures)} of {len(jobs)} jobs failed"
-            sys.stderr.write(f"error: {failed}: {', '.join(job.failures)}\n")
-    else:
-        _check(cfg, app)
-        job.existing_folder = _nearest_existing(Path(os.path.abspath(cfg.hydra.run.dir)))
-        hydra.run(config_name, job, [*overrides, "hydra.mode=RUN"])
+        shared = compose(command_line, RunMode.MULTIRUN)
+        jobs = expand(command_line, shared)
+        cfgs = [compose(command_line._replace(overrides=job)) for job in jobs]
+        for number, job_cfg in enumerate(cfgs):
+            _check(job_cfg, app, f"job {number}: ")
+        if shared.hydra.launcher._target_.startswith("scoreexp."):
+            _check_launcher(shared)
+            return run_sweep(plan_sweep(command_line, shared, cfgs, jobs, app.module, _options(args)))
+        return _run_here(app, command_line, cfgs)
+    _check(cfg, app)
+    job = _Job(app.task, _nearest_existing(Path(os.path.abspath(cfg.hydra.run.dir))))
+    hydra.run(config_name, job, [*overrides, "hydra.mode=RUN"])
     return 1 if job.failures else 0
 
 
-def _sweep(command_line: CommandLine) -> list[list[str]]:
-    """Overrides of each job; only the part that all share where the sweeper chooses values as it goes."""
-    sweeper = compose(command_line, RunMode.MULTIRUN).hydra.sweeper
-    parser = OverridesParser.create(config_loader=command_line.hydra.config_loader)
-    in_files = [f"{key}={values}" for key, values in (sweeper.get("params") or {}).items()]
-    parsed = parser.parse_overrides([*in_files, *command_line.overrides])
-    if not sweeper._target_.endswith("BasicSweeper"):
-        parsed = [override for override in parsed if not override.is_sweep_override()]
-    return BasicSweeper.split_arguments(parsed, max_batch_size=None)[0]
+def _run_here(app: App, command_line: CommandLine, cfgs: Sequence[DictConfig]) -> int:
+    """Hydra's own launchers: one job after another in this process."""
+    if (devices := max(map(devices_of, cfgs))) > 1:
+        raise UserError(
+            f"trainer.devices={devices} starts this command once more for each device, and with -m each would repeat "
+            "the whole sweep: add hydra/launcher=processes"
+        )
+    job = _Job(app.task, in_sweep=True)
+    command_line.hydra.multirun(
+        command_line.config_name, job, [*command_line.overrides, "hydra.mode=MULTIRUN"]
+    )
+    if job.failures:
+        failed = f"{len(job.failures)} of {len(cfgs)} jobs failed"
+        sys.stderr.write(f"error: {failed}: {', '.join(job.failures)}\n")
+    return 1 if job.failures else 0
+
+
+def _options(args: Namespace) -> list[str]:
+    """The options that a job needs to find the same configuration."""
+    options = [
+        f"--{name.replace('_', '-')}={Path(value).resolve()}"
+        for name in ("config_path", "config_dir")
+        if (value := getattr(args, name)) is not None
+    ]
+    return options + ([f"--config-name={args.config_name}"] if args.config_name is not None else [])
+
+
+def _check_launcher(shared: DictConfig) -> None:
+    launcher = OmegaConf.to_container(shared.hydra.launcher, resolve=True)
+    problems = check_config({"hydra": {"launcher": launcher}}, schema={"hydra.launcher": "Node"})
+    if problems:
+        raise UserError("\n".join(problems))
 
 
 @dataclass

@@ -3,12 +3,17 @@
 import json
 import os
 import secrets
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from pytorch_lightning.loggers import WandbLogger
+from pytorch_lightning.utilities import rank_zero_only
 
 from scoreexp.atomic import atomic_write
+from scoreexp.sweep import read_sweep
+
+SECONDS = ("time/train", "time/total")  # logged beside the metrics, so that they can be drawn over seconds
 
 
 def logged_in() -> bool:
@@ -21,13 +26,80 @@ def logged_in() -> bool:
 class RunLogger(WandbLogger):
     """One W&B run for one run directory.
 
-    The run's id is kept in the directory (``wandb_id.json``), so a resumed run goes on with the same W&B run; the run is
-    finished when training ends, so that the jobs of a sweep do not share one.
+    The run is finished when training ends, well or not, so the jobs of a process do not share one. If W&B cannot be
+    reached when it starts, it is logged offline. Pictures are logged beside the evaluation that made them.
     """
+
+    pictures: Path
+
+    @property
+    def experiment(self) -> Any:
+        import wandb
+
+        fresh = self._experiment is None
+        try:
+            run = super().experiment
+        except wandb.errors.Error as error:
+            print(
+                f"warning: W&B cannot be reached ({first_line(error)}): this run is logged offline",
+                flush=True,
+            )
+            self._wandb_init |= {"mode": "offline", "resume": None}
+            run = super().experiment
+        if fresh and self._experiment is not None:  # not on the other ranks of several
+            for axis in SECONDS:
+                run.define_metric(axis)
+        return run
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        super().log_metrics({**metrics, **self._pictures_of(metrics, step or 0)}, step)
+
+    def _pictures_of(self, metrics: Mapping[str, Any], step: int) -> dict[str, Any]:
+        """What was drawn with an evaluation and, with the first one, before training."""
+        import wandb
+
+        files = {"pictures/denoised": f"step_{step:07d}.png"} if "val/ssim" in metrics else {}
+        if files and not self._before_logged:
+            files |= {"pictures/score_field": "score_field.png", "pictures/embedded": "embedded.png"}
+            self._before_logged = True
+        return {
+            key: wandb.Image(str(self.pictures / name))
+            for key, name in files.items()
+            if (self.pictures / name).exists()
+        }
+
+    _before_logged = False
 
     def finalize(self, status: str) -> None:
         super().finalize(status)
-        self.experiment.finish(exit_code=0 if status == "success" else 1)
+        if self._experiment is not None:
+            self._experiment.finish(exit_code=0 if status == "success" else 1)
+            self._experiment = None  # a further evaluation goes on with the same run
+
+
+def first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def naming(run_dir: Path, run_config: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """How W&B lists a run: ``group``, ``name`` and ``tags``, see ``docs/wandb.md``.
+
+    A run whose directory ``sweep.json`` of a folder above lists belongs to that sweep.
+    """
+    group, label = name, f"{name}+seed_{run_config['seed']}"
+    for folder in list(run_dir.parents)[:3]:
+        sweep = read_sweep(folder)
+        job = next((job for job in sweep.get("jobs", []) if folder / job["folder"] == run_dir), None)
+        if job is not None:
+            named = any(override.startswith("experiment=") for override in job["swept"])
+            group, label = sweep["name"], job["name"] if named else f"{name}+{job['name']}"
+            break
+    tags = [f"experiment={name}"]
+    for part in ("model", "data", "embedding"):
+        node = run_config.get(part)
+        tags.append(f"{part}={node['_target_'].rpartition('.')[2] if node else 'none'}")
+    return {"group": group, "name": label, "tags": [tag[:64] for tag in tags]}
 
 
 def wandb_logger(
@@ -39,7 +111,7 @@ def wandb_logger(
     entity: str | None = None,
     mode: Literal["auto", "online", "offline"] = "auto",
 ) -> RunLogger:
-    """The logger behind ``logger=wandb``.
+    """The logger behind ``logger=wandb``; the run's id is kept in its directory, so a resumed run goes on with the same one.
 
     Args:
         run_dir: the run's directory; W&B's own files go to its ``wandb`` folder.
@@ -51,7 +123,8 @@ def wandb_logger(
     """
     import wandb
 
-    offline = mode == "offline" or (mode == "auto" and not logged_in())
+    told = os.environ.get("WANDB_MODE") == "offline"
+    offline = mode == "offline" or (mode == "auto" and (told or not logged_in()))
     id_file = Path(run_dir) / "wandb_id.json"
     if id_file.exists():
         run_id = json.loads(id_file.read_text())["id"]
@@ -60,17 +133,17 @@ def wandb_logger(
         with atomic_write(id_file) as temporary:
             temporary.write_text(json.dumps({"id": run_id}))
     logger = RunLogger(
-        name=f"{name}-{run_config['seed']}",
+        **naming(Path(run_dir), run_config, name),
         save_dir=run_dir,
         id=run_id,
         project=project,
         entity=entity,
         mode="offline" if offline else "online",
         config=run_config,
-        group=name,
         resume=None if offline else "allow",
         settings=wandb.Settings(silent=True, console="off"),
     )
+    logger.pictures = Path(run_dir) / "pictures"
     if offline:
         print(
             f"W&B offline    send it later with: wandb sync {run_dir}/wandb/offline-run-*-{run_id}",
