@@ -1,0 +1,29 @@
+"""The exact score of the training images: what every method that trains on them tends to."""
+
+from torch import Tensor
+
+from scoreexp.errors import UserError
+from scoreexp.lit.module import ScoreModule
+from scoreexp.networks import ExactPosteriorMean
+from scoreexp.preconditioning import X0Prediction
+
+
+class ExactScore(ScoreModule):
+    """A model with nothing to train: it is evaluated once it has the images, and its checkpoint holds them.
+
+    Objective, time law and optimiser are not used.
+    """
+
+    def store(self, images: Tensor) -> None:
+        """Take ``images[N, *]``, in [-1, 1], as the training set.
+
+        Raises:
+            UserError: the network is not ``ExactPosteriorMean``, or its preconditioning not ``X0Prediction``.
+        """
+        network = self.denoiser.network
+        if not (
+            isinstance(network, ExactPosteriorMean)
+            and isinstance(self.denoiser.preconditioning, X0Prediction)
+        ):
+            raise UserError("model=exact_score trains nothing: set network=exact and precond=x0 with it")
+        network.store(images)

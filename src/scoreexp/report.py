@@ -1,0 +1,16 @@
+"""``python -m scoreexp.report runs=[DIR,DIR]``: write a report about any run folders."""
+
+import sys
+
+from scoreexp.app import run_app
+
+SCHEMA = {
+    "runs": "list[str]",
+    "out": "str | None",
+    "title": "str | None",
+    "baseline": "str | None",
+    "run_dir": "str",
+}
+
+if __name__ == "__main__":
+    sys.exit(run_app("report", "scoreexp.comparing:report", schema=SCHEMA))

@@ -1,0 +1,178 @@
+"""Comparisons: what is refused before anything runs, what each run is given, and one from end to end."""
+
+import csv
+import json
+
+import pytest
+from conftest import TINY, composed
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
+
+from scoreexp import comparing
+from scoreexp.compare import SCHEMA
+from scoreexp.comparing import compare, overrides_of, plan_of, report, unequal
+from scoreexp.conf_dir import conf_dir
+from scoreexp.config_check import check_config
+from scoreexp.errors import UserError
+from scoreexp.jobs import JobStatus
+
+SWEEPS = sorted(path.stem for path in (conf_dir() / "sweep").glob("*.yaml"))
+
+
+def configuration(tmp_path, *overrides: str):
+    return composed("compare", "sweep=compare_quick", f"run_dir={tmp_path}", *overrides)
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """The jobs that would have been run; each ends as ``asked.ending`` says."""
+
+    class Asked(list):
+        ending = JobStatus("done", 0)
+
+    jobs = Asked()
+
+    def run(given, **_):
+        jobs.extend(given)
+        if isinstance(jobs.ending, BaseException):
+            raise jobs.ending
+        return [jobs.ending for _ in given]
+
+    monkeypatch.setattr(comparing, "run_jobs", run)
+    return jobs
+
+
+@pytest.mark.parametrize("name", SWEEPS)
+def test_every_sweep_is_sound_and_gives_all_methods_the_same_conditions(name, tmp_path):
+    cfg = composed("compare", f"sweep={name}", "sweep.seeds=[0]", f"run_dir={tmp_path}")
+    assert check_config(OmegaConf.to_container(cfg, resolve=True), schema=SCHEMA) == []
+    assert cfg.sweep.name == name
+    plan = plan_of(cfg)
+    configs = {
+        method: comparing._checked(
+            comparing.Job(method, comparing.MODULE, tuple(overrides_of(plan, method)), tmp_path / method)
+        )
+        for method in plan.methods
+    }
+    assert unequal(configs) == []
+    for config in configs.values():
+        assert config["callbacks"]["budget"]["seconds"] == plan.seconds
+
+
+def test_what_is_equal_for_all_wins_over_what_a_method_says(tmp_path):
+    cfg = configuration(tmp_path, "overrides=['trainer.devices=1']")
+    cfg.sweep.methods = {"a": ["callbacks.budget.seconds=9"]}
+    cfg.sweep.baseline = None
+    budget = overrides_of(plan_of(cfg), "a")
+    assert budget[0] == "callbacks.budget.seconds=9"
+    assert {"callbacks.stop.target=null", "trainer.max_steps=-1", "trainer.devices=1"} <= set(budget)
+    assert [o for o in budget if o.startswith("callbacks.budget")][-1] == "callbacks.budget.seconds=40"
+    cfg.sweep.mode = "target"
+    target = overrides_of(plan_of(cfg), "a")
+    assert "callbacks.stop.target=0.95" in target
+    assert not any(o.startswith("trainer.max_steps") for o in target)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "match"),
+    [
+        (["methods=[score_embeding]"], "did you mean 'score_embedding'"),
+        (["sweep.mode=target", "sweep.target=null"], "sweep.mode=target needs sweep.target"),
+        (["sweep.seconds=null"], "sweep.mode=budget needs sweep.seconds"),
+        (["sweep.seeds=[1,1]"], "names a seed twice"),
+        (["sweep.seeds=[]"], "at least one method and one seed"),
+        (
+            ["sweep.baseline=DDPM_tunde"],
+            "sweep.baseline=DDPM_tunde is not one of the methods; did you mean 'DDPM_t",
+        ),
+        (["overrides=['network.chanels=3']"], r"score_embedding, seed 0: network\.chanels=3"),
+        (
+            ["overrides=['trainer.log_every_n_steps=none']"],
+            r"score_embedding, seed 0: trainer\.log_every_n_steps=none",
+        ),
+        (["report_only=true"], "holds no comparison"),
+    ],
+)
+def test_an_impossible_comparison_is_refused_before_anything_runs(overrides, match, tmp_path, asked):
+    with pytest.raises(UserError, match=match):
+        compare(configuration(tmp_path, *overrides))
+    assert not asked
+    assert not list(tmp_path.iterdir())
+
+
+def test_unequal_data_are_warned_of(tmp_path, asked, capsys):
+    compare(configuration(tmp_path, "sweep.common=[]", "methods=[score_embedding,score_CNN]"))
+    said = capsys.readouterr().out
+    assert "warning: the methods differ in data.crop (center, random)" in said
+
+
+def test_a_folder_with_other_settings_is_refused(tmp_path, asked):
+    arguments = ["methods=[exact_score]", "sweep.seeds=[3]"]
+    folder = tmp_path / "exact_score" / "seed_3"
+    folder.mkdir(parents=True)
+    compare(configuration(tmp_path, *arguments))
+    stored = comparing._checked(asked[0])
+    (folder / "config.yaml").write_text(OmegaConf.to_yaml(stored))
+    compare(configuration(tmp_path, *arguments))
+    stored["data"]["size"] = 64
+    (folder / "config.yaml").write_text(OmegaConf.to_yaml(stored))
+    with pytest.raises(
+        UserError, match=r"other settings \(data\.size was 64, is now 32\): give another run_dir"
+    ):
+        compare(configuration(tmp_path, *arguments))
+
+
+def test_the_report_is_written_whatever_the_runs_come_to(tmp_path, asked):
+    asked.ending = JobStatus("failed", 1, "no luck")
+    with pytest.raises(
+        UserError, match="2 of 2 jobs failed: exact_score, seed 0, exact_score, seed 1; the same"
+    ):
+        compare(configuration(tmp_path / "a", "methods=[exact_score]", *_made(tmp_path / "a")))
+    assert "No run has finished" in (tmp_path / "a" / "report.html").read_text()
+    asked.ending = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        compare(configuration(tmp_path / "b", "methods=[exact_score]", *_made(tmp_path / "b")))
+    assert (tmp_path / "b" / "report.html").exists()
+
+
+def _made(folder):
+    folder.mkdir()
+    return ()
+
+
+def test_methods_of_an_earlier_call_stay_in_the_report(tmp_path, asked):
+    compare(configuration(tmp_path, "methods=[exact_score]"))
+    (tmp_path / "exact_score").mkdir()
+    compare(configuration(tmp_path, "methods=[DDPM_tuned]"))
+    stored = json.loads((tmp_path / "comparison.json").read_text())
+    assert list(stored["methods"]) == ["DDPM_tuned", "exact_score"]
+    assert [job.folder.relative_to(tmp_path).as_posix() for job in asked[2:]] == [
+        "DDPM_tuned/seed_0",
+        "DDPM_tuned/seed_1",
+    ]
+
+
+def test_composing_jobs_leaves_this_process_s_own_configuration_alone(tmp_path, asked):
+    before = HydraConfig.instance().cfg
+    compare(configuration(tmp_path, "methods=[exact_score]"))
+    assert HydraConfig.instance().cfg is before
+
+
+def test_a_comparison_from_end_to_end_and_again(tmp_path, capfd):
+    tiny = [o for o in TINY if o.startswith(("data.size", "sampler", "trainer"))]
+    arguments = ["methods=[exact_score]", "sweep.seeds=[0]", f"overrides=[{','.join(map(repr, tiny))}]"]
+    page = compare(configuration(tmp_path, *arguments))
+    with (tmp_path / "results.csv").open(newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert row["state"] == "done"
+    assert row["reached"] == "True"
+    assert float(row["seconds_to_target"]) == 0
+    text = page.read_text()
+    assert text.count("data:image/png;base64,") == 3, "noisy, denoised, clean"
+    assert "python -m scoreexp.train experiment=photo32_exact" in text
+    capfd.readouterr()
+    compare(configuration(tmp_path, *arguments))
+    assert "is done already" in capfd.readouterr().err
+    alone = tmp_path / "elsewhere"
+    report(composed("report", f"runs=[{tmp_path / 'exact_score'}]", f"out={alone}", "title=Mine"))
+    assert "<h1>Mine</h1>" in (alone / "report.html").read_text()
