@@ -23,7 +23,9 @@ from scoreexp.reporting import BUSY, COMPARISON_FILE, Plan, conditions, write_re
 from scoreexp.reporting.runs import method_settings, read_config, read_json, slug
 from scoreexp.run_directory import write_json
 from scoreexp.signatures import suggest
+from scoreexp.sweep import write_sweep
 from scoreexp.train import PROVIDED, SCHEMA
+from scoreexp.wandb_logging import log_report
 
 MODULE = "scoreexp.train"
 
@@ -68,6 +70,9 @@ def compare(cfg: DictConfig) -> Path:
         )
     stored = replace(plan, methods={method: plan.methods[method] for method in present}, load=load)
     write_json(root / COMPARISON_FILE, asdict(stored))
+    write_sweep(
+        root, plan.name, jobs, [[f"method={job.folder.parent.name}", job.overrides[-1]] for job in jobs]
+    )
     _say(f"comparison     {plan.name}: {len(chosen)} methods x {len(plan.seeds)} seeds, {_limit(plan)}")
     try:
         statuses = run_jobs(
@@ -79,6 +84,10 @@ def compare(cfg: DictConfig) -> Path:
         )
     finally:  # also after Ctrl-C: what there is can be read
         page = _write(root)
+    loggers = [(config.get("logger") or {}).get("wandb") for config in configs.values()]
+    if node := next(filter(None, loggers), None):
+        settings = {key: node[key] for key in ("project", "entity", "mode")}
+        log_report(root, plan.name, [page, page.with_name("results.csv")], **settings)
     if failures := describe_failures(jobs, statuses):
         raise UserError(f"{failures}; the same command runs them again")
     return page

@@ -2,8 +2,9 @@
 
 import json
 import os
+import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -123,15 +124,7 @@ def wandb_logger(
     """
     import wandb
 
-    told = os.environ.get("WANDB_MODE") == "offline"
-    offline = mode == "offline" or (mode == "auto" and (told or not logged_in()))
-    id_file = Path(run_dir) / "wandb_id.json"
-    if id_file.exists():
-        run_id = json.loads(id_file.read_text())["id"]
-    else:
-        run_id = secrets.token_hex(4)
-        with atomic_write(id_file) as temporary:
-            temporary.write_text(json.dumps({"id": run_id}))
+    offline, run_id = _is_offline(mode), _run_id(Path(run_dir))
     logger = RunLogger(
         **naming(Path(run_dir), run_config, name),
         save_dir=run_dir,
@@ -145,8 +138,69 @@ def wandb_logger(
     )
     logger.pictures = Path(run_dir) / "pictures"
     if offline:
-        print(
-            f"W&B offline    send it later with: wandb sync {run_dir}/wandb/offline-run-*-{run_id}",
-            flush=True,
-        )
+        _say_offline(Path(run_dir), run_id)
     return logger
+
+
+def log_report(
+    folder: Path,
+    name: str,
+    files: Sequence[Path],
+    *,
+    project: str = "scoreexp",
+    entity: str | None = None,
+    mode: Literal["auto", "online", "offline"] = "auto",
+) -> None:
+    """Log the report of a comparison as an artifact of a W&B run of its own, in the group of its runs.
+
+    Args:
+        folder: of the comparison.
+        name: of the comparison, its runs' group.
+        files: the report's files.
+        project, entity, mode: as for ``wandb_logger``.
+    """
+    import wandb
+
+    offline, run_id = _is_offline(mode), _run_id(folder)
+    try:
+        with wandb.init(
+            dir=folder,
+            id=run_id,
+            name=f"report+{name}",
+            group=name,
+            job_type="report",
+            project=project,
+            entity=entity,
+            mode="offline" if offline else "online",
+            resume=None if offline else "allow",
+            settings=wandb.Settings(silent=True, console="off"),
+        ) as run:
+            artifact = wandb.Artifact(f"report-{re.sub('[^A-Za-z0-9_.-]', '_', name)}", type="report")
+            for file in files:
+                artifact.add_file(str(file))
+            run.log_artifact(artifact)
+    except wandb.errors.Error as error:  # the report itself is on disk
+        print(f"warning: W&B cannot be reached ({first_line(error)}): the report is not logged", flush=True)
+        return
+    if offline:
+        _say_offline(folder, run_id)
+
+
+def _is_offline(mode: str) -> bool:
+    told = os.environ.get("WANDB_MODE") == "offline"
+    return mode == "offline" or (mode == "auto" and (told or not logged_in()))
+
+
+def _run_id(folder: Path) -> str:
+    """The id of a folder's W&B run, kept in it."""
+    id_file = folder / "wandb_id.json"
+    if id_file.exists():
+        return str(json.loads(id_file.read_text())["id"])
+    run_id = secrets.token_hex(4)
+    with atomic_write(id_file) as temporary:
+        temporary.write_text(json.dumps({"id": run_id}))
+    return run_id
+
+
+def _say_offline(folder: Path, run_id: str) -> None:
+    print(f"W&B offline    send it later with: wandb sync {folder}/wandb/offline-run-*-{run_id}", flush=True)

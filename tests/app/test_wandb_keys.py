@@ -12,7 +12,7 @@ import yaml
 from scoreexp.jobs import Job
 from scoreexp.sweep import write_sweep
 from scoreexp.training import train
-from scoreexp.wandb_logging import naming, wandb_logger
+from scoreexp.wandb_logging import log_report, naming, wandb_logger
 
 DOCS = Path(__file__).parents[2] / "docs" / "wandb.md"
 BLOCK, HEADER, COMPLETE = 32768, 7, (1, 4)  # the file is a LevelDB log after seven bytes of its own
@@ -146,3 +146,18 @@ def test_an_unreachable_server_does_not_stop_the_run(tmp_path, monkeypatch, caps
     assert "the server does not answer): this run is logged offline" in capsys.readouterr().out
     [row] = [items(r.history.item) for r in records(tmp_path) if r.WhichOneof("record_type") == "history"]
     assert (row["val/ssim"], row["trainer/global_step"]) == ("0.5", "7")
+
+
+def test_the_report_of_a_comparison_is_an_artifact(tmp_path):
+    page, table = tmp_path / "report.html", tmp_path / "results.csv"
+    page.write_text("<p>a report</p>")
+    table.write_text("method,seconds\n")
+    log_report(tmp_path, "mine", [page, table])
+    stored = list(records(tmp_path))
+    run = next(r.run for r in stored if r.WhichOneof("record_type") == "run")
+    assert (run.run_group, run.job_type, run.display_name) == ("mine", "report", "report+mine")
+    requests = [r.request for r in stored if r.WhichOneof("record_type") == "request"]
+    artifacts = [r.artifact for r in stored if r.WhichOneof("record_type") == "artifact"]
+    artifacts += [r.log_artifact.artifact for r in requests if r.WhichOneof("request_type") == "log_artifact"]
+    assert [artifact.name for artifact in artifacts] == ["report-mine"]
+    assert {entry.path for entry in artifacts[0].manifest.contents} == {"report.html", "results.csv"}
