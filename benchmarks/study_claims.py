@@ -1,0 +1,279 @@
+"""The published claims against what was measured here: ``python -m benchmarks.study_claims [--own DIR] [--published DIR]``
+
+Reads the comparisons ``sweep=claims`` and ``sweep=claims_published`` (``make study-claims`` runs them first) and the
+solver study of ``benchmarks.krylov``, writes benchmarks/results/claims.json and the tables of docs/results.md. Verdicts
+follow from the figures by the rules in ``verdict``.
+"""
+
+import argparse
+import json
+import math
+import statistics
+from pathlib import Path
+from typing import Any
+
+from scipy import stats
+
+from benchmarks import krylov
+from benchmarks.pages import DOCS, write_table
+from scoreexp.reporting import find_runs
+from scoreexp.reporting.runs import Plan, Run
+
+RESULT = Path(__file__).parent / "results" / "claims.json"
+PAGE = DOCS / "results.md"
+COMPARISONS = Path("outputs") / "comparisons"
+
+# METHOD, setting, target SSIM, seconds of DDPM, seconds of the method. [K]: arXiv 2511.17634, [E]: arXiv 2404.06661.
+PUBLISHED = [
+    ("[K] table 1", "CIFAR-10 32², 1 image", "0.99", 1634.93, 60.27),
+    ("[K] table 1", "CelebA 64², 1 image", "0.99", 14131.53, 122.45),
+    ("[K] table 1", "CelebA 128², 1 image", "0.90", 11319.86, 186.09),
+    ("[E] table 1", "CIFAR-10 32², 1 image", "0.99", 139.63, 26.98),
+    ("[E] table 1", "CIFAR-10 32², 1 image", "0.98", 136.91, 16.07),
+    ("[E] table 1", "CIFAR-10 32², 1 image", "0.95", 131.09, 9.75),
+    ("[E] table 1, DDIM", "CIFAR-10 32², 1 image", "0.99", 182.53, 26.98),
+    ("[E] table 1, DDIM", "CIFAR-10 32², 1 image", "0.98", 182.29, 16.07),
+    ("[E] table 1, DDIM", "CIFAR-10 32², 1 image", "0.95", 181.57, 9.75),
+    ("[E] table 2", "CelebA 64², 1 image", "0.95", 601.27, 105.41),
+    ("[E] table 2", "CelebA 64², 1 image", "0.90", 342.61, 71.68),
+    ("[E] table 3", "CIFAR-10, 3 images", "0.95", 155.16, 46.80),
+    ("[E] table 3", "CIFAR-10, 3 images", "0.90", 149.72, 37.58),
+]
+METRIC = "val/ssim_global"
+KRYLOV_CLAIM = (15.8, 43.7)
+
+
+def time_to(run: Run, target: float, confirm: int) -> tuple[int, float] | None:
+    """Step and seconds at which the global SSIM has been at the target ``confirm`` evaluations in a row."""
+    streak = 0
+    for point in run.curve(METRIC):
+        streak = streak + 1 if point.value >= target else 0
+        if streak == confirm:
+            return point.step, point.seconds
+    return None
+
+
+def measure(runs: list[Run], plan: Plan) -> dict[str, Any]:
+    """Per method and seed: steps and seconds to each published target, and where the published rule would have stopped."""
+    rows = []
+    for run in runs:
+        row: dict[str, Any] = {"method": run.method, "seed": run.seed, "state": run.state}
+        if run.state == "done":
+            row |= {
+                "steps": run.steps,
+                "seconds": run.cost,
+                "precompute": run.precompute,
+                "best_ssim_global": run.best(METRIC),
+                "reached": {
+                    f"{target:.2f}": time_to(run, target, 2) for target in (0.90, 0.95, 0.98, 0.99)
+                },
+                "published_rule": _published_rule(run),
+            }
+        rows.append(row)
+    return {"cap_seconds": plan.seconds, "load": plan.load, "machine": plan.machine, "rows": rows}
+
+
+def _published_rule(run: Run) -> dict[str, Any] | None:
+    """The first single evaluation at 0.99, its windowed SSIM, and the worst global SSIM in the five after it."""
+    points = run.curve(METRIC)
+    hit = next((i for i, point in enumerate(points) if point.value >= 0.99), None)
+    if hit is None:
+        return None
+    windowed = {point.step: point.value for point in run.curve("val/ssim")}
+    later = [point.value for point in points[hit + 1 : hit + 6]]
+    return {
+        "step": points[hit].step,
+        "seconds": points[hit].seconds,
+        "ssim_global": points[hit].value,
+        "ssim": windowed.get(points[hit].step),
+        "worst_after": min(later, default=None),
+    }
+
+
+def contribution(rows: list[dict[str, Any]], with_it: str, without: str, target: str, what: int) -> str:
+    """Ratio (without / with the embedding) of steps (0) or seconds (1) with its 95 % interval over paired seeds."""
+    logs = []
+    by_seed = {(row["method"], row["seed"]): row.get("reached", {}).get(target) for row in rows}
+    for seed in sorted({row["seed"] for row in rows}):
+        a, b = by_seed.get((with_it, seed)), by_seed.get((without, seed))
+        if a and b:
+            logs.append(math.log(b[what] / a[what]))
+    if len(logs) < 2:
+        return f"not measurable ({len(logs)} pairs of runs reached {target})"
+    mean, deviation = statistics.mean(logs), statistics.stdev(logs)
+    half = float(stats.t.ppf(0.975, len(logs) - 1)) * deviation / math.sqrt(len(logs))
+    return (
+        f"{math.exp(mean):.2f} (95 % interval {math.exp(mean - half):.2f} to {math.exp(mean + half):.2f}, "
+        f"{len(logs)} pairs)"
+    )
+
+
+def median_seconds(result: dict[str, Any], method: str, target: str) -> tuple[float, bool] | None:
+    """Median seconds to a target over seeds and whether it was reached; the seconds spent where it was not."""
+    rows = [row for row in result["rows"] if row["method"] == method and "reached" in row]
+    if not rows:
+        return None
+    hits = [row["reached"][target] for row in rows]
+    times = [hit[1] if hit else math.inf for hit in hits]
+    median = statistics.median(times)
+    if math.isinf(median):
+        return statistics.median(row["seconds"] for row in rows), False
+    return median, True
+
+
+def ratio(result: dict[str, Any], baseline: str, method: str, target: str) -> tuple[float, str] | None:
+    """Seconds of the baseline over those of the method, with ``>`` or ``<`` where one did not get there."""
+    base, own = median_seconds(result, baseline, target), median_seconds(result, method, target)
+    if base is None or own is None or not (base[1] or own[1]):
+        return None
+    return base[0] / own[0], "" if base[1] and own[1] else (">" if own[1] else "<")
+
+
+def verdict(measured: tuple[float, str] | None, claimed: float) -> str:
+    """Reproduced: at least the claimed ratio was measured; not reproduced: less. A bound decides only on its side."""
+    if measured is None:
+        return "not testable here: no run of either side reached the target"
+    value, bound = measured
+    if value >= claimed and bound != "<":
+        return "reproduced"
+    if value < claimed and bound != ">":
+        return "not reproduced"
+    return "undecided: the measured bound lies on the other side"
+
+
+def shown(measured: tuple[float, str] | None) -> str:
+    return "–" if measured is None else f"{measured[1]}{' ' if measured[1] else ''}{measured[0]:.2f}"
+
+
+def claims_table(own: dict[str, Any]) -> str:
+    """One line per published figure."""
+    lines = [
+        "| source | published setting | target | published ratio | DDPM published / ours | DDPM tuned / ours | "
+        "embedding off / on | verdict |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: | --- |",
+    ]
+    for source, setting, target, ddpm, method in PUBLISHED:
+        claimed = ddpm / method
+        if "32²" in setting:
+            published = ratio(own, "DDPM_published", "score_embedding", target)
+            tuned = ratio(own, "DDPM_tuned", "score_embedding", target)
+            alone = ratio(own, "without_embedding", "score_embedding", target)
+            against = f"{verdict(published, claimed)} against DDPM published, {verdict(tuned, claimed)} against DDPM tuned"
+        else:
+            published = tuned = alone = None
+            against = "not testable here: needs the data set and a GPU (`experiment=celeba64_ours` and its kin are ready)"
+        lines.append(
+            f"| {source} | {setting} | {target} | {claimed:.2f} | {shown(published)} | {shown(tuned)} | {shown(alone)} | "
+            f"{against} |"
+        )
+    lines.append(f"| [K] | many images, Krylov projection against a direct sparse solve | – | {_krylov_line()}")
+    lines.append(
+        "| [P] | FFHQ 256, DDPM: FID 4.96; CIFAR-10, DDPM: FID 3.37 | – | – | – | – | – | not testable here: needs the "
+        "data sets, the Inception weights and GPU days (`experiment=ffhq256_ncsnpp`, `cifar10_ddpmpp`) |"
+    )
+    return "\n".join(lines)
+
+
+def _krylov_line() -> str:
+    low, high = KRYLOV_CLAIM
+    rows = json.loads(krylov.RESULT.read_text())["rows"]
+    saved = [100 * row["reduction"] for row in rows if row["solver"].startswith("projection")]
+    plain = {
+        (row["side"], row["images"]): row["seconds"]
+        for row in rows
+        if row["solver"] == "bicgstab, shared LU"
+    }
+    against = [
+        row["seconds"] / plain[row["side"], row["images"]]
+        for row in rows
+        if row["solver"] == "projection, shared LU"
+    ]
+    word = "reproduced" if min(saved) >= low else "not reproduced"
+    return (
+        f"{low}-{high} % less | {min(saved):.1f}-{max(saved):.1f} % less | – | – | {word} against the direct solve; the same "
+        f"solver without the projection takes {100 / max(against):.0f}-{100 / min(against):.0f} % of the projection's time "
+        "([solvers](solvers.md)) |"
+    )
+
+
+def methods_table(results: list[dict[str, Any]]) -> str:
+    """One line per method: time and steps to 0.99, median and range over the seeds."""
+    lines = [
+        "| method | seeds at 0.99 | steps | seconds (pre-computation in it) | best global SSIM | published rule stops at step | "
+        "windowed SSIM there |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for result in results:
+        for method in dict.fromkeys(row["method"] for row in result["rows"]):
+            rows = [row for row in result["rows"] if row["method"] == method and "reached" in row]
+            if not rows:
+                lines.append(f"| {method} | no finished run | | | | | |")
+                continue
+            hits = [hit for row in rows if (hit := row["reached"]["0.99"])]
+            stops = [stop for row in rows if (stop := row["published_rule"])]
+            if hits:
+                steps, seconds = _span([hit[0] for hit in hits], ".0f"), _span([hit[1] for hit in hits], ".1f")
+            else:
+                steps = f"not in {_span([row['steps'] for row in rows], '.0f')}"
+                seconds = f"not in {_span([row['seconds'] for row in rows], '.0f')}"
+            before = statistics.median(row["precompute"] for row in rows)
+            lines.append(
+                f"| {method} | {len(hits)} of {len(rows)} | {steps} | {seconds} ({before:.1f}) | "
+                f"{_span([row['best_ssim_global'] for row in rows], '.3f')} | "
+                f"{_span([stop['step'] for stop in stops], '.0f')} | "
+                f"{_span([stop['ssim'] for stop in stops if stop['ssim'] is not None], '.3f')} |"
+            )
+    return "\n".join(lines)
+
+
+def _span(values: list[float], form: str) -> str:
+    """Median and range."""
+    if not values:
+        return "–"
+    low, middle, high = min(values), statistics.median(values), max(values)
+    return f"{middle:{form}}" if low == high else f"{middle:{form}} ({low:{form}}–{high:{form}})"
+
+
+def conclusion(own: dict[str, Any], published: dict[str, Any]) -> str:
+    """What the embedding itself contributes, and how the runs were capped."""
+    target = "0.99"
+    pairs = [
+        ("project's network", own, "score_embedding", "without_embedding"),
+        ("published network", published, "published_with_embedding", "published_without_embedding"),
+    ]
+    lines = ["| embedding off / on, to global SSIM 0.99 | steps | seconds |", "| --- | --- | --- |"]
+    for name, result, with_it, without in pairs:
+        steps, seconds = (contribution(result["rows"], with_it, without, target, what) for what in (0, 1))
+        lines.append(f"| {name} (cap {result['cap_seconds']:g} s a run) | {steps} | {seconds} |")
+    lines.append("")
+    lines.append(
+        f"A ratio above 1 is in favour of the embedding. Machine: {own['machine']}; load average per core before the "
+        f"runs {own['load']:.2f} and {published['load']:.2f}."
+    )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--own", type=Path, default=COMPARISONS / "claims")
+    parser.add_argument("--published", type=Path, default=COMPARISONS / "claims_published")
+    arguments = parser.parse_args()
+    results = []
+    for folder in (arguments.own, arguments.published):
+        if not folder.is_dir():
+            parser.error(f"{folder} does not exist: run python -m scoreexp.compare sweep={folder.name} first")
+        runs, plan = find_runs([folder])
+        if plan is None:
+            parser.error(f"{folder} holds no comparison")
+        results.append(measure(runs, plan))
+    own, published = results
+    RESULT.write_text(json.dumps({"own": own, "published": published}, indent=2) + "\n")
+    write_table(PAGE, "claims", claims_table(own))
+    write_table(PAGE, "methods", methods_table(results))
+    write_table(PAGE, "contribution", conclusion(own, published))
+    print(f"wrote {RESULT} and the tables of {PAGE}")
+
+
+if __name__ == "__main__":
+    main()
