@@ -5,10 +5,10 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint fmt type bench study-solvers clean install
+.PHONY: help demo test test-slow lint fmt type bench compare-quick study-solvers study-samplers study-swiss-roll study-langevin study-claims clean install
 
 help:  ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("scoreexp needs Python >= 3.11, this is " + sys.version.split()[0] + ": set PYTHON=python3.11") if sys.version_info < (3, 11) else None'
@@ -43,11 +43,31 @@ type: $(READY)  ## type-check
 bench: $(READY)  ## benchmarks; results under benchmarks/results/
 	$(BIN)/python -m benchmarks.unet
 	$(BIN)/python -m benchmarks.fokker_planck --json
+	$(BIN)/python -m benchmarks.precompute --json
 	$(BIN)/python -m benchmarks.data_loader --json
+	$(BIN)/python -m benchmarks.network_cost --json
+
+compare-quick: $(READY)  ## five methods and the exact limit on one photograph, with a report (about 12 minutes on 2 cores)
+	$(BIN)/python -m scoreexp.compare sweep=compare_quick
 
 study-solvers: $(READY)  ## redo the solver study of docs/solvers.md (about half an hour)
 	$(BIN)/python -m benchmarks.krylov --json
+	$(BIN)/python -m benchmarks.precompute --json
 	$(BIN)/python -m benchmarks.study_solvers
+
+study-samplers: $(READY)  ## quality against network evaluations for all samplers on one trained model
+	$(BIN)/python -m benchmarks.study_samplers --json
+
+study-swiss-roll: $(READY)  ## score error and sliced Wasserstein distance of the Swiss Roll experiments
+	$(BIN)/python -m benchmarks.study_swiss_roll --json
+
+study-langevin: $(READY)  ## score CNN, Langevin and regression on held-out photographs (about 5 minutes)
+	$(BIN)/python -m benchmarks.study_langevin --json --figures
+
+study-claims: $(READY)  ## redo docs/results.md: the published claims on a photograph (about 4 hours on 2 cores)
+	$(BIN)/python -m scoreexp.compare sweep=claims
+	$(BIN)/python -m scoreexp.compare sweep=claims_published
+	$(BIN)/python -m benchmarks.study_claims
 
 clean:  ## remove build products and caches; outputs/ and .venv stay
 	rm -rf dist build .pytest_cache .mypy_cache .ruff_cache

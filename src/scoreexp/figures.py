@@ -6,6 +6,7 @@ from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
+from PIL import Image
 from torch import Tensor
 
 from scoreexp.atomic import atomic_write
@@ -60,6 +61,13 @@ def denoising_strip(rows: Sequence[Sequence[Tensor]], path: str | Path, title: s
             )
     figure.text(0.5, 1 - 0.2 / height, title, ha="center", fontsize=10)
     save_figure(figure, path)
+
+
+def save_pixels(image: Tensor, path: str | Path) -> None:
+    """Write a picture ``[C, H, W]`` in [0, 1] as a PNG of its own size, whole or not at all."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as temporary:
+        Image.fromarray(_pixels(image)).save(temporary)
 
 
 def image_grid(images: Tensor, path: str | Path, title: str = "") -> None:

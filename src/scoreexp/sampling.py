@@ -1,5 +1,6 @@
-"""Draw pictures from a trained model: a seed names a picture, whatever the batch it is drawn in."""
+"""Draw pictures or points from a trained model: a seed names a sample, whatever the batch it is drawn in."""
 
+import csv
 import time
 from pathlib import Path
 from typing import Any
@@ -10,26 +11,34 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.progress import track
+from torch import Tensor
 
+from scoreexp.atomic import atomic_write
 from scoreexp.build import load
 from scoreexp.data.image_io import write_image
 from scoreexp.data.ranges import to_unit
 from scoreexp.devices import choose_device
 from scoreexp.errors import UserError
 from scoreexp.figures import image_grid
+from scoreexp.point_figures import scatter
 from scoreexp.run_directory import git_revision, shown, write_json
 from scoreexp.samplers import start_from_prior
 from scoreexp.streams import ImageStreams
 
 
 def sample(cfg: DictConfig) -> Path:
-    """Draw ``cfg.n`` pictures, see ``conf/sample.yaml``; returns the folder with the PNGs, a grid and ``meta.json``."""
+    """Draw ``cfg.n`` samples, see ``conf/sample.yaml``; returns the folder that holds them and ``meta.json``.
+
+    Pictures become one PNG each and a grid, points a table (``points.npz`` and ``points.csv``) and a scatter plot.
+    """
     seeds = _seeds(cfg)
     device = choose_device(cfg.device)
     model = load(cfg.ckpt, weights=cfg.weights, device=str(device))
     shape = model.event_shape
-    if shape is None or len(shape) != 3:
-        raise UserError(f"{cfg.ckpt} models samples of shape {shape}, not pictures: give another checkpoint")
+    if shape is None or len(shape) not in (1, 3):
+        raise UserError(
+            f"{cfg.ckpt} models samples of shape {shape}, neither pictures nor points: give another checkpoint"
+        )
     classes = model.record["num_classes"]
     if cfg.label is not None and (classes is None or not 0 <= cfg.label < classes):
         allowed = "none: the model has no classes" if classes is None else f"0 to {classes - 1}"
@@ -38,40 +47,68 @@ def sample(cfg: DictConfig) -> Path:
     folder = _folder(cfg)
     started = time.perf_counter()
     batches = [seeds[i : i + cfg.batch_size] for i in range(0, len(seeds), cfg.batch_size)]
-    pictures = []
+    drawn = []
     for batch in track(batches, "sampling", console=Console(stderr=True), disable=len(batches) < 2):
         streams = ImageStreams(batch)
         cond = None if cfg.label is None else torch.full((len(batch),), cfg.label, device=device)
         start = start_from_prior(model, shape, streams, device=device)
         result = sampler(model, start, streams=streams, cond=cond)
-        pictures.append(to_unit(result.x).clamp(0, 1).cpu())
-    images = torch.cat(pictures)
-    for seed, image in zip(seeds, images, strict=True):
-        write_image(folder / f"seed_{seed:06d}.png", np.moveaxis(image.numpy(), 0, -1))
-    image_grid(images[:64], folder / "grid.png")
+        drawn.append(result.x.cpu())
+    samples = torch.cat(drawn)
+    what, overview, warning = (_write_pictures if len(shape) == 3 else _write_points)(folder, seeds, samples)
     meta: dict[str, Any] = {
         "checkpoint": str(cfg.ckpt),
         "weights": cfg.weights,
         "sampler": OmegaConf.to_container(cfg.sampler, resolve=True),
         "seeds": seeds,
         "label": cfg.label,
-        "nfe_per_picture": result.nfe,
+        "nfe_per_sample": result.nfe,
         "seconds": round(time.perf_counter() - started, 3),
         "revision": git_revision(),
         "torch": torch.__version__,
         "device": str(device),
     }
     write_json(folder / "meta.json", meta)
-    warning = _degenerate(images)
     if warning:
         print(f"warning: {warning}", flush=True)
-    print(f"pictures       {shown(folder)} ({len(images)} PNGs, {result.nfe} network evaluations each)")
-    print(f"grid           {shown(folder / 'grid.png')}")
+    print(f"{what:<14} {shown(folder)} ({len(samples)}, {result.nfe} network evaluations each)")
+    if overview is not None:
+        print(f"overview       {shown(overview)}")
     print(
-        "try next       another sampler (sampler=ddpm), more steps (sampler.grid.steps=100), other pictures (seeds=100)",
+        "try next       another sampler (sampler=heun), more steps (sampler.grid.steps=100), other samples (seeds=100)",
         flush=True,
     )
     return folder
+
+
+def _write_pictures(folder: Path, seeds: list[int], samples: Tensor) -> tuple[str, Path | None, str | None]:
+    """One PNG per seed and a grid; returns what was written, the overview and a warning."""
+    images = to_unit(samples).clamp(0, 1)
+    for seed, image in zip(seeds, images, strict=True):
+        write_image(folder / f"seed_{seed:06d}.png", np.moveaxis(image.numpy(), 0, -1))
+    image_grid(images[:64], folder / "grid.png")
+    return "pictures", folder / "grid.png", _degenerate(images)
+
+
+def _write_points(folder: Path, seeds: list[int], samples: Tensor) -> tuple[str, Path | None, str | None]:
+    """A row per seed, as NPZ and CSV, and a scatter plot of points in the plane; returns as ``_write_pictures``."""
+    points = samples.numpy()
+    with atomic_write(folder / "points.npz") as temporary, temporary.open("wb") as file:
+        np.savez(file, seeds=np.asarray(seeds), points=points)
+    with atomic_write(folder / "points.csv") as temporary, temporary.open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["seed", *(f"x{i}" for i in range(points.shape[1]))])
+        table.writerows([seed, *row] for seed, row in zip(seeds, points.tolist(), strict=True))
+    overview = None
+    if points.shape[1] == 2:
+        overview = folder / "points.png"
+        scatter(samples, overview, title=f"{len(points)} samples")
+    at_one_place = len(points) > 1 and float(points.std(axis=0).max()) < 1e-3
+    return (
+        "points",
+        overview,
+        "the points are all at one place: is the model trained?" if at_one_place else None,
+    )
 
 
 def _seeds(cfg: DictConfig) -> list[int]:

@@ -4,6 +4,7 @@ import json
 import logging
 import sys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -13,10 +14,19 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from scoreexp.build import MODEL_PARTS, build_denoiser, model_record
-from scoreexp.callbacks import Checkpoints, DenoisingMonitor, Interrupted, StageTimer, StopOnTarget
+from scoreexp.callbacks import (
+    Checkpoints,
+    DenoisingMonitor,
+    Interrupted,
+    PointsMonitor,
+    StageTimer,
+    StopAtBudget,
+    StopOnTarget,
+)
+from scoreexp.data import DataModule
 from scoreexp.errors import UserError
 from scoreexp.figures import curves
-from scoreexp.lit import ScoreEmbedding, ScoreModule
+from scoreexp.lit import ExactScore, ScoreEmbedding, ScoreModule
 from scoreexp.lit.checkpoint import DurableCheckpointIO, newest_intact, read_checkpoint
 from scoreexp.lit.csv_logger import CSVLogger
 from scoreexp.precomputing import embed_training_images, require_embeddable
@@ -52,6 +62,10 @@ def train(cfg: DictConfig) -> RunResult | None:
     config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     record = model_record(config, data.event_shape, data.num_classes)
     module = build_module(cfg, record)
+    if isinstance(module, ExactScore):
+        module.store(data.split("train").samples(data.train_positions))
+    elif not any(p.requires_grad for p in module.denoiser.parameters()):
+        raise UserError("the network has no weights to train: set model=exact_score, or another network")
     embedding = instantiate(cfg.embedding) if cfg.embedding else None
     if embedding is not None:
         if not isinstance(module, ScoreEmbedding):
@@ -59,7 +73,7 @@ def train(cfg: DictConfig) -> RunResult | None:
                 f"{cfg.model._target_} cannot train on embedded images: set model=score_embedding"
             )
         require_embeddable(data)
-        module.require_horizon(embedding.times[-1])
+        module.require_embeddable(embedding.times[-1])
     if cfg.dry_run:
         print(OmegaConf.to_yaml(cfg, resolve=True))
         _describe(cfg, module)
@@ -68,8 +82,8 @@ def train(cfg: DictConfig) -> RunResult | None:
     callbacks = {
         name: instantiate(node, **_provided(name, cfg, run)) for name, node in cfg.callbacks.items() if node
     }
-    if (monitor := _find(callbacks, DenoisingMonitor)) is not None:
-        monitor.require_reachable(module.denoiser.schedule)
+    monitor = _find(callbacks, DenoisingMonitor)
+    _require_monitor_suits(monitor or _find(callbacks, PointsMonitor), module)
     trainer = instantiate(
         cfg.trainer,
         callbacks=list(callbacks.values()),
@@ -89,8 +103,8 @@ def train(cfg: DictConfig) -> RunResult | None:
         run.describe(cfg, trainer.strategy.root_device, cfg.seed)
         _describe(cfg, module)
         print(f"run directory  {shown(run.path)}", flush=True)
-    stop = _find(callbacks, StopOnTarget)
-    if start is not None and (over := _over_already(run, start, stop, trainer.max_steps)):
+    stops = [stop for kind in (StopOnTarget, StopAtBudget) if (stop := _find(callbacks, kind)) is not None]
+    if start is not None and (over := _over_already(run, start, stops, trainer.max_steps)):
         print(f"nothing to do  this run is over: {over}", flush=True)
         return _stored_result(run)
     if embedding is not None and isinstance(module, ScoreEmbedding):
@@ -99,15 +113,33 @@ def train(cfg: DictConfig) -> RunResult | None:
         module.embed(embedded)
         if (timer := _find(callbacks, StageTimer)) is not None:
             timer.book_before(seconds)
-    status = _fit(trainer, module, data, run, start)
-    if stop is not None and stop.reason:
-        status = stop.reason
-    return _conclude(trainer, callbacks, run, table, status)
+    if isinstance(module, ExactScore):
+        status = _evaluate_untrained(trainer, module, data, run, 1 if monitor is None else monitor.confirm)
+    else:
+        status = _fit(trainer, module, data, run, start)
+    status = next((stop.reason for stop in stops if stop.reason), status)
+    return _conclude(trainer, callbacks, run, table, status, module.parameter_count)
 
 
 def _find(callbacks: dict[str, Any], kind: type[C]) -> C | None:
     """The callback of this kind, if the configuration has one."""
     return next((callback for callback in callbacks.values() if isinstance(callback, kind)), None)
+
+
+def _require_monitor_suits(monitor: DenoisingMonitor | PointsMonitor | None, module: ScoreModule) -> None:
+    """Refuse a monitor that cannot evaluate this model, before anything is trained."""
+    shape = module.denoiser.event_shape
+    if isinstance(monitor, DenoisingMonitor) and len(shape or ()) != 3:
+        raise UserError(
+            f"callbacks.monitor denoises pictures, but samples have the shape {shape}: set callbacks=points"
+        )
+    if isinstance(monitor, PointsMonitor) and shape != (2,):
+        raise UserError(
+            f"callbacks.monitor is for points in the plane, but samples have the shape {shape}: "
+            "set callbacks=default"
+        )
+    if monitor is not None:
+        monitor.require_reachable(module.denoiser.schedule)
 
 
 def build_module(cfg: DictConfig, record: dict[str, Any]) -> ScoreModule:
@@ -160,13 +192,16 @@ def _starting_point(run: RunDirectory, record: dict[str, Any], table: CSVLogger)
     return path
 
 
-def _over_already(run: RunDirectory, start: Path, stop: StopOnTarget | None, max_steps: int) -> str | None:
+def _over_already(
+    run: RunDirectory, start: Path, stops: Sequence[StopOnTarget | StopAtBudget], max_steps: int
+) -> str | None:
     """Why there is nothing left to do for ``run``, or None: neither a step nor its conclusion is missing."""
     if not (run.path / "metrics.json").exists():
         return None
     saved = read_checkpoint(start)
-    if stop is not None:
-        stop.load_state_dict(saved["callbacks"][stop.state_key])
+    for stop in stops:
+        if stop.state_key in saved["callbacks"]:
+            stop.load_state_dict(saved["callbacks"][stop.state_key])
         if stop.reason:
             return stop.reason
     if 0 <= max_steps <= saved["global_step"]:
@@ -204,8 +239,23 @@ def _fit(
     return "finished"
 
 
+def _evaluate_untrained(
+    trainer: pl.Trainer, module: ExactScore, data: DataModule, run: RunDirectory, evaluations: int
+) -> str:
+    """Evaluate a model that has nothing to train as often as a confirmed value asks, and save it."""
+    for _ in range(evaluations):
+        trainer.validate(module, datamodule=data, verbose=False)
+    trainer.save_checkpoint(run.checkpoints / "last.ckpt")
+    return "finished"
+
+
 def _conclude(
-    trainer: pl.Trainer, callbacks: dict[str, Any], run: RunDirectory, table: CSVLogger, status: str
+    trainer: pl.Trainer,
+    callbacks: dict[str, Any],
+    run: RunDirectory,
+    table: CSVLogger,
+    status: str,
+    parameters: int,
 ) -> RunResult:
     """Write metrics.json and the curves, and say what was reached and where it is."""
     metrics: dict[str, float] = {}
@@ -229,6 +279,7 @@ def _conclude(
             "metrics": metrics,
             "seconds": seconds,
             "checkpoint": checkpoint.name,
+            "parameters": parameters,
         },
     )
     curves(table.rows, ["train/loss"], run.pictures / "loss.png", ylabel="training loss", log=True)
@@ -239,6 +290,13 @@ def _conclude(
         run.pictures / "ssim.png",
         ylabel="SSIM of denoised validation pictures",
         targets={} if stop is None or stop.target is None else {"target": stop.target},
+    )
+    curves(
+        table.rows,
+        ["val/score_error", "val/sliced_wasserstein"],
+        run.pictures / "points.png",
+        ylabel="distance from the exact distribution",
+        log=True,
     )
     _say_conclusion(result, trainer.global_step, callbacks)
     return result
@@ -261,8 +319,17 @@ def _say_conclusion(result: RunResult, step: int, callbacks: dict[str, Any]) -> 
         print(f"picture        {shown(result.run_dir / 'pictures' / 'best.png')}")
         print(f"curves         {shown(result.run_dir / 'pictures' / 'ssim.png')} and loss.png beside it")
         print(f"table          {shown(result.run_dir / 'metrics.csv')}")
+    points = _find(callbacks, PointsMonitor)
+    if points is not None and points.picture is not None:
+        print(points.conclusion(metrics))
+        print(f"picture        {shown(points.picture)}")
+        print(f"curves         {shown(result.run_dir / 'pictures' / 'points.png')} and loss.png beside it")
+        print(f"table          {shown(result.run_dir / 'metrics.csv')}")
     checkpoint = shown(result.checkpoint)
     print(f"checkpoint     {checkpoint}")
+    if points is not None:
+        print(f"try next       python -m scoreexp.sample ckpt={checkpoint} n=2000 sampler=heun", flush=True)
+        return
     print(
         f"try next       python -m scoreexp.denoise ckpt={checkpoint} input=noisy.png sigma=0.2 output=clean.png"
     )
@@ -271,7 +338,7 @@ def _say_conclusion(result: RunResult, step: int, callbacks: dict[str, Any]) -> 
 
 def _describe(cfg: DictConfig, module: ScoreModule) -> None:
     """What is about to be trained, in two lines."""
-    parameters = sum(p.numel() for p in module.denoiser.parameters())
+    parameters = module.parameter_count
     copies = 3 + (module.averaged is not None) + 1  # weights, gradients, two Adam moments, average
     shape = " x ".join(str(n) for n in module.record["event_shape"])
     print(f"experiment     {cfg.name}, seed {cfg.seed}: samples of {shape}, batches of {cfg.data.batch_size}")

@@ -172,7 +172,7 @@ def test_sample_leaves_pictures_a_grid_and_how_they_were_made(checkpoint, tmp_pa
     assert folder.parent.name == "samples"
     meta = json.loads((folder / "meta.json").read_text())
     assert meta["seeds"] == [7, 8]
-    assert meta["nfe_per_picture"] == 4
+    assert meta["nfe_per_sample"] == 4
 
 
 def test_sample_refuses_labels_and_full_folders(checkpoint, tmp_path):

@@ -12,13 +12,13 @@ ROOT = Path(scoreexp.__file__).parent
 LAYER = {
     # L0 pure mathematics, and what everything may use
     "ops": 0, "streams": 0, "batch": 0, "parameter_types": 0, "errors": 0, "atomic": 0, "oracles": 0, "linalg": 0,
-    "fokker_planck": 0, "spectral_torch": 0, "signatures": 0, "config_check": 0,
+    "fokker_planck": 0, "spectral_torch": 0, "ode": 0, "untrusted": 0, "signatures": 0, "config_check": 0,
     # L1 model algebra
-    "schedules": 1, "preconditioning": 1, "networks": 1, "denoiser": 1,
+    "schedules": 1, "preconditioning": 1, "networks": 1, "denoiser": 1, "angular_flow": 1,
     # L2 methods
-    "objectives": 2, "samplers": 2, "embedding": 2,
+    "objectives": 2, "samplers": 2, "embedding": 2, "likelihood": 2,
     # L3 data and measurement
-    "data": 3, "metrics": 3, "tiling": 3, "figures": 3, "field_figures": 3,
+    "data": 3, "metrics": 3, "tiling": 3, "figures": 3, "field_figures": 3, "point_figures": 3,
     # L4 Lightning
     "lit": 4, "callbacks": 4,
 }  # fmt: skip

@@ -2,7 +2,7 @@
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytorch_lightning as pl
 
@@ -21,15 +21,24 @@ class Checkpoints(pl.callbacks.Checkpoint):
     Args:
         folder: where the files go.
         every_n_steps: interval of ``last.ckpt``.
-        monitor: the logged metric whose maximum is kept in ``best.ckpt``; None keeps no best.
+        monitor: the logged metric whose best value is kept in ``best.ckpt``; None keeps no best.
+        mode: whether the largest (``max``) or the smallest (``min``) value of it is the best.
     """
 
     def __init__(
-        self, *, folder: str, every_n_steps: PositiveInt = 500, monitor: str | None = "val/ssim"
+        self,
+        *,
+        folder: str,
+        every_n_steps: PositiveInt = 500,
+        monitor: str | None = "val/ssim",
+        mode: Literal["max", "min"] = "max",
     ) -> None:
         if every_n_steps < 1:
             raise ValueError(f"checkpoint interval every_n_steps is {every_n_steps}: allowed is 1 or more")
-        self.folder, self.every_n_steps, self.monitor = Path(folder), every_n_steps, monitor
+        if mode not in ("max", "min"):
+            raise ValueError(f"checkpoint mode is {mode!r}: allowed are 'max' and 'min'")
+        self.folder, self.every_n_steps = Path(folder), every_n_steps
+        self.monitor, self.mode = monitor, mode
         self.best_score: float | None = None
         self.best_step: int | None = None
         self._saved_at = -1
@@ -70,9 +79,14 @@ class Checkpoints(pl.callbacks.Checkpoint):
             return
         self._evaluated = True
         score = trainer.callback_metrics.get(self.monitor) if self.monitor else None
-        if score is not None and (self.best_score is None or float(score) > self.best_score):
+        if score is not None and self._is_better(float(score)):
             self.best_score, self.best_step = float(score), trainer.global_step
             trainer.save_checkpoint(self.best_path)
+
+    def _is_better(self, score: float) -> bool:
+        if self.best_score is None:
+            return True
+        return score > self.best_score if self.mode == "max" else score < self.best_score
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int

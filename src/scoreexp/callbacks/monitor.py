@@ -12,7 +12,7 @@ from torch import Tensor
 from scoreexp.atomic import atomic_write
 from scoreexp.batch import Batch
 from scoreexp.data.ranges import sigma_to_model, to_unit
-from scoreexp.figures import denoising_strip
+from scoreexp.figures import denoising_strip, save_pixels
 from scoreexp.lit.module import ScoreModule
 from scoreexp.metrics import MSE, PSNR, SSIM, GlobalSSIM
 from scoreexp.parameter_types import NonNegativeInt, PositiveFloat, PositiveInt
@@ -35,7 +35,7 @@ class DenoisingMonitor(pl.Callback):
         sampler: how pictures are denoised.
         sigma: noise level of the observation, in units of the [0, 1] range (twice that in the model's [-1, 1]).
         confirm: number of evaluations in a row that the confirmed values stand on.
-        folder: where the picture strips go.
+        folder: where the picture strips go, and in ``last/`` the first picture of the last evaluation, pixel by pixel.
         pictures: pictures shown in a strip.
         intermediate: states between noisy and denoised shown in a strip.
         seed: names the noise.
@@ -140,6 +140,9 @@ class DenoisingMonitor(pl.Callback):
         title = f"step {trainer.global_step}, noise sigma = {self.sigma:g}, {self._nfe} network evaluations"
         strip = self.folder / f"step_{trainer.global_step:07d}.png"
         denoising_strip(self._shown, strip, title)
+        states = self._shown[0]
+        for name, state in {"clean": states[0], "noisy": states[1], "denoised": states[-1]}.items():
+            save_pixels(state, self.folder / "last" / f"{name}.png")
         if ssim > self.best_ssim:
             self.best_ssim = ssim
             with atomic_write(self.folder / "best.png") as temporary:

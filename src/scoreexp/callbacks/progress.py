@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from scoreexp.parameter_types import PositiveFloat
 
-_SHOWN = {"train/loss": "loss", "val/ssim": "SSIM", "val/psnr": "PSNR"}
+_SHOWN = {"train/loss": "loss", "val/ssim": "SSIM", "val/psnr": "PSNR", "val/score_error": "score error"}
 
 
 class TrainingProgress(pl.Callback):

@@ -44,7 +44,10 @@ class StageTimer(pl.Callback):
         pl_module.log("lr", trainer.optimizers[0].param_groups[0]["lr"], on_step=True, on_epoch=False)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._book("train")
+        if trainer.state.fn == "fit":
+            self._book("train")
+        else:  # evaluation without training
+            self._since = time.perf_counter()
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._book("evaluate")

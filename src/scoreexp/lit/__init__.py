@@ -1,7 +1,9 @@
 """The Lightning layer: modules, averaged weights, checkpoints. No mathematics here."""
 
 from scoreexp.lit.ema import EMA as EMA
+from scoreexp.lit.exact_score import ExactScore as ExactScore
 from scoreexp.lit.module import DDPM as DDPM
 from scoreexp.lit.module import NonFiniteError as NonFiniteError
 from scoreexp.lit.module import ScoreModule as ScoreModule
+from scoreexp.lit.score_cnn import ScoreCNN as ScoreCNN
 from scoreexp.lit.score_embedding import ScoreEmbedding as ScoreEmbedding

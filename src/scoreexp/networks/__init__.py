@@ -4,7 +4,12 @@ Every network takes the keywords ``event_shape`` and ``num_classes``, maps ``x[B
 ``cond[B]`` or None to ``[B, *]``, and states in ``downsampling_factor`` what H and W must be divisible by.
 """
 
+from scoreexp.networks.exact import ExactPosteriorMean
+from scoreexp.networks.mlp import MLP
+from scoreexp.networks.ncsnpp import NCSNpp
+from scoreexp.networks.regression_unet import RegressionUNet
+from scoreexp.networks.score_cnn import ScoreCNN
 from scoreexp.networks.unet import UNet
 from scoreexp.networks.unet_published import UNetPublished
 
-__all__ = ["UNet", "UNetPublished"]
+__all__ = ["MLP", "ExactPosteriorMean", "NCSNpp", "RegressionUNet", "ScoreCNN", "UNet", "UNetPublished"]
