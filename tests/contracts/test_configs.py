@@ -36,7 +36,7 @@ IN_TRAIN = [g for g in GROUPS if re.search(rf"^\s*- {g}:", (conf_dir() / "train.
     "path", sorted(conf_dir().rglob("*.yaml")), ids=lambda p: str(p.relative_to(conf_dir()))
 )
 def test_yaml_files_are_short(path: Path):
-    assert len(path.read_text().splitlines()) <= 35 if path.parent == conf_dir() else 25
+    assert len(path.read_text().splitlines()) <= (35 if path.parent == conf_dir() else 25)
 
 
 @pytest.mark.parametrize(("group", "name"), [(g, n) for g in IN_TRAIN for n in names(g)])
