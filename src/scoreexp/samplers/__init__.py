@@ -4,6 +4,8 @@ from scoreexp.samplers.base import Sampler, SampleResult
 from scoreexp.samplers.clamped_euler import ClampedEulerMaruyama
 from scoreexp.samplers.ddim import DDIM
 from scoreexp.samplers.ddpm import DDPM
+from scoreexp.samplers.dpm_solver_pp import DPMSolverPP
+from scoreexp.samplers.euler_maruyama import EulerMaruyama
 from scoreexp.samplers.grids import (
     DiscreteGrid,
     KarrasGrid,
@@ -12,15 +14,29 @@ from scoreexp.samplers.grids import (
     TimeGrid,
     UniformGrid,
 )
+from scoreexp.samplers.heun import Heun
+from scoreexp.samplers.langevin import AnnealedLangevin, ConstantGrid, Langevin
+from scoreexp.samplers.pndm import PNDM
+from scoreexp.samplers.predictor_corrector import PredictorCorrector
+from scoreexp.samplers.probability_flow import ProbabilityFlow
 from scoreexp.samplers.starts import start_from_observation, start_from_prior
 
 __all__ = [
     "DDIM",
     "DDPM",
+    "PNDM",
+    "AnnealedLangevin",
     "ClampedEulerMaruyama",
+    "ConstantGrid",
+    "DPMSolverPP",
     "DiscreteGrid",
+    "EulerMaruyama",
+    "Heun",
     "KarrasGrid",
+    "Langevin",
     "LogSNRGrid",
+    "PredictorCorrector",
+    "ProbabilityFlow",
     "QuadraticGrid",
     "SampleResult",
     "Sampler",

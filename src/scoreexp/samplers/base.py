@@ -153,6 +153,22 @@ class Sampler(ABC):
         )
 
 
+def falling_noise_levels(schedule: Schedule, times: Tensor) -> Tensor:
+    """``sigma / alpha`` at ``times [N]``, for samplers whose steps are differences of noise levels.
+
+    Raises:
+        ValueError: unless it falls from each time to the next.
+    """
+    alpha, sigma = schedule(times)
+    levels = sigma / alpha
+    if not (levels.diff() < 0).all():
+        raise ValueError(
+            f"the {type(schedule).__name__} schedule has the same noise level {levels[0].item():.6g} at different "
+            "times, so there is no flow to follow: choose a schedule whose noise grows (vp, ve, ddpm)"
+        )
+    return levels
+
+
 def batch_of(t: float, x: Tensor) -> Tensor:
     """The time ``t`` of every sample of ``x[B, *]``: ``[B]``, float64 on the CPU."""
     return torch.full((x.shape[0],), t, dtype=torch.float64)

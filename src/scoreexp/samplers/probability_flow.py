@@ -1,0 +1,59 @@
+"""The probability-flow equation by a Runge-Kutta solver."""
+
+from typing import Any
+
+from torch import Tensor
+
+from scoreexp.angular_flow import AngularFlow
+from scoreexp.denoiser import DenoiserBase
+from scoreexp.ode import OdeSolver
+from scoreexp.samplers.base import Sampler, falling_noise_levels
+from scoreexp.samplers.grids import TimeGrid
+from scoreexp.streams import ImageStreams
+
+
+class ProbabilityFlow(Sampler):
+    r"""Solution of the probability-flow equation from each time of the grid to the next.
+
+    .. math:: \frac{dx}{dt} = a x - \tfrac12 g^2 \nabla \log p_t(x),
+
+    integrated in the angle ``arctan(sigma / alpha)`` (see ``scoreexp.angular_flow``), so that the result does not
+    depend on how the schedule runs through the noise levels. With the adaptive ``RK45`` the accuracy comes from its
+    tolerances, each sample has its own steps, and a grid of two times, the first and the last, is enough; more times
+    only add states to keep. With ``RungeKutta`` each interval of the grid is one step.
+
+    Reference: Y. Song et al., "Score-Based Generative Modeling through Stochastic Differential Equations", 2021,
+    https://arxiv.org/abs/2011.13456, section 4.3 and appendix D.4.
+
+    Args:
+        grid: the times at which the solution is wanted.
+        solver: the Runge-Kutta solver; its tolerances are in the units of the data ([-1, 1]).
+        denoise_last: end with ``E[x_0 | x_t]`` at the last time.
+
+    Raises:
+        ValueError: (on a call) if the schedule's noise level does not fall along the grid.
+        FloatingPointError: (on a call) if the model's output is not finite; names the time.
+    """
+
+    def __init__(self, grid: TimeGrid, solver: OdeSolver, denoise_last: bool = True) -> None:
+        super().__init__(grid, denoise_last)
+        self.solver = solver
+
+    def init_state(self, model: DenoiserBase, x: Tensor, times: Tensor) -> None:
+        """The size of the next step of each sample, unknown before the first."""
+        falling_noise_levels(model.schedule, times)
+
+    def step(
+        self,
+        model: DenoiserBase,
+        x_t: Tensor,
+        t: float,
+        s: float,
+        state: Any,
+        streams: ImageStreams,
+        cond: Tensor | None,
+    ) -> tuple[Tensor, Any]:
+        flow = AngularFlow(model, cond)
+        (angle_t, scale_t), (angle_s, scale_s) = flow.at(t), flow.at(s)
+        solution = self.solver(flow.velocity, x_t / scale_t, angle_t, angle_s, step_size=state)
+        return scale_s * solution.y, solution.step_size
