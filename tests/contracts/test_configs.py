@@ -155,6 +155,7 @@ def test_experiment_trains_two_steps(name, tmp_path):
     overrides = [
         f"experiment={name}",
         "debug=fast",
+        "data.size=16",
         "trainer.max_steps=2",
         "trainer.accelerator=cpu",
         f"run_dir={tmp_path}",
