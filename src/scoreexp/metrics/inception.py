@@ -54,8 +54,9 @@ class InceptionFeatures(FeatureExtractor):
     def __init__(self, path: str | None = None, sha256: str = WEIGHTS_SHA256) -> None:
         given = path or os.environ.get(ENVIRONMENT_VARIABLE)
         if not given or not Path(given).expanduser().is_file():
+            problem = f"{given} is no file" if given else "no path is given"
             raise MissingWeightsError(
-                f"the Inception weights are not at {given}: "
+                f"the Inception weights are missing ({problem}): "
                 f"download {WEIGHTS_URL} (96 MB, sha256 {WEIGHTS_SHA256}) and give its path or set "
                 f"{ENVIRONMENT_VARIABLE}; without them use the extractors random_conv or pixels, whose values are "
                 "not FID"

@@ -1,0 +1,221 @@
+"""Distances between generated and real pictures during training."""
+
+import json
+import logging
+import os
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import TINY, composed
+from torch import distributed, multiprocessing
+
+from scoreexp.callbacks import DistributionMonitor, distribution_monitor, timing
+from scoreexp.data import Photo, SwissRoll
+from scoreexp.denoiser import OracleDenoiser
+from scoreexp.errors import UserError
+from scoreexp.metrics import FrechetDistance, MissingWeightsError, PixelFeatures, make_reference
+from scoreexp.oracles import Gaussian
+from scoreexp.samplers import DDIM, UniformGrid
+from scoreexp.schedules import VP
+from scoreexp.training import train
+
+SHAPE = (3, 8, 8)
+N = 10
+
+
+def model(shape=SHAPE):
+    denoiser = OracleDenoiser(Gaussian(torch.zeros(shape), torch.full(shape, 0.1)), VP())
+    denoiser.event_shape = shape
+    return denoiser
+
+
+def crops(count=6):
+    return Photo(size=8, crop="random", crops=count)
+
+
+def monitor(folder, **changed):
+    arguments = {"features": lambda: PixelFeatures(2), "n": N, "batch_size": 4, "folder": str(folder)}
+    return DistributionMonitor(sampler=DDIM(UniformGrid(3)), **(arguments | changed))
+
+
+def around(data, rank=0, world=1, **state):
+    """What the callback sees of a trainer and of a module, and what it logs."""
+    logged = {}
+
+    def decide(decision, all=True):
+        if world == 1:
+            return decision
+        votes = torch.tensor(int(decision))
+        distributed.all_reduce(votes)
+        return int(votes) == world if all else int(votes) > 0
+
+    strategy = SimpleNamespace(reduce_boolean_decision=decide, root_device=torch.device("cpu"))
+    trainer = SimpleNamespace(
+        datamodule=data, strategy=strategy, global_rank=rank, world_size=world, is_global_zero=rank == 0,
+        sanity_checking=False, should_stop=False, global_step=7, max_steps=100, state=SimpleNamespace(fn="fit"),
+    )  # fmt: skip
+    vars(trainer).update(state)
+    shape = data.event_shape
+    module = SimpleNamespace(
+        denoiser=model(shape), evaluation_denoiser=model(shape), device=torch.device("cpu"), record={},
+        log=logged.__setitem__,
+    )  # fmt: skip
+    return trainer, module, logged
+
+
+def measure(callback, rank=0, world=1):
+    trainer, module, logged = around(crops(), rank, world)
+    callback.setup(trainer, module, "fit")
+    callback.on_validation_epoch_end(trainer, module)
+    return logged
+
+
+def test_the_value_is_that_of_the_named_seeds(tmp_path):
+    logged = measure(monitor(tmp_path, first_seed=5))
+    data = crops()
+    result = distribution_monitor.draw_samples(
+        model(), DDIM(UniformGrid(3)), range(5, 15), num_classes=None, device="cpu"
+    )
+    extractor = PixelFeatures(2)
+    real = data.split("train").samples(data.train_positions)
+    reference = make_reference(lambda: [(real + 1) / 2], extractor, n=6, split="train", recipe="")
+    metric = FrechetDistance(extractor, reference, N)
+    metric.update(((result.x + 1) / 2).clamp(0, 1))
+    # in batches of 4 instead of 10 a pixel may round to the neighbouring one of 256 levels
+    assert logged["val/frechet_pixels2_10"] == pytest.approx(float(metric.compute()), rel=1e-3)
+    assert logged["step"] == 7
+    assert (tmp_path / "step_0000007.png").exists()
+    stored = json.loads((tmp_path / "values.json").read_text())
+    assert stored["step"] == 7
+    assert stored["values"][0]["card"]["n_reference"] == 6
+    assert measure(monitor(tmp_path)) != logged, "other seeds"
+
+
+def test_a_seed_names_a_class_too():
+    def sampler(model, x, *, streams, cond):
+        return cond
+
+    drawn = [
+        distribution_monitor.draw_samples(model(), sampler, [3, 4, 11], num_classes=count, device="cpu")
+        for count in (10, None)
+    ]
+    assert drawn[0].tolist() == [3, 4, 1]
+    assert drawn[1] is None, "a model without classes"
+
+
+def worker(rank, world, folder, metric):
+    torch.set_num_threads(1)
+    distributed.init_process_group(
+        "gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=world
+    )
+    logged = measure(monitor(folder, metric=metric), rank, world)
+    Path(folder, f"{rank}.json").write_text(json.dumps(logged))
+    distributed.destroy_process_group()
+
+
+@pytest.mark.skipif(
+    not hasattr(os, "fork"), reason="starts processes by fork, without importing everything again"
+)
+@pytest.mark.parametrize("metric", ["frechet", "kernel"])
+def test_two_processes_give_the_value_of_one(metric, tmp_path):
+    expected = measure(monitor(tmp_path, metric=metric))
+    multiprocessing.start_processes(worker, (2, str(tmp_path), metric), nprocs=2, start_method="fork")
+    found = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
+    assert found[0] == found[1]
+    for name, value in expected.items():
+        assert found[0][name] == pytest.approx(value, rel=1e-3), "batches of other pictures: 8-bit rounding"
+
+
+def test_intervals():
+    def due(callback, **state):
+        return callback._is_due(around(crops(), **state)[0])
+
+    every = monitor("", every_n_steps=10)
+    assert [due(every, global_step=step) for step in (4, 10, 12)] == [False, True, True]
+    assert due(every, global_step=4, max_steps=4), "the last step"
+    assert due(every, global_step=4, should_stop=True), "training stops here"
+    assert due(every, global_step=0, state=SimpleNamespace(fn="validate")), "evaluation without training"
+    resumed = monitor("", every_n_steps=10)
+    resumed.load_state_dict({"measured_at": 12, "elapsed": 0.0})
+    assert [due(resumed, global_step=step) for step in (12, 15, 22)] == [False, False, True]
+    assert resumed.state_dict() == {"measured_at": 12, "elapsed": 0.0}
+    seconds = monitor("", every_n_seconds=50)
+    assert not due(seconds)
+    seconds.load_state_dict({"measured_at": 3, "elapsed": 60.0})
+    assert due(seconds)
+    assert not due(seconds, global_step=3), "measured already"
+    assert due(monitor("")), "without an interval every evaluation"
+
+
+def test_missing_weights_do_not_stop_training(tmp_path, caplog):
+    def missing():
+        raise MissingWeightsError("the weights are not here")
+
+    callback = monitor(tmp_path, features=missing)
+    with caplog.at_level(logging.WARNING):
+        assert measure(callback) == {}
+        trainer, module, _ = around(crops())
+        callback.on_train_end(trainer, module)
+    assert callback.not_run == "the weights are not here"
+    assert [r.message for r in caplog.records] == [
+        "the frechet distance of generated pictures is not run: the weights are not here"
+    ] * 2
+
+
+@pytest.mark.parametrize(
+    ("data", "match"), [(SwissRoll(), r"\(2,\): set callbacks=points"), (crops(1), "1 real one")]
+)
+def test_data_that_cannot_be_compared_are_refused(data, match, tmp_path):
+    trainer, module, _ = around(data)
+    with pytest.raises(UserError, match=match):
+        monitor(tmp_path).setup(trainer, module, "fit")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("n", 1), ("metric", "fid"), ("split", "half"), ("every_n_steps", 0), ("every_n_seconds", 0.0), ("first_seed", -1)],
+)  # fmt: skip
+def test_bad_settings_are_refused(name, value):
+    with pytest.raises(ValueError, match=f"{name} is {value!r}: allowed"):
+        monitor("", **{name: value})
+
+
+def test_a_run_logs_it_with_the_averaged_weights_and_books_it_as_evaluation(tmp_path, monkeypatch):
+    late, models = [0.0], []
+    clock, draw = timing.time.perf_counter, distribution_monitor.draw_samples
+
+    def slow(denoiser, *args, **kwargs):
+        models.append(denoiser)
+        late[0] += 1e6  # seconds
+        return draw(denoiser, *args, **kwargs)
+
+    monkeypatch.setattr(timing, "time", SimpleNamespace(perf_counter=lambda: clock() + late[0]))
+    monkeypatch.setattr(distribution_monitor, "draw_samples", slow)
+    given = [
+        "callbacks=fid",
+        "callbacks.distribution.n=4",
+        "callbacks.distribution.batch_size=4",
+        "data.crop=random",
+    ]
+    steps = ["trainer.max_steps=3", "trainer.val_check_interval=1", "callbacks.distribution.every_n_steps=2"]
+    result = train(composed("train", *TINY, *given, *steps, f"run_dir={tmp_path / 'run'}"))
+    assert result.metrics["val/frechet_random_conv_4"] > 0
+    assert len(models) == 2, "after step 2 and after the last"
+    assert models[0].network is not None
+    assert not any(p.requires_grad for p in models[0].parameters()), "the average, which is not trained"
+    assert result.seconds["evaluate"] > 2e6
+    assert result.seconds["train"] < 1e6
+    pictures = {path.name for path in (tmp_path / "run" / "distribution").iterdir()}
+    assert pictures == {"step_0000002.png", "step_0000003.png", "values.json"}
+
+
+def test_missing_inception_weights_in_a_run(tmp_path, monkeypatch, caplog):
+    monkeypatch.delenv("SCOREEXP_INCEPTION", raising=False)
+    given = ["callbacks=fid", "features@callbacks.distribution.features=inception", "trainer.max_steps=1"]
+    result = train(composed("train", *TINY, *given, f"run_dir={tmp_path / 'run'}"))
+    assert result.status == "finished"
+    assert "val/ssim" in result.metrics
+    assert not any("inception" in name for name in result.metrics)
+    assert sum("is not run" in r.message and "SCOREEXP_INCEPTION" in r.message for r in caplog.records) == 2
