@@ -55,11 +55,11 @@ study-solvers: $(READY)  ## redo the solver study of docs/solvers.md (about half
 	$(BIN)/python -m benchmarks.precompute --json
 	$(BIN)/python -m benchmarks.study_solvers
 
-study-samplers: $(READY)  ## quality against network evaluations for all samplers on one trained model
-	$(BIN)/python -m benchmarks.study_samplers --json
+study-samplers: $(READY)  ## quality against network evaluations for all samplers on one trained model (about 10 minutes)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.study_samplers
 
-study-swiss-roll: $(READY)  ## score error and sliced Wasserstein distance of the Swiss Roll experiments
-	$(BIN)/python -m benchmarks.study_swiss_roll --json
+study-swiss-roll: $(READY)  ## score error and sliced Wasserstein distance of the Swiss Roll experiments (about 15 minutes)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.study_swiss_roll --json
 
 study-langevin: $(READY)  ## score CNN, Langevin and regression on held-out photographs (about 5 minutes)
 	$(BIN)/python -m benchmarks.study_langevin --json --figures

@@ -12,7 +12,7 @@ measure sees no difference. All samplers of a model start from one set of noise,
 agree on one value. Its place is the luck of that noise: 0.048 here with the exact denoiser, and 0.020, 0.030, 0.030 from
 three other sets.
 
-Writes benchmarks/results/samplers.json and docs/figures/samplers.png. About 10 minutes
+Writes benchmarks/results/samplers.json, docs/figures/samplers.png and the table of docs/samplers.md. About 10 minutes
 on one CPU core (OMP_NUM_THREADS=1), of which 1 is the training.
 """
 
@@ -20,6 +20,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from hydra import compose, initialize_config_dir
 from torch import Tensor
 
 from benchmarks.fokker_planck import describe_machine
+from benchmarks.pages import DOCS, write_table
 from scoreexp.build import load
 from scoreexp.conf_dir import conf_dir
 from scoreexp.data import SwissRoll
@@ -59,6 +61,7 @@ from scoreexp.schedules import VP
 from scoreexp.streams import ImageStreams, generator
 
 ROOT = Path(__file__).parents[1]
+PAGE = DOCS / "samplers.md"
 RESULT = ROOT / "benchmarks" / "results" / "samplers.json"
 FIGURE = ROOT / "docs" / "figures" / "samplers.png"
 EXPERIMENT = "swiss_roll_vp"
@@ -152,6 +155,26 @@ def row_text(row: dict[str, Any]) -> str:
     )
 
 
+def table(result: dict[str, Any]) -> str:
+    """Markdown: a line per sampler on the trained model and the Karras grid, its best distance within each budget."""
+    rows = [row for row in result["rows"] if row["model"] == "trained" and row["grid"] in ("karras", "none")]
+    lines = [
+        "| sampler | " + " | ".join(f"{n} NFE" for n in BUDGETS) + " |",
+        "| --- |" + " ---: |" * len(BUDGETS),
+    ]
+    for name in [*SAMPLERS, ADAPTIVE]:
+        cells = []
+        for low, high in pairwise([0, *BUDGETS]):
+            found = [r["distance"] for r in rows if r["sampler"] == name and low < r["nfe"] <= high]
+            cells.append(f"{min(found):.3f}" if found else "–")
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    low, middle, high = result["floor"]
+    lines.append(
+        f"\nTwo sets of {result['points']} exact draws: {middle:.3f} (90 %: {low:.3f} to {high:.3f})."
+    )
+    return "\n".join(lines)
+
+
 def draw(result: dict[str, Any], path: Path) -> None:
     """A panel for each model and grid."""
     models = list(dict.fromkeys(row["model"] for row in result["rows"]))
@@ -225,6 +248,8 @@ def main() -> None:
     arguments.json.parent.mkdir(parents=True, exist_ok=True)
     arguments.json.write_text(json.dumps(result, indent=2) + "\n")
     draw(result, arguments.figure)
+    if "trained" in models and not arguments.quick:
+        write_table(PAGE, "study_samplers", table(result))
 
 
 if __name__ == "__main__":

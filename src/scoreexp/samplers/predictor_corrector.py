@@ -34,7 +34,8 @@ class PredictorCorrector(Sampler):
 
     The corrector's noise is a share of its step, so it does not vanish with the size of the steps: for
     Gaussian data of marginal variance ``w`` in many dimensions the corrected variance is ``(1 + r^2) w``, and for
-    ``r >= 1`` the updates oscillate.
+    ``r >= 1`` the updates oscillate. In few dimensions the ratio of the norms differs much from draw to draw, and
+    the step with it, which biases the result: for points in the plane take another sampler, or a small ``r``.
 
     Reference: Y. Song, J. Sohl-Dickstein, D. Kingma, A. Kumar, S. Ermon, B. Poole, "Score-Based Generative
     Modeling through Stochastic Differential Equations", 2021, https://arxiv.org/abs/2011.13456, algorithms 1-5
