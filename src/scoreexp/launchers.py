@@ -18,6 +18,7 @@ from scoreexp.atomic import atomic_write
 from scoreexp.errors import UserError
 from scoreexp.jobs import Job, JobStatus, forget_running, is_done, run_jobs, stored_status, visible_gpus
 from scoreexp.parameter_types import PositiveInt
+from scoreexp.untrusted import read_json
 
 SUBMISSION_FILE = "submission.json"
 WATCH_SECONDS = {"local": 0.2, "slurm": 10.0}
@@ -140,13 +141,12 @@ class SubmititLauncher:
 
     def _submit(self, executor: Any, job: Job) -> Any:
         record = job.folder / SUBMISSION_FILE
-        if record.exists():
-            earlier = json.loads(record.read_text(encoding="utf-8"))
-            if earlier["cluster"] == self.cluster == "slurm":
-                queued: Any = self._submitit.SlurmJob(folder=executor.folder, job_id=earlier["job_id"])
-                if not queued.done(force_check=True):
-                    self._say(f"{job.name} is in the queue already as job {queued.job_id}")
-                    return queued
+        earlier = read_json(record)
+        if earlier.get("cluster") == self.cluster == "slurm":
+            queued: Any = self._submitit.SlurmJob(folder=executor.folder, job_id=earlier["job_id"])
+            if not queued.done(force_check=True):
+                self._say(f"{job.name} is in the queue already as job {queued.job_id}")
+                return queued
         job.folder.mkdir(parents=True, exist_ok=True)
         handle = executor.submit(SubmittedJob(job, self.force))
         with atomic_write(record) as temporary:

@@ -13,6 +13,7 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from scoreexp.atomic import atomic_write
 from scoreexp.sweep import read_sweep
+from scoreexp.untrusted import read_json
 
 SECONDS = ("time/train", "time/total")  # logged beside the metrics, so that they can be drawn over seconds
 
@@ -194,8 +195,8 @@ def _is_offline(mode: str) -> bool:
 def _run_id(folder: Path) -> str:
     """The id of a folder's W&B run, kept in it."""
     id_file = folder / "wandb_id.json"
-    if id_file.exists():
-        return str(json.loads(id_file.read_text())["id"])
+    if stored := read_json(id_file):
+        return str(stored["id"])
     run_id = secrets.token_hex(4)
     with atomic_write(id_file) as temporary:
         temporary.write_text(json.dumps({"id": run_id}))
