@@ -64,9 +64,7 @@ def measure(runs: list[Run], plan: Plan) -> dict[str, Any]:
                 "seconds": run.cost,
                 "precompute": run.precompute,
                 "best_ssim_global": run.best(METRIC),
-                "reached": {
-                    f"{target:.2f}": time_to(run, target, 2) for target in (0.90, 0.95, 0.98, 0.99)
-                },
+                "reached": {f"{target:.2f}": time_to(run, target, 2) for target in (0.90, 0.95, 0.98, 0.99)},
                 "published_rule": _published_rule(run),
             }
         rows.append(row)
@@ -166,7 +164,9 @@ def claims_table(own: dict[str, Any]) -> str:
             f"| {source} | {setting} | {target} | {claimed:.2f} | {shown(published)} | {shown(tuned)} | {shown(alone)} | "
             f"{against} |"
         )
-    lines.append(f"| [K] | many images, Krylov projection against a direct sparse solve | – | {_krylov_line()}")
+    lines.append(
+        f"| [K] | many images, Krylov projection against a direct sparse solve | – | {_krylov_line()}"
+    )
     lines.append(
         "| [P] | FFHQ 256, DDPM: FID 4.96; CIFAR-10, DDPM: FID 3.37 | – | – | – | – | – | not testable here: needs the "
         "data sets, the Inception weights and GPU days (`experiment=ffhq256_ncsnpp`, `cifar10_ddpmpp`) |"
@@ -179,9 +179,7 @@ def _krylov_line() -> str:
     rows = json.loads(krylov.RESULT.read_text())["rows"]
     saved = [100 * row["reduction"] for row in rows if row["solver"].startswith("projection")]
     plain = {
-        (row["side"], row["images"]): row["seconds"]
-        for row in rows
-        if row["solver"] == "bicgstab, shared LU"
+        (row["side"], row["images"]): row["seconds"] for row in rows if row["solver"] == "bicgstab, shared LU"
     }
     against = [
         row["seconds"] / plain[row["side"], row["images"]]
@@ -190,8 +188,8 @@ def _krylov_line() -> str:
     ]
     word = "reproduced" if min(saved) >= low else "not reproduced"
     return (
-        f"{low}-{high} % less | {min(saved):.1f}-{max(saved):.1f} % less | – | – | {word} against the direct solve; the same "
-        f"solver without the projection takes {100 / max(against):.0f}-{100 / min(against):.0f} % of the projection's time "
+        f"{low}-{high} % less | {min(saved):.1f}-{max(saved):.1f} % less | – | – | {word} against the direct solve; "
+        f"the same solver without the projection takes {100 / max(against):.0f}-{100 / min(against):.0f} % of the projection's time "
         "([solvers](solvers.md)) |"
     )
 
@@ -199,8 +197,8 @@ def _krylov_line() -> str:
 def methods_table(results: list[dict[str, Any]]) -> str:
     """One line per method: time and steps to 0.99, median and range over the seeds."""
     lines = [
-        "| method | seeds at 0.99 | steps | seconds (pre-computation in it) | best global SSIM | published rule stops at step | "
-        "windowed SSIM there |",
+        "| method | seeds at 0.99 | steps | seconds (pre-computation in it) | best global SSIM | "
+        "published rule stops at step | windowed SSIM there |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for result in results:
@@ -212,7 +210,10 @@ def methods_table(results: list[dict[str, Any]]) -> str:
             hits = [hit for row in rows if (hit := row["reached"]["0.99"])]
             stops = [stop for row in rows if (stop := row["published_rule"])]
             if hits:
-                steps, seconds = _span([hit[0] for hit in hits], ".0f"), _span([hit[1] for hit in hits], ".1f")
+                steps, seconds = (
+                    _span([hit[0] for hit in hits], ".0f"),
+                    _span([hit[1] for hit in hits], ".1f"),
+                )
             else:
                 steps = f"not in {_span([row['steps'] for row in rows], '.0f')}"
                 seconds = f"not in {_span([row['seconds'] for row in rows], '.0f')}"

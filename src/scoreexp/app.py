@@ -35,6 +35,7 @@ from scoreexp.composition import CommandLine, compose, explaining, first_lines, 
 from scoreexp.conf_dir import conf_dir
 from scoreexp.config_check import check_config
 from scoreexp.errors import UserError
+from scoreexp.processes import independent_launcher
 from scoreexp.sweep import devices_of, expand, plan_sweep, run_sweep
 
 MAX_LINES = 3
@@ -143,6 +144,10 @@ def _run(app: App, command_line: CommandLine, args: Namespace) -> int:
     hydra, _, config_name, overrides = command_line
     cfg = None if args.multirun else compose(command_line)
     if cfg is None or cfg.hydra.mode == RunMode.MULTIRUN:
+        if independent_launcher() == "torchrun":
+            raise UserError(
+                "each process of torchrun would run the whole sweep: start it without torchrun, with trainer.devices=N"
+            )
         shared = compose(command_line, RunMode.MULTIRUN)
         jobs = expand(command_line, shared)
         cfgs = [compose(command_line._replace(overrides=job)) for job in jobs]
@@ -153,16 +158,25 @@ def _run(app: App, command_line: CommandLine, args: Namespace) -> int:
             return run_sweep(plan_sweep(command_line, shared, cfgs, jobs, app.module, _options(args)))
         return _run_here(app, command_line, cfgs)
     _check(cfg, app)
+    _require_common_folder(cfg)
     job = _Job(app.task, _nearest_existing(Path(os.path.abspath(cfg.hydra.run.dir))))
     hydra.run(config_name, job, [*overrides, "hydra.mode=RUN"])
     return 1 if job.failures else 0
 
 
+def _require_common_folder(cfg: DictConfig) -> None:
+    """Refuse a folder named by the time where several processes look at the clock."""
+    launcher = independent_launcher()
+    if launcher is not None and "${now:" in str(OmegaConf.to_container(cfg).get("run_dir")):  # type: ignore[union-attr]
+        raise UserError(f"the {launcher} processes of a run need one folder: add run_dir=DIR")
+
+
 def _run_here(app: App, command_line: CommandLine, cfgs: Sequence[DictConfig]) -> int:
     """Hydra's own launchers: one job after another in this process."""
-    if (devices := max(map(devices_of, cfgs))) > 1:
+    several = (cfg for cfg in cfgs if devices_of(cfg) > 1 or str(_devices(cfg)) in ("auto", "-1"))
+    if (cfg := next(several, None)) is not None:
         raise UserError(
-            f"trainer.devices={devices} starts this command once more for each device, and with -m each would repeat "
+            f"trainer.devices={_devices(cfg)} starts this command once more for each device, and with -m each would repeat "
             "the whole sweep: add hydra/launcher=processes"
         )
     job = _Job(app.task, in_sweep=True)
@@ -173,6 +187,10 @@ def _run_here(app: App, command_line: CommandLine, cfgs: Sequence[DictConfig]) -
         failed = f"{len(job.failures)} of {len(cfgs)} jobs failed"
         sys.stderr.write(f"error: {failed}: {', '.join(job.failures)}\n")
     return 1 if job.failures else 0
+
+
+def _devices(cfg: DictConfig) -> Any:
+    return OmegaConf.select(cfg, "trainer.devices", default=1)
 
 
 def _options(args: Namespace) -> list[str]:

@@ -4,10 +4,41 @@ A crash, a full disk or Ctrl-C in the middle of writing leaves no half-written o
 """
 
 import contextlib
+import errno
 import os
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
+
+from scoreexp.errors import UserError
+
+_RANDOM_DIGITS = 12
+_DISK_REFUSES = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+
+
+class WriteError(OSError, UserError):
+    """The disk is full, a quota or a limit on the size of files is reached, or the folder has become read-only."""
+
+    def __str__(self) -> str:
+        return (
+            f"cannot write {self.filename} ({self.strerror}): make room there, or give a folder on another disk; "
+            "files that were there before are untouched"
+        )
+
+
+@contextlib.contextmanager
+def naming(path: str | Path) -> Iterator[None]:
+    """Name the file that is written in the body where the disk refuses it.
+
+    Raises:
+        WriteError: instead of the body's OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _DISK_REFUSES or isinstance(error, WriteError):
+            raise
+        raise WriteError(error.errno, os.strerror(error.errno), str(path)) from error
 
 
 @contextlib.contextmanager
@@ -24,6 +55,7 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     Raises:
         FileNotFoundError: the folder of ``path`` does not exist, or the body wrote nothing.
         FileExistsError: ``path`` exists and is not a file, such as a folder or a device.
+        WriteError: the disk is full or read-only.
     """
     target = Path(os.path.realpath(path))
     if target.exists() and not target.is_file():
@@ -33,18 +65,31 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
             f"cannot write {path}: its folder does not exist; create {target.parent} first"
         )
     # The stem is shortened so that the temporary name stays below the usual limit of 255 bytes.
-    temporary = target.with_name(f".{target.stem[:40]}.{secrets.token_hex(6)}{target.suffix}")
+    temporary = target.with_name(
+        f".{target.stem[:40]}.{secrets.token_hex(_RANDOM_DIGITS // 2)}{target.suffix}"
+    )
     try:
-        yield temporary
-        if not temporary.exists():
-            raise FileNotFoundError(f"cannot write {path}: nothing was written to the temporary file")
-        _sync(temporary)
-        os.replace(temporary, target)
+        with naming(path):
+            yield temporary
+            if not temporary.exists():
+                raise FileNotFoundError(f"cannot write {path}: nothing was written to the temporary file")
+            _sync(temporary)
+            os.replace(temporary, target)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
     if os.name == "posix":  # elsewhere a folder cannot be opened for syncing
         _sync(target.parent)
+
+
+def clear_orphans(folder: Path, name: str = "*") -> None:
+    """Remove what ``atomic_write`` left of files called ``name`` in ``folder`` when its process was killed.
+
+    For the only process that writes these files; it would take another's file away from under its hands.
+    """
+    stem, suffix = os.path.splitext(name)
+    for orphan in folder.glob(f".{stem[:40]}.{'[0-9a-f]' * _RANDOM_DIGITS}{suffix or '.*'}"):
+        orphan.unlink(missing_ok=True)
 
 
 def _sync(path: Path) -> None:

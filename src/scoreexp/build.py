@@ -1,16 +1,22 @@
 """From plain configuration to objects, and from a checkpoint back to a model."""
 
+import warnings
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from hydra.utils import instantiate
+import torch
+from hydra.utils import get_object, instantiate
 
 from scoreexp.denoiser import Denoiser
 from scoreexp.errors import UserError
 from scoreexp.lit.checkpoint import FORMAT, CheckpointError, read_checkpoint
 
-MODEL_PARTS = ("schedule", "precond", "network")
+MODEL_PARTS = {
+    "schedule": "scoreexp.schedules",
+    "precond": "scoreexp.preconditioning",
+    "network": "scoreexp.networks",
+}  # and the package whose classes it is built from
 
 
 def model_record(
@@ -42,19 +48,40 @@ def build_denoiser(record: Mapping[str, Any]) -> Denoiser:
     return denoiser
 
 
-def _require_trusted(node: Any, where: str, trust: Collection[str]) -> None:
+def require_trusted(node: Any, where: str, trust: Collection[str]) -> None:
+    """Refuse a configuration that names anything but classes of the model's packages and those of ``trust``."""
     if isinstance(node, Mapping):
-        target = node.get("_target_")
-        if target is not None and str(target).split(".")[0] not in trust:
-            raise CheckpointError(
-                f"the checkpoint's {where} is built by {target!r}, outside the trusted {', '.join(sorted(trust))}: "
-                f"if you trust the file, load it in Python with trust=[{str(target).split('.')[0]!r}]"
-            )
         for key, value in node.items():
-            _require_trusted(value, f"{where}.{key}", trust)
+            require_trusted(value, f"{where}.{key}", trust)
+        if "_target_" in node:
+            require_trusted_target(str(node["_target_"]), where, trust)
     elif isinstance(node, (list, tuple)):
         for i, value in enumerate(node):
-            _require_trusted(value, f"{where}[{i}]", trust)
+            require_trusted(value, f"{where}[{i}]", trust)
+    elif isinstance(node, str) and "${" in node:  # it could make up any text, and read the environment
+        raise CheckpointError(
+            f"the checkpoint's {where} is {node!r}: interpolations are resolved when a checkpoint is written, "
+            "so it was not written by scoreexp"
+        )
+
+
+def require_trusted_target(target: str, where: str, trust: Collection[str]) -> None:
+    admitted = {*MODEL_PARTS.values(), *trust}
+    package = target.split(".")[0]
+    found = target
+    if _is_in(target, admitted):  # what the name leads to may lie elsewhere: modules import others
+        made = get_object(target)
+        found = f"{getattr(made, '__module__', '?')}.{getattr(made, '__qualname__', '?')}"
+    if not _is_in(found, admitted) or (package == "scoreexp" and not isinstance(made, type)):
+        remedy = f"if you trust the file, load it in Python with trust=[{package!r}]"
+        raise CheckpointError(
+            f"the checkpoint's {where} is built by {target!r}, outside the trusted {', '.join(sorted(admitted))}: "
+            + ("do not use the file" if package == "scoreexp" else remedy)
+        )
+
+
+def _is_in(name: str, packages: Collection[str]) -> bool:
+    return any(name.startswith(f"{package}.") for package in packages)
 
 
 def _strip(key: str) -> str:
@@ -75,6 +102,13 @@ def model_weights(
         else "denoiser."
     )
     return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+
+
+def _require_shapes(record: Mapping[str, Any], weights: Mapping[str, Any]) -> None:
+    """Fit the weights to a model without memory first: a configuration may name sizes that no machine has room for."""
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that nothing is copied
+        build_denoiser(record).load_state_dict(weights)
 
 
 def load(
@@ -102,11 +136,14 @@ def load(
         raise UserError(f"weights is {weights!r}: allowed are 'averaged' and 'raw'")
     checkpoint = read_checkpoint(path)
     record = checkpoint["scoreexp"]
-    for part in MODEL_PARTS:
-        _require_trusted(record["config"].get(part), part, {"scoreexp", *trust})
     try:
+        for part in MODEL_PARTS:
+            require_trusted(record["config"].get(part), part, trust)
+        stored = model_weights(checkpoint, weights)
+        if not trust:  # foreign classes may need memory to be built
+            _require_shapes(record, stored)
         denoiser = build_denoiser(record)
-        denoiser.load_state_dict(model_weights(checkpoint, weights))
+        denoiser.load_state_dict(stored)
     except UserError:
         raise
     except Exception as error:  # a changed class, a missing key, a wrong shape

@@ -18,7 +18,7 @@ from rich.progress import track
 from torch import Tensor
 
 from scoreexp.atomic import atomic_write
-from scoreexp.build import require_trusted, load
+from scoreexp.build import load, require_trusted
 from scoreexp.callbacks import DenoisingMonitor, PointsMonitor
 from scoreexp.callbacks.distribution_monitor import (
     GRID,
@@ -208,7 +208,7 @@ def _data(cfg: DictConfig, record: Mapping[str, Any]) -> DataModule:
         own = record["config"].get("data")
         if not own:
             raise UserError(f"{cfg.ckpt} does not say what it was trained on: give data=NAME")
-        require_trusted(own, "data", {"scoreexp"})
+        require_trusted(own, "data", {"scoreexp.data"})
         node = {**own, **given}
     node["batch_size"] = cfg.batch_size
     if problems := check_config({"data": node}, schema={"data": "Node"}):

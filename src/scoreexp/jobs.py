@@ -190,7 +190,7 @@ def _require_distinct(jobs: Sequence[Job]) -> None:
         stored = read_status(job.folder)
         if stored.get("status") == "running" and stored.get("hostname") != platform.node():
             raise UserError(
-                f"{job.name} is marked as running on {stored['hostname']} (process {stored['pid']}); "
+                f"{job.name} is marked as running on {stored.get('hostname')} (process {stored.get('pid')}); "
                 f"if it is not, delete {job.folder / STATUS_FILE}"
             )
 

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from filelock import FileLock
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 from rich.console import Console
@@ -24,6 +25,7 @@ from scoreexp.embedding import EmbeddedImages, ImageEmbedding
 from scoreexp.errors import UserError
 from scoreexp.field_figures import embedded_strip, field_over_time, residual_curves
 from scoreexp.fokker_planck import ScoreField
+from scoreexp.processes import independent_launcher, is_first_process
 from scoreexp.run_directory import shown
 from scoreexp.streams import stream_seed
 
@@ -136,6 +138,21 @@ def embed_training_images(
     return EmbeddedImages(times, paths, positions.tolist()), seconds
 
 
+@contextlib.contextmanager
+def one_at_a_time(folder: Path, embedding: ImageEmbedding) -> Iterator[None]:
+    """Where a run's processes start at once and share a cache, the first to come solves and the others read.
+
+    Args:
+        folder: the run directory, which all processes see.
+        embedding: names the cache.
+    """
+    if independent_launcher() is None or embedding.cache is None:
+        yield
+        return
+    with FileLock(folder / ".embedding.lock"):
+        yield
+
+
 def _room(shape: tuple[int, ...], folder: str | None) -> torch.Tensor:
     """Room for paths of this shape: in memory, or in a nameless file that is gone when the run ends or is killed."""
     size = 4 * math.prod(shape)
@@ -205,6 +222,9 @@ def _fields(
 @contextlib.contextmanager
 def _progress(total: int) -> Iterator[Callable[[int], None]]:
     """A bar on a terminal, a line now and then elsewhere."""
+    if not is_first_process():
+        yield lambda count: None
+        return
     if sys.stderr.isatty():
         columns = (
             TextColumn("score fields"),

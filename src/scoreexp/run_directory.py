@@ -2,10 +2,10 @@
 
 import importlib.metadata
 import json
-import os
 import platform
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,8 +14,10 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from scoreexp.atomic import atomic_write
+from scoreexp.atomic import atomic_write, clear_orphans
 from scoreexp.errors import UserError
+from scoreexp.processes import is_first_process
+from scoreexp.untrusted import read_json
 
 PACKAGES = ("scoreexp", "torch", "pytorch-lightning", "hydra-core", "torchmetrics", "numpy", "scipy")
 
@@ -72,10 +74,9 @@ class RunDirectory:
         if resume not in ("never", "auto"):
             raise UserError(f"resume is {resume!r}: allowed are never and auto")
         self.continued = (self.path / "manifest.json").exists()
-        first = (
-            os.environ.get("LOCAL_RANK", "0") == "0"
-        )  # the other ranks see what the first has just written
-        if self.continued and resume == "never" and first:
+        if (
+            self.continued and resume == "never" and is_first_process()
+        ):  # the others see what it has just written
             raise UserError(
                 f"run_dir {self.path} already holds a run: add resume=auto to go on with it, or give another run_dir"
             )
@@ -89,9 +90,8 @@ class RunDirectory:
         try:
             for folder in (self.path, self.checkpoints, self.pictures):
                 folder.mkdir(parents=True, exist_ok=True)
-            probe = self.path / f".write-test-{os.getpid()}"
-            probe.touch()
-            probe.unlink()
+                with tempfile.TemporaryFile(dir=folder) as probe:
+                    probe.write(b"can be written to")
         except OSError as error:
             raise UserError(
                 f"run_dir {self.path} cannot be written to ({error.strerror}): give another with run_dir=DIR"
@@ -110,7 +110,8 @@ class RunDirectory:
         manifest_path = self.path / "manifest.json"
         now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         if self.continued:
-            manifest = json.loads(manifest_path.read_text())
+            self._clear_orphans()
+            manifest = read_json(manifest_path)
             manifest.setdefault("resumed", []).append({"at": now, "revision": git_revision()})
         else:
             manifest = {
@@ -126,6 +127,13 @@ class RunDirectory:
             with atomic_write(self.path / "config.yaml") as temporary:
                 temporary.write_text(OmegaConf.to_yaml(config, resolve=True))
         write_json(manifest_path, manifest)
+
+    def _clear_orphans(self) -> None:
+        """Remove what was being written when the run was killed."""
+        for name in ("config.yaml", "manifest.json", "metrics.csv", "metrics.json"):
+            clear_orphans(self.path, name)
+        for folder in (self.checkpoints, self.pictures, self.pictures / "last"):
+            clear_orphans(folder)
 
 
 def package_version(package: str) -> str | None:

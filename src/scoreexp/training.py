@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -26,12 +27,20 @@ from scoreexp.callbacks import (
 from scoreexp.data import DataModule
 from scoreexp.errors import UserError
 from scoreexp.figures import curves
-from scoreexp.lit import ExactScore, ScoreEmbedding, ScoreModule
+from scoreexp.lit import ExactScore, NonFiniteError, ScoreEmbedding, ScoreModule
 from scoreexp.lit.checkpoint import DurableCheckpointIO, newest_intact, read_checkpoint
 from scoreexp.lit.csv_logger import CSVLogger
-from scoreexp.precomputing import embed_training_images, require_embeddable
+from scoreexp.precomputing import embed_training_images, one_at_a_time, require_embeddable
+from scoreexp.processes import failing_together, is_first_process, require_all_processes
 from scoreexp.run_directory import RunDirectory, shown, write_json
 from scoreexp.streams import stream_seed
+from scoreexp.untrusted import read_json
+
+_TRAINED_BY = (
+    "objective",
+    "time_law",
+    "optimizer",
+)  # the optimiser's stored state would overrule a changed one
 
 C = TypeVar("C", bound=pl.Callback)
 
@@ -91,9 +100,12 @@ def train(cfg: DictConfig) -> RunResult | None:
         plugins=[DurableCheckpointIO()],
         default_root_dir=str(run.path),
     )
+    require_all_processes(trainer.world_size)
+    data.require_shares(trainer.world_size)
     run.create()  # from here on the run leaves traces: every setting has been accepted
     table = CSVLogger(run.path / "metrics.csv")
-    further = [instantiate(node, _partial_=True) for node in (cfg.logger or {}).values() if node]
+    nodes = (cfg.logger or {}).values() if trainer.is_global_zero else ()
+    further = [instantiate(node, _partial_=True) for node in nodes if node]
     trainer.loggers = [
         table,
         *(make(run_dir=str(run.path), run_config=config, name=cfg.name) for make in further),
@@ -109,14 +121,18 @@ def train(cfg: DictConfig) -> RunResult | None:
         return _stored_result(run)
     if embedding is not None and isinstance(module, ScoreEmbedding):
         pictures = run.pictures if trainer.is_global_zero else None
-        embedded, seconds = embed_training_images(data, embedding, cfg.seed, pictures)
+        with one_at_a_time(run.path, embedding):
+            embedded, seconds = embed_training_images(data, embedding, cfg.seed, pictures)
         module.embed(embedded)
         if (timer := _find(callbacks, StageTimer)) is not None:
             timer.book_before(seconds)
-    if isinstance(module, ExactScore):
-        status = _evaluate_untrained(trainer, module, data, run, 1 if monitor is None else monitor.confirm)
-    else:
-        status = _fit(trainer, module, data, run, start)
+    with failing_together(trainer, run.path):
+        if isinstance(module, ExactScore):
+            status = _evaluate_untrained(
+                trainer, module, data, run, 1 if monitor is None else monitor.confirm
+            )
+        else:
+            status = _fit(trainer, module, data, run, start)
     status = next((stop.reason for stop in stops if stop.reason), status)
     return _conclude(trainer, callbacks, run, table, status, module.parameter_count)
 
@@ -175,10 +191,11 @@ def _starting_point(run: RunDirectory, record: dict[str, Any], table: CSVLogger)
             raise UserError(
                 f"run_dir {run.path} holds no intact checkpoint: start again with another run_dir"
             )
+        print("resumed        no checkpoint had been saved yet: begins anew", flush=True)
         return None
     saved = read_checkpoint(path)
-    for part in MODEL_PARTS:
-        if saved["scoreexp"]["config"][part] != record["config"][part]:
+    for part in (*MODEL_PARTS, *_TRAINED_BY):
+        if saved["scoreexp"]["config"].get(part) != record["config"].get(part):
             raise UserError(
                 f"run_dir {run.path} was trained with another {part}: repeat its own configuration "
                 f"({shown(run.path / 'config.yaml')}) to go on with it, or give another run_dir"
@@ -189,6 +206,7 @@ def _starting_point(run: RunDirectory, record: dict[str, Any], table: CSVLogger)
             f"the data now have {record['event_shape']}: repeat its data configuration, or give another run_dir"
         )
     table.continue_from(int(saved["global_step"]))
+    print(f"resumed        from step {saved['global_step']}, {shown(path)}", flush=True)
     return path
 
 
@@ -196,9 +214,9 @@ def _over_already(
     run: RunDirectory, start: Path, stops: Sequence[StopOnTarget | StopAtBudget], max_steps: int
 ) -> str | None:
     """Why there is nothing left to do for ``run``, or None: neither a step nor its conclusion is missing."""
-    if not (run.path / "metrics.json").exists():
-        return None
     saved = read_checkpoint(start)
+    if read_json(run.path / "metrics.json").get("step") != saved["global_step"]:
+        return None
     for stop in stops:
         if stop.state_key in saved["callbacks"]:
             stop.load_state_dict(saved["callbacks"][stop.state_key])
@@ -230,13 +248,30 @@ def _fit(
             print(f"{interruption} at step {trainer.global_step}")
             print(f"checkpoint     {shown(saved) if saved.exists() else 'none: no step was finished'}")
             print(f"go on with     {_resume_command(run)}", flush=True)
-        raise SystemExit(interruption.exit_code) from None
+        # a process that Lightning has started must not seem to have failed
+        raise SystemExit(interruption.exit_code if trainer.is_global_zero else 0) from None
     except torch.OutOfMemoryError as error:
         raise UserError(
             f"out of memory at step {trainer.global_step}: keep the global batch with trainer.accumulate_grad_batches=2 "
             "and half of data.batch_size, or set trainer.precision=bf16-mixed, or a smaller network.channels"
         ) from error
+    except NonFiniteError as error:
+        raise NonFiniteError(f"{error}\n{_last_good(run)}") from error
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise UserError(
+            f"a process that loads data was killed at step {trainer.global_step}, perhaps because memory ran out: "
+            f"set data.num_workers=0, or a smaller data.batch_size, and add resume=auto\n{_last_good(run)}"
+        ) from error
     return "finished"
+
+
+def _last_good(run: RunDirectory) -> str:
+    saved = run.checkpoints / "last.ckpt"
+    if not saved.exists():
+        return "no checkpoint had been saved yet"
+    return f"last good checkpoint: {shown(saved)} of step {read_checkpoint(saved)['global_step']}"
 
 
 def _evaluate_untrained(
@@ -271,17 +306,6 @@ def _conclude(
     result = RunResult(metrics, checkpoint, seconds, run.path, status)
     if not trainer.is_global_zero:
         return result
-    write_json(
-        run.path / "metrics.json",
-        {
-            "status": status,
-            "step": trainer.global_step,
-            "metrics": metrics,
-            "seconds": seconds,
-            "checkpoint": checkpoint.name,
-            "parameters": parameters,
-        },
-    )
     curves(table.rows, ["train/loss"], run.pictures / "loss.png", ylabel="training loss", log=True)
     stop = _find(callbacks, StopOnTarget)
     curves(
@@ -297,6 +321,17 @@ def _conclude(
         run.pictures / "points.png",
         ylabel="distance from the exact distribution",
         log=True,
+    )
+    write_json(  # last: where it lies, nothing is missing
+        run.path / "metrics.json",
+        {
+            "status": status,
+            "step": trainer.global_step,
+            "metrics": metrics,
+            "seconds": seconds,
+            "checkpoint": checkpoint.name,
+            "parameters": parameters,
+        },
     )
     _say_conclusion(result, trainer.global_step, callbacks)
     return result
@@ -356,13 +391,18 @@ def _resume_command(run: RunDirectory) -> str:
 
 
 def _quiet() -> None:
-    """Keep Lightning's remarks that say nothing a user can act on off the terminal."""
-    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    """Keep off the terminal what other processes say too, and Lightning's remarks that no user can act on."""
+    if not is_first_process():
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (until the process ends)
+    for package in ("pytorch_lightning", "lightning_fabric"):
+        logging.getLogger(package).setLevel(logging.WARNING)
     for message in (
         ".*does not have many workers.*",
         ".*`isinstance\\(treespec, LeafSpec\\)` is deprecated.*",
         ".*Checkpoint directory .* exists and is not empty.*",
         ".*in eval mode at the start of training.*",
         ".*GPU available but not used.*",
+        ".*sync_dist=True.*",  # what is logged is the same on all devices, or the first one's time
+        ".*``compute`` method of metric .* was called before.*",  # a process without a picture to validate on
     ):
         warnings.filterwarnings("ignore", message)

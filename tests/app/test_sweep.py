@@ -185,24 +185,6 @@ def sweep(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
 
 
 @pytest.mark.slow
-def test_two_jobs_of_two_processes_each_are_two_runs(tmp_path):
-    """Hydra's own launcher makes of this four folders, or hangs."""
-    several = ["data.crop=random", "data.crop_side=64"]  # every process needs a picture to validate on
-    steps = ["trainer.max_steps=4", "trainer.val_check_interval=2"]
-    arguments = ["seed=0,1", "trainer.devices=2", *several, *steps]
-    done = sweep(tmp_path / "sw", *arguments, "logger=wandb", "logger.wandb.mode=offline")
-    assert done.returncode == 0, done.stderr
-    assert sorted(path.name for path in (tmp_path / "sw").iterdir()) == ["seed_0", "seed_1", "sweep.json"]
-    for seed in (0, 1):
-        folder = tmp_path / "sw" / f"seed_{seed}"
-        assert json.loads((folder / "metrics.json").read_text())["status"] == "finished"
-        assert len(list(folder.glob("wandb/offline-run-*"))) == 1
-        assert len((folder / "metrics.csv").read_text().splitlines()) == 5  # a header and four steps
-    again = sweep(tmp_path / "sw", *arguments, "logger=wandb", "logger.wandb.mode=offline")
-    assert again.stderr.count("is done already") == 2
-
-
-@pytest.mark.slow
 def test_an_interrupted_training_goes_on_where_it_stopped(tmp_path):
     """Stopped in the middle and repeated, a job ends with the numbers of one that was never stopped."""
     import signal

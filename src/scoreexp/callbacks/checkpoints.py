@@ -7,6 +7,7 @@ from typing import Any, Literal
 import pytorch_lightning as pl
 
 from scoreexp.callbacks.signals import Interrupted
+from scoreexp.lit.csv_logger import CSVLogger
 from scoreexp.lit.module import NonFiniteError
 from scoreexp.parameter_types import PositiveInt
 
@@ -62,17 +63,22 @@ class Checkpoints(pl.callbacks.Checkpoint):
         """Write ``last.ckpt`` for the present step, unless it is there already."""
         if self._saved_at == trainer.global_step:
             return
+        for logger in trainer.loggers:
+            if isinstance(logger, CSVLogger):
+                logger.flush()
         fresh = self.folder / "last.new.ckpt"
         trainer.save_checkpoint(fresh)
         if trainer.is_global_zero:
-            if self.last_path.exists():
+            if self.last_path.exists() and self._saved_at >= 0:
                 os.replace(self.last_path, self.folder / "previous.ckpt")
             os.replace(fresh, self.last_path)
         trainer.strategy.barrier("last.ckpt")
         self._saved_at = trainer.global_step
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._saved_at = trainer.global_step
+        resumed = trainer.ckpt_path
+        whole = resumed is None or Path(resumed) == self.last_path  # else last.ckpt is damaged or missing
+        self._saved_at = trainer.global_step if whole else -1
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.sanity_checking or trainer.state.fn != "fit":

@@ -171,7 +171,7 @@ class LangevinStudy(pl.Callback):
         dataloader_idx: int = 0,
     ) -> None:
         wanted = self.pictures - sum(len(x) for x, _ in self._pairs)
-        if wanted > 0:
+        if wanted > 0 and trainer.is_global_zero:
             observed = self._monitor(trainer).observe(batch.x, batch.index)
             self._pairs.append((batch.x[:wanted], observed[:wanted]))
 

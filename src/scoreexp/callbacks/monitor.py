@@ -104,6 +104,8 @@ class DenoisingMonitor(pl.Callback):
     ) -> None:
         model = pl_module.evaluation_denoiser
         x, index = batch.x, batch.index
+        if not len(x):  # fewer pictures than devices
+            return
         y = self.observe(x, index)
         start, t_start = self.sampler.start(model.schedule, y, sigma_to_model(self.sigma))
         streams = ImageStreams([stream_seed(self.seed, "denoise", i) for i in index.tolist()])

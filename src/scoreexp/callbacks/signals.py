@@ -7,6 +7,7 @@ from types import FrameType
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 
 
 class Interrupted(BaseException):
@@ -30,17 +31,20 @@ class StopOnSignal(pl.Callback):
 
     def __init__(self) -> None:
         self._received: int | None = None
+        self._speaks = True
         self._previous: dict[int, Any] = {}
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         if self._received is not None:
             raise Interrupted(signum, between_steps=False)
         self._received = signum
-        sys.stderr.write(
-            f"\n{signal.Signals(signum).name}: finishing this step and saving; once more to stop at once\n"
-        )
+        if self._speaks:
+            sys.stderr.write(
+                f"\n{signal.Signals(signum).name}: finishing this step and saving; once more to stop at once\n"
+            )
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._speaks = trainer.is_global_zero
         if threading.current_thread() is threading.main_thread():
             for signum in (signal.SIGINT, signal.SIGTERM):
                 self._previous[signum] = signal.signal(signum, self._handle)
@@ -55,7 +59,8 @@ class StopOnSignal(pl.Callback):
     ) -> None:
         anywhere = self._received or 0
         if trainer.world_size > 1:  # all ranks stop at the same step
-            anywhere = int(trainer.strategy.reduce(float(anywhere), reduce_op="max"))
+            received = torch.tensor(anywhere, device=pl_module.device)  # a plain number would not be reduced
+            anywhere = int(trainer.strategy.reduce(received, reduce_op="max"))
         if anywhere:
             raise Interrupted(anywhere, between_steps=True)
 

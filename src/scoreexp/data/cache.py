@@ -152,12 +152,38 @@ def _description(file: BinaryIO, path: Path) -> dict[str, Any]:
     _, version, position, length, checksum = _HEADER.unpack(header)
     if version != VERSION:
         raise DataError(f"{path} has version {version} of the format, this program reads {VERSION}: {remedy}")
-    file.seek(position)
-    text = file.read(length)
-    if len(text) != length or zlib.crc32(text) != checksum:
+    text = None
+    if position + length == os.fstat(file.fileno()).st_size:  # before so much is allocated
+        file.seek(position)
+        text = file.read(length)
+    if text is None or zlib.crc32(text) != checksum:
         raise DataError(f"{path} is cut short or damaged (its description cannot be read): {remedy}")
-    description: dict[str, Any] = json.loads(text)
+    try:
+        description: dict[str, Any] = json.loads(text)
+        fits = _describes(description, position - _DATA_START)
+    except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
+        fits = False
+    if not fits:
+        raise DataError(f"{path} is damaged (its description does not fit its length): {remedy}")
     return description
+
+
+def _describes(description: dict[str, Any], size: int) -> bool:
+    """Whether a description is complete and that of ``size`` values."""
+    shape, checksums, labels = (description[key] for key in ("shape", "checksums", "labels"))
+    names, texts = (
+        description["names"],
+        [*description["names"], *description["skipped"], description["recipe"]],
+    )
+    return (
+        all(type(n) is int and n > 0 for n in shape)
+        and math.prod(shape) == size
+        and [type(n) for n in checksums] == [int] * math.ceil(size / _SEGMENT)
+        and (labels is None or [type(label) for label in labels] == [int] * shape[0])
+        and len(names) in (0, shape[0])
+        and all(isinstance(text, str) for text in texts)
+        and isinstance(description["fingerprint"], str | None)
+    )
 
 
 def _check_segment(file: BinaryIO, path: Path, checksums: list[int], number: int) -> None:

@@ -110,7 +110,7 @@ class CelebA(FileCorpus):
 def _partition(path: Path, split: SplitName) -> list[str]:
     """File names of a split, from lines ``000001.jpg 0``."""
     names = []
-    for number, line in enumerate(path.read_text().splitlines(), 1):
+    for number, line in enumerate(path.read_text("utf-8", "replace").splitlines(), 1):
         fields = line.split()
         if len(fields) != 2 or fields[1] not in _PARTITION.values():
             raise DataError(

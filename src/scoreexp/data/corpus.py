@@ -1,15 +1,18 @@
 """Data sets that live in files: where the files are looked for, and where their prepared form is kept."""
 
+import os
 import zipfile
-import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import ClassVar
+from typing import IO, ClassVar
 
 from scoreexp.data.cache import SUFFIX, Contents, prepared
 from scoreexp.data.errors import DataError
 from scoreexp.data.module import DataModule
 from scoreexp.data.split import Split
+from scoreexp.untrusted import stays_inside
+
+_MAX_BYTES = 64 << 20  # of a single file; FFHQ's largest have about 2 MiB
 
 
 class FileCorpus(DataModule):
@@ -79,6 +82,11 @@ class FileTree:
                 is_page = file.read(64).lstrip().startswith(b"<")
             page = " but a web page: the host refused the download" if is_page else ""
             raise DataError(f"{path} is not a whole zip archive{page}; download it again") from error
+        except Exception as error:  # zipfile raises a dozen types for a damaged directory
+            raise DataError(f"{path} is not a whole zip archive; download it again") from error
+        outside = next((name for name in self._archive.namelist() if not stays_inside(name)), None)
+        if outside is not None:
+            raise DataError(f"{path} holds {outside!r}, a path outside it: do not use it, download it again")
         files = [member for member in self._archive.namelist() if not member.endswith("/")]
         self._members = {member.removeprefix(f"{path.stem}/"): member for member in files}
 
@@ -95,12 +103,23 @@ class FileTree:
             DataError: if it is missing, cut short or has a wrong checksum.
         """
         try:
+            if not stays_inside(name):
+                raise ValueError("a path outside it")
             if self._archive is None:
-                return (self.path / name).read_bytes()
-            return self._archive.read(self._members[name])
+                return self._read(open(self.path / name, "rb"), os.stat(self.path / name).st_size)
+            member = self._archive.getinfo(self._members[name])
+            return self._read(self._archive.open(member), member.file_size)
         except KeyError as error:
             raise DataError(f"{name} is missing in {self.path}: download the archive again") from error
-        except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError) as error:
+        except Exception as error:  # zipfile raises a dozen types for damage, encryption and odd compression
             raise DataError(
                 f"{name} in {self.path} cannot be read ({error}): download or unpack it again"
             ) from error
+
+    @staticmethod
+    def _read(opened: IO[bytes], size: int) -> bytes:
+        """``size`` bytes and no more, whatever a compressed file unpacks to."""
+        with opened as file:
+            if size > _MAX_BYTES:
+                raise ValueError(f"{size} bytes, more than any picture of a data set has")
+            return file.read(size)

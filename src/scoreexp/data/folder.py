@@ -16,7 +16,7 @@ from PIL import ExifTags, Image
 from scoreexp.data.cache import Contents
 from scoreexp.data.corpus import FileCorpus
 from scoreexp.data.errors import DataError
-from scoreexp.data.image_io import READABLE
+from scoreexp.data.image_io import FORMATS, READABLE
 from scoreexp.data.pictures import fingerprint, picture_blocks, read_picture, with_channels
 from scoreexp.data.ranges import to_uint8
 from scoreexp.data.resize import centre_square, resized
@@ -161,11 +161,11 @@ class Folder(FileCorpus):
         modes: Counter[str] = Counter()
         for file in self.files():
             try:
-                with Image.open(self.folder / file) as image:
+                with Image.open(self.folder / file, formats=FORMATS) as image:
                     turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
                     sizes[image.size[::-1] if turned else image.size] += 1
                     modes[image.mode] += 1
-            except OSError:
+            except Exception:  # decoders raise exceptions of any kind on damaged data
                 continue
         return Survey(sizes, modes)
 

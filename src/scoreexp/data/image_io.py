@@ -10,6 +10,7 @@ Values are in [0, 1]. Only floating point files may go beyond that, within [-10,
 [0, 1], because an observation ``y = x + sigma z`` can be stored exactly in no other way.
 """
 
+import math
 import os
 import re
 import struct
@@ -33,6 +34,7 @@ BitDepth = Literal[8, 16, 32]
 MAX_PIXELS = 100_000_000
 READABLE = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp", ".gif")
 WRITABLE = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp")
+FORMATS = ("PNG", "JPEG", "TIFF", "WEBP", "BMP", "GIF")  # never EPS, for which Pillow starts another program
 SUFFIXES: dict[int, tuple[str, ...]] = {8: WRITABLE, 16: (".png", ".tif", ".tiff"), 32: (".tif", ".tiff")}
 WITH_ALPHA = (".png", ".tif", ".tiff", ".webp")
 
@@ -93,8 +95,12 @@ def read_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Picture:
     if os.path.isdir(path):
         raise ImageError(f"{path} is a folder; give the name of a picture file")
     try:
+        if not path.is_file() and os.path.exists(path):
+            raise ImageError(f"{path} is a device or pipe; give the name of a picture file")
         with path.open("rb") as file:
             head = file.read(26)
+    except ImageError:
+        raise
     except FileNotFoundError:
         raise ImageError(
             f"{path} does not exist; check its name (the current folder is {Path.cwd()})"
@@ -111,8 +117,10 @@ def read_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Picture:
             if head[:2] in (b"II", b"MM"):
                 return _read_tiff(path, max_pixels)
             return _read_with_pillow(path, max_pixels, deep=head[:4] == b"\x89PNG" and head[24] == 16)
-    except (ImageError, MemoryError):
+    except ImageError:
         raise
+    except MemoryError:
+        raise ImageError(f"{path} needs more memory than there is: crop or shrink it first") from None
     except Image.DecompressionBombError:
         raise _too_large(path, None, max_pixels) from None
     except (Image.UnidentifiedImageError, tifffile.TiffFileError):
@@ -225,7 +233,7 @@ def _natural(name: str) -> tuple[list[str | int], str]:
 
 def _read_with_pillow(path: Path, max_pixels: int, *, deep: bool = False) -> Picture:
     """Any supported file of 8 bits per channel, or a PNG file of 16."""
-    with Image.open(path, formats=("PNG", "JPEG", "TIFF", "WEBP", "BMP", "GIF")) as image:
+    with Image.open(path, formats=FORMATS) as image:
         if image.width * image.height > max_pixels:
             raise _too_large(path, image.size, max_pixels)
         # The further pictures of a camera's MPO file belong to the first: a depth or brightness map.
@@ -306,15 +314,13 @@ def _read_tiff(path: Path, max_pixels: int) -> Picture:
                 f"in colours {page.photometric.name}; gray or RGB, with or without alpha, in 8 or 16 bits or "
                 "floating point is supported: convert it first"
             )
-        try:
-            values = page.asarray()
-        except (KeyError, ValueError) as error:
-            if "imagecodecs" not in str(error):
-                raise
+        if page.compression not in (1, 8, 32946):  # none, Deflate and its old number
             raise ImageError(
-                f"{path} is compressed with {page.compression.name}, which is not supported beyond 8 bits; "
-                "save it uncompressed or with Deflate"
-            ) from None
+                f"{path} is compressed with {getattr(page.compression, 'name', page.compression)}, which is not "
+                "supported beyond 8 bits; save it uncompressed or with Deflate"
+            )
+        _check_strips(path, file, page, max_pixels)
+        values = page.asarray()
         values = np.moveaxis(values, 0, -1) if page.axes == "SYX" else values.reshape(*values.shape[:2], -1)
         if page.photometric == 0 and values.dtype == np.uint16:  # white is zero
             values = 65535 - values
@@ -328,6 +334,18 @@ def _read_tiff(path: Path, max_pixels: int) -> Picture:
     if picture.bit_depth == 32:
         _check_float(path, picture.pixels)
     return picture
+
+
+def _check_strips(path: Path, file: tifffile.TiffFile, page: Any, max_pixels: int) -> None:
+    """Refuse strips or tiles that are larger than the picture, or that unpack to more than they should hold."""
+    room = math.prod(page.chunks) * page.dtype.itemsize
+    if math.prod(page.chunks) > 8 * max_pixels or sum(page.databytecounts) > file.filehandle.size:
+        raise ImageError(f"{path} is damaged (its strips or tiles are too large); get a whole copy of it")
+    if page.compression == 1:
+        return
+    for data, _ in cast(Any, file.filehandle.read_segments(page.dataoffsets, page.databytecounts)):
+        if data is not None and len(zlib.decompressobj().decompress(data, room + 1)) > room:
+            raise ImageError(f"{path} unpacks to more than its size says; get a whole copy of it")
 
 
 def _check_float(path: Path, pixels: np.ndarray) -> None:

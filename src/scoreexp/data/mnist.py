@@ -31,6 +31,7 @@ _SHA256 = {
     "t10k-images-idx3-ubyte": "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
     "t10k-labels-idx1-ubyte": "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
 }
+_MAX_BYTES = 64 << 20  # the largest file has 47,040,016
 
 
 class MNIST(FileCorpus):
@@ -111,12 +112,18 @@ def read_idx(path: Path, dimensions: int) -> np.ndarray:
     Raises:
         DataError: if it is of another kind, or its length is not what its header says.
     """
-    data = path.read_bytes()
-    if data[:2] == b"\x1f\x8b":
-        try:
-            data = gzip.decompress(data)
-        except (EOFError, OSError, zlib.error) as error:
-            raise DataError(f"{path} is cut short or damaged: download it again") from error
+    try:
+        with open(path, "rb") as file:
+            packed = file.read(2) == b"\x1f\x8b"
+            file.seek(0)
+            with gzip.open(file) if packed else file as content:
+                data = content.read(_MAX_BYTES + 1)
+    except (EOFError, OSError, zlib.error) as error:
+        raise DataError(f"{path} is cut short or damaged: download it again") from error
+    if len(data) > _MAX_BYTES:
+        raise DataError(
+            f"{path} holds more than {_MAX_BYTES} bytes, which MNIST never does: download it again"
+        )
     start = 4 + 4 * dimensions
     if len(data) < start or data[:4] != bytes((0, 0, 8, dimensions)):
         raise DataError(

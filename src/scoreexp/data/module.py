@@ -193,15 +193,23 @@ class DataModule(pl.LightningDataModule, ABC):
 
         Where a data set must be prepared first, one process does it and the others wait.
         """
-        if self.batch_size % self._world_size:
-            raise DataError(
-                f"data.batch_size={self.batch_size} is over all devices: "
-                f"give a multiple of the {self._world_size} devices in use"
-            )
+        self.require_shares(self._world_size)
         if stage == "fit":
             _ = self.train_positions
         for name in _SPLITS_OF_STAGE.get(stage, ()):
             self.split(self.validate_on if name == "val" else name)
+
+    def require_shares(self, devices: int) -> None:
+        """Refuse a batch that cannot be shared out evenly.
+
+        Raises:
+            DataError: names both numbers.
+        """
+        if self.batch_size % devices:
+            raise DataError(
+                f"data.batch_size={self.batch_size} is over all devices: "
+                f"give a multiple of the {devices} devices in use"
+            )
 
     def train_dataloader(self) -> DataLoader:
         """The infinite training stream."""

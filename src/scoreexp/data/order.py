@@ -90,17 +90,19 @@ class TrainingOrder(DistributedSampler[Draw]):
 class EvaluationOrder(DistributedSampler[Draw]):
     """Every sample once, in order: rank r of w takes samples r, r + w, ..., without padding.
 
-    The ranks may therefore see different numbers of batches; a metric must be reduced after the last one.
+    All ranks see the same number of batches, for each makes them exchange the model's buffers; the last one of a rank
+    may be empty.
     """
 
     def __init__(self, dataset: Dataset, *, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
         super().__init__(dataset, num_replicas=world_size, rank=rank, shuffle=False)
         self.elements = np.arange(rank, len(dataset), world_size)  # type: ignore[arg-type]
         self.batch_size = batch_size
+        self.batches = -(-len(dataset) // (batch_size * world_size))  # type: ignore[arg-type]
 
     def __iter__(self) -> Iterator[Draw]:
-        for start in range(0, len(self.elements), self.batch_size):
+        for start in range(0, self.batches * self.batch_size, self.batch_size):
             yield Draw(self.elements[start : start + self.batch_size])
 
     def __len__(self) -> int:
-        return -(-len(self.elements) // self.batch_size)
+        return self.batches

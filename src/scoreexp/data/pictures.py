@@ -6,6 +6,7 @@ Threads do for many: Pillow releases the interpreter while it decodes and resize
 import hashlib
 import io
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,6 +19,7 @@ from scoreexp.data.errors import DataError
 from scoreexp.data.image_io import ImageError, Picture, read_image
 
 _PER_BLOCK = 256
+_MAX_PIXELS = 1 << 22  # of a picture of CelebA or FFHQ; the largest has 1024 x 1024
 
 
 def fingerprint(parts: Iterable[object]) -> str:
@@ -60,14 +62,19 @@ def decode_rgb(data: bytes, where: Path | str) -> np.ndarray:
     """Decode an 8-bit PNG or JPEG to RGB, uint8 ``[H, W, 3]``.
 
     Raises:
-        DataError: if the data are empty, cut short or not a picture.
+        DataError: if the data are empty, cut short, not a picture or one of more than four million pixels.
     """
     if not data:
         raise DataError(f"{where} has 0 bytes: copy or unpack it again")
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            return np.asarray(image.convert("RGB"))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of damage in what surrounds the pixels
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # _MAX_PIXELS decides
+            with Image.open(io.BytesIO(data), formats=("PNG", "JPEG")) as image:
+                if image.width * image.height > _MAX_PIXELS:
+                    raise ValueError(f"{image.width} x {image.height} pixels")
+                return np.asarray(image.convert("RGB"))
+    except Exception as error:  # decoders raise exceptions of any kind on damaged data
         raise DataError(f"{where} is damaged or not a picture ({error}): copy or unpack it again") from error
 
 

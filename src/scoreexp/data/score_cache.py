@@ -9,8 +9,6 @@ solved anew. Fields with values that are not finite are never written.
 import hashlib
 import inspect
 import json
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import lru_cache
@@ -18,13 +16,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from filelock import FileLock
 
 import scoreexp.fokker_planck
-from scoreexp.atomic import atomic_write
+from scoreexp.atomic import atomic_write, clear_orphans
 from scoreexp.data.errors import DataError
 from scoreexp.embedding import ImageEmbedding
 from scoreexp.fokker_planck import ScoreField, ScorePrecomputation
 from scoreexp.streams import stream_seed
+from scoreexp.untrusted import require_stored
 
 FORMAT = 1
 _ARRAYS = (
@@ -127,8 +127,10 @@ def write_field(path: Path, key: str, field: ScoreField) -> None:
     arrays = {name: getattr(field, name) for name in _ARRAYS}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(path) as temporary:
-            np.savez(temporary, description=np.array(json.dumps(description)), **arrays)
+        with FileLock(path.parent / "lock"):  # so a half-written file beside it was left by a killed process
+            clear_orphans(path.parent, f"*{path.suffix}")
+            with atomic_write(path) as temporary:
+                np.savez(temporary, description=np.array(json.dumps(description)), **arrays)
     except OSError as error:
         raise DataError(
             f"cannot write the score field {path} ({error.strerror or error}): set embedding.cache to a writable "
@@ -143,6 +145,7 @@ def read_field(path: Path, key: str) -> ScoreField:
         DataError: one line that says why the file is not to be trusted.
     """
     try:
+        require_stored(path)
         with np.load(path, allow_pickle=False) as archive:
             description: dict[str, Any] = json.loads(str(archive["description"]))
             arrays = {name: archive[name] for name in _ARRAYS}
@@ -155,23 +158,34 @@ def read_field(path: Path, key: str) -> ScoreField:
             tol=float(description["tol"]),
             seconds={str(k): float(v) for k, v in description["seconds"].items()},
         )
+        _require_whole(field)
     except DataError:
         raise
-    except (
-        OSError,
-        EOFError,
-        KeyError,
-        TypeError,
-        ValueError,
-        AttributeError,
-        zipfile.BadZipFile,
-        zlib.error,
-    ) as e:
+    except Exception as e:  # numpy and zipfile raise a dozen types for a bad file
         reason = (str(e).splitlines() or [type(e).__name__])[0][:100]
         raise DataError(f"the score field {path} is damaged or not one ({reason})") from e
     if not (np.isfinite(field.log_p).all() and np.isfinite(field.score).all()):
         raise DataError(f"the score field {path} has values that are not finite")
     return field
+
+
+def _require_whole(field: ScoreField) -> None:
+    steps, axes = len(field.step_times), field.log_p.shape[1:-2]
+    shapes = {
+        "score": (*field.log_p.shape[:-2], 2, *field.log_p.shape[-2:]),
+        "kept": (len(field.log_p),),
+        "times": (len(field.log_p),),
+        "iterations": (steps, *axes),
+        "residuals": (steps, *field.residuals.shape[1:2], *axes),
+        "linear_iterations": (steps, *axes),
+    }
+    for name, shape in shapes.items():
+        if getattr(field, name).shape != shape:
+            raise ValueError(f"{name} has shape {getattr(field, name).shape} instead of {shape}")
+    for name in _ARRAYS:
+        kinds = "iu" if name in ("kept", "iterations", "linear_iterations") else "f"
+        if getattr(field, name).dtype.kind not in kinds:
+            raise ValueError(f"{name} has values of type {getattr(field, name).dtype}")
 
 
 def solve_fields(

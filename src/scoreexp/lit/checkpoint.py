@@ -5,6 +5,8 @@ from which the model is rebuilt. ``torch.save`` writes a zip archive with a CRC-
 verifies (``torch.load`` does not), so a torn or altered file is reported instead of being trained on.
 """
 
+import errno
+import os
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from scoreexp.atomic import atomic_write
 from scoreexp.errors import UserError
+from scoreexp.untrusted import require_stored
 
 FORMAT = 1
 
@@ -26,7 +29,12 @@ def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
     """Write ``checkpoint`` so that ``path`` is either the whole new file or what it was before."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as temporary:
-        torch.save(checkpoint, temporary)
+        try:
+            torch.save(checkpoint, temporary)
+        except RuntimeError as error:  # torch does not say which error of the file system it met
+            if "inline_container" not in str(error) and "PytorchStreamWriter" not in str(error):
+                raise
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -43,11 +51,19 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             f"no checkpoint at {path}: give a .ckpt file, such as RUN_DIR/checkpoints/best.ckpt"
         )
     try:
+        require_stored(path)
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
+            pickles = [archive.read(info) for info in archive.infolist() if info.filename.endswith(".pkl")]
         if damaged is not None:
             raise CheckpointError(
                 f"{path} is damaged (record {damaged} fails its checksum): use another checkpoint"
+            )
+        if any(
+            b"\nbytearray\n" in text for text in pickles
+        ):  # torch makes one of any size that it is asked for
+            raise CheckpointError(
+                f"{path} holds a bytearray, which no checkpoint of scoreexp does: do not use it"
             )
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except CheckpointError:
@@ -57,7 +73,11 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{path} cannot be read as a checkpoint ({reason}): use another checkpoint"
         ) from error
-    if not isinstance(checkpoint, dict) or "scoreexp" not in checkpoint or "state_dict" not in checkpoint:
+    if (
+        not isinstance(checkpoint, dict)
+        or "scoreexp" not in checkpoint
+        or not isinstance(checkpoint.get("state_dict"), dict)
+    ):
         raise CheckpointError(f"{path} was not written by scoreexp: give a .ckpt file from a run directory")
     found = checkpoint["scoreexp"].get("format") if isinstance(checkpoint["scoreexp"], dict) else None
     if found != FORMAT:
@@ -79,13 +99,14 @@ class DurableCheckpointIO(TorchCheckpointIO):
         return read_checkpoint(path)
 
 
-def newest_intact(
-    folder: Path, names: tuple[str, ...] = ("last.ckpt", "previous.ckpt")
-) -> tuple[Path | None, list[str]]:
-    """The first intact checkpoint of ``names`` in ``folder``, and what was wrong with those before it."""
-    problems = []
-    for name in names:
-        if (folder / name).exists():
+def newest_intact(folder: Path) -> tuple[Path | None, list[str]]:
+    """The newest intact checkpoint of a run in ``folder``, and what was wrong with those that were passed over.
+
+    ``best.ckpt`` counts only where others are damaged: a run that was killed before its first ``last.ckpt`` begins anew.
+    """
+    problems: list[str] = []
+    for name in ("last.ckpt", "previous.ckpt", "best.ckpt"):
+        if (folder / name).exists() and (name != "best.ckpt" or problems):
             try:
                 read_checkpoint(folder / name)
             except CheckpointError as error:

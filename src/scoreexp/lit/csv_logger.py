@@ -2,13 +2,15 @@
 
 import csv
 from argparse import Namespace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
-from scoreexp.atomic import atomic_write
+from scoreexp.atomic import atomic_write, naming
+from scoreexp.errors import UserError
 
 
 class CSVLogger(Logger):
@@ -44,15 +46,26 @@ class CSVLogger(Logger):
 
     @rank_zero_only
     def continue_from(self, step: int) -> None:
-        """Take over the rows of an existing file up to ``step``."""
+        """Take over the rows of an existing file up to ``step``.
+
+        Raises:
+            UserError: the file is not such a table.
+        """
         if not self.path.is_file():
             return
-        with self.path.open(newline="") as file:
-            for row in csv.DictReader(file):
+        try:
+            with self.path.open(newline="") as file:
+                whole = [
+                    line for line in file if line.endswith("\n")
+                ]  # a full disk may have cut the last one short
+            for row in csv.DictReader(whole):
                 if row["step"].isdigit() and int(row["step"]) <= step:
                     values = {k: float(v) for k, v in row.items() if k != "step" and v not in ("", None)}
                     self._rows[int(row["step"])] = {"step": int(row["step"]), **values}
                     self._columns += [k for k in values if k not in self._columns]
+        except (ValueError, KeyError, TypeError, AttributeError, csv.Error) as error:
+            reason = " ".join(str(error).split())[:100]
+            raise UserError(f"{self.path} is damaged ({reason}): mend or delete it to go on") from error
         self._rewrite()
 
     @rank_zero_only
@@ -63,20 +76,22 @@ class CSVLogger(Logger):
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         step = int(step or 0)
         if step not in self._rows and self._rows:
-            self._append_finished()
+            self.flush()
+        elif len(self._rows) == self._written:  # the row is in the file already and about to change
+            self._header = []
         row = self._rows.setdefault(step, {"step": step})
         row.update({k: float(v) for k, v in metrics.items() if k != "epoch"})
         self._columns += [k for k in row if k not in self._columns]
 
-    def _append_finished(self) -> None:
-        """Bring the file up to the rows that no later call can change."""
+    @rank_zero_only
+    def flush(self) -> None:
+        """Bring the file up to the last row; a checkpoint of that step needs it there, for a resume does not write it."""
         if self._columns != self._header or not self.path.is_file():
             self._rewrite()
-            return
-        fresh = self.rows[self._written :]
-        with self.path.open("a", newline="") as file:
-            csv.DictWriter(file, self._columns, restval="").writerows(fresh)
-        self._written += len(fresh)
+        elif fresh := list(islice(reversed(self._rows.values()), len(self._rows) - self._written)):
+            with naming(self.path), self.path.open("a", newline="") as file:
+                csv.DictWriter(file, self._columns, restval="").writerows(reversed(fresh))
+            self._written += len(fresh)
 
     def _rewrite(self) -> None:
         with atomic_write(self.path) as temporary, temporary.open("w", newline="") as file:

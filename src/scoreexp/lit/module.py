@@ -104,7 +104,7 @@ class ScoreModule(pl.LightningModule):
             raise UserError(
                 "the batch holds neither clean (x) nor observed (y) data: check the data configuration"
             )
-        torch.manual_seed(stream_seed(self.seed, "dropout", batch_idx, self.trainer.global_rank))
+        self._seed_dropout(stream_seed(self.seed, "dropout", batch_idx, self.trainer.global_rank))
         t, noise = self._draws(batch_idx, like)
         losses = self.objective(self.denoiser, self.training_batch(batch, t), t, noise)
         loss = losses.mean()
@@ -112,9 +112,21 @@ class ScoreModule(pl.LightningModule):
             self._stop_on_non_finite(losses, t)
         self.log("step", self.global_step + 1.0, on_step=True, on_epoch=False)  # rows are named by steps done
         self.log(
-            "train/loss", loss.detach(), on_step=True, on_epoch=False, prog_bar=True, batch_size=len(like)
+            "train/loss",
+            loss.detach(),
+            on_step=True,
+            on_epoch=False,
+            prog_bar=True,
+            batch_size=len(like),
+            sync_dist=True,  # the mean over all devices
         )
         return loss
+
+    def _seed_dropout(self, seed: int) -> None:
+        if self.device.type == "cpu":
+            torch.default_generator.manual_seed(seed)
+        else:  # on the CPU it would store a stack trace for every other kind of device, at each step
+            torch.manual_seed(seed)
 
     def _stop_on_non_finite(self, losses: Tensor, t: Tensor) -> None:
         alpha, sigma = self.denoiser.schedule(t)

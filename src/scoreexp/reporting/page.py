@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from scoreexp.atomic import atomic_write
+from scoreexp.atomic import atomic_write, clear_orphans
 from scoreexp.reporting.charts import DASHES, PALETTE, STAGE_TONES, Bar, Line, bar_chart, line_chart
 from scoreexp.reporting.runs import AFTER, Plan, Run, conditions, differences, find_runs
 from scoreexp.reporting.summary import (
@@ -62,6 +62,7 @@ def write_report(
         (page, render(runs, plan, title, baseline)),
         (out / "results.csv", as_csv(runs, plan)),
     ):
+        clear_orphans(out, path.name)
         with atomic_write(path) as temporary:
             temporary.write_text(text, encoding="utf-8", newline="")
     return page

@@ -25,6 +25,8 @@ _NOT_MEASURED = {
 _ONLY_SHOWN = {"monitor.pictures", "monitor.intermediate", "monitor.shown_levels"}
 _NOT_SETTINGS = {"run_dir", "resume", "dry_run", "seed", "data.seed"}
 
+_MAX_DEPTH = 50
+
 _ABSENT = "–"
 
 State = Literal["done", "failed", "interrupted", "running", "unfinished", "not started"]
@@ -188,8 +190,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         return {}
     try:
         text = path.read_text(encoding="utf-8")
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
-            raise ValueError("an alias")  # a few lines of aliases unpack to any size
+        _require_plain(text)
         config: Any = OmegaConf.to_container(OmegaConf.create(text)) if text.strip() else {}
         if not isinstance(config, dict):
             raise ValueError("not a mapping")
@@ -199,6 +200,15 @@ def read_config(folder: Path) -> dict[str, Any]:
             f"{path} cannot be read as a configuration ({reason}): delete the damaged file"
         ) from error
     return config
+
+
+def _require_plain(text: str) -> None:
+    """Refuse what takes a YAML reader time or memory out of proportion: aliases and deep nesting."""
+    depth = 0
+    for event in yaml.parse(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if isinstance(event, yaml.AliasEvent) or depth > _MAX_DEPTH:
+            raise ValueError("aliases or deep nesting, which no run writes")
 
 
 def _read_rows(path: Path) -> list[dict[str, float]]:
@@ -218,12 +228,21 @@ def _read_rows(path: Path) -> list[dict[str, float]]:
 
 
 def read_run(folder: Path, method: str | None = None, seed: int | None = None) -> Run:
-    """A run folder, which may be empty or absent."""
+    """A run folder, which may be empty or absent.
+
+    Raises:
+        UserError: one of its files is damaged.
+    """
     config = read_config(folder)
+    own_seed = config.get("seed") or 0
+    if not isinstance(own_seed, int):
+        raise UserError(
+            f"{folder / 'config.yaml'} has seed {own_seed!r}, not a whole number: delete the damaged file"
+        )
     return Run(
         folder,
         method if method is not None else str(config.get("name", folder.name)),
-        seed if seed is not None else int(config.get("seed", 0)),
+        seed if seed is not None else own_seed,
         config,
         read_json(folder / "manifest.json"),
         read_json(folder / "metrics.json"),
