@@ -189,8 +189,8 @@ def _krylov_line() -> str:
     word = "reproduced" if min(saved) >= low else "not reproduced"
     return (
         f"{low}-{high} % less | {min(saved):.1f}-{max(saved):.1f} % less | – | – | {word} against the direct solve; "
-        f"the same solver without the projection takes {100 / max(against):.0f}-{100 / min(against):.0f} % of the projection's time "
-        "([solvers](solvers.md)) |"
+        f"the same solver without the projection takes {100 / max(against):.0f}-{100 / min(against):.0f} % of its "
+        "time ([solvers](solvers.md)) |"
     )
 
 
