@@ -5,7 +5,8 @@
 Each row is ``experiment=swiss_roll_{ve,vp,subvp} seed=S objective={edm,stable_target}`` on one thread: the same network,
 optimiser, steps, noise levels and data, in turn. CPU seconds are those of the run, evaluation and pictures included; on a
 machine that other jobs share, wall-clock seconds say little. The rows "exact score" draw samples with the exact
-score and the same sampler: what remains there is the sampler's error and the scatter of finite sets.
+score and the same sampler: what remains there is the sampler's error and the scatter of finite sets. ``--json`` also writes
+the table of docs/objectives.md.
 """
 
 import argparse
@@ -23,12 +24,14 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
+from benchmarks.pages import DOCS, write_table
 from benchmarks.time_to_target import processor
 from scoreexp.conf_dir import conf_dir
 from scoreexp.denoiser import OracleDenoiser
 from scoreexp.training import train
 
 RESULT = Path(__file__).parent / "results" / "swiss_roll.json"
+PAGE = DOCS / "objectives.md"
 SDES = ("ve", "vp", "subvp")
 OBJECTIVES = {"edm": "plain", "stable_target": "stable targets"}
 
@@ -156,6 +159,7 @@ def main() -> None:
     result = measure(arguments.seeds, arguments.steps)
     print(table(result))
     if arguments.json:
+        write_table(PAGE, "study_swiss_roll", table(result))
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
         arguments.json.write_text(json.dumps(result, indent=2) + "\n")
 
