@@ -46,6 +46,8 @@ bench: $(READY)  ## benchmarks; results under benchmarks/results/
 	$(BIN)/python -m benchmarks.precompute --json
 	$(BIN)/python -m benchmarks.data_loader --json
 	$(BIN)/python -m benchmarks.network_cost --json
+	$(BIN)/python -m benchmarks.long_run --json
+	$(BIN)/python -m benchmarks.scaling --json
 
 compare-quick: $(READY)  ## five methods and the exact limit on one photograph, with a report (about 12 minutes on 2 cores)
 	$(BIN)/python -m scoreexp.compare sweep=compare_quick

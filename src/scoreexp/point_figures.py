@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import hsv_to_rgb
 from torch import Tensor
 
-from scoreexp.figures import plt, save_figure
+from scoreexp.figures import freed_at_once, plt, save_figure
 
 _SIDE = 3.0  # inches of a panel
 DECADES = 8.0
@@ -40,6 +40,7 @@ class ScoreMap(NamedTuple):
     shown: Tensor | None = None
 
 
+@freed_at_once()
 def points_picture(
     path: str | Path,
     *,

@@ -40,6 +40,9 @@ class StageTimer(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self._book("train")
+        step = trainer.global_step
+        if step % trainer.log_every_n_steps and step != trainer.max_steps:  # type: ignore[attr-defined]
+            return  # no row of the table comes from this step, and each value logged costs time
         pl_module.log("time/train", self.seconds["train"], on_step=True, on_epoch=False)
         pl_module.log("lr", trainer.optimizers[0].param_groups[0]["lr"], on_step=True, on_epoch=False)
 
