@@ -49,7 +49,7 @@ bench: $(READY)  ## benchmarks; results under benchmarks/results/
 	$(BIN)/python -m benchmarks.long_run --json
 	$(BIN)/python -m benchmarks.scaling --json
 
-compare-quick: $(READY)  ## five methods and the exact limit on one photograph, with a report (about 12 minutes on 2 cores)
+compare-quick: $(READY)  ## five methods and the exact limit on one photograph, with a report (about 9 minutes on 2 cores)
 	$(BIN)/python -m scoreexp.compare sweep=compare_quick
 
 study-solvers: $(READY)  ## redo the solver study of docs/solvers.md (about half an hour)
