@@ -30,7 +30,7 @@ from scoreexp.callbacks.distribution_monitor import (
 )
 from scoreexp.config_check import check_config
 from scoreexp.data import DataModule
-from scoreexp.data.ranges import sigma_to_model, to_model, to_uint8, to_unit
+from scoreexp.data.ranges import to_model, to_uint8, to_unit
 from scoreexp.denoiser import Denoiser
 from scoreexp.devices import choose_device
 from scoreexp.errors import UserError
@@ -272,11 +272,8 @@ def _denoising(subject: Subject, names: Sequence[str]) -> list[Measured]:
     for batch in _track(loader, "denoising"):
         x, index = batch.x.to(device), batch.index
         y = monitor.observe(x, index)
-        start, t_start = sampler.start(model.schedule, y, sigma_to_model(cfg.sigma))
-        streams = ImageStreams([stream_seed(subject.seed, "denoise", i) for i in index.tolist()])
         cond = None if batch.cond is None else batch.cond.to(device)
-        result = sampler(model, start, streams=streams, t_start=t_start, cond=cond)
-        denoised = to_unit(result.x).clamp(0, 1)
+        denoised = to_unit(monitor.denoise(model, y, index, cond).x).clamp(0, 1)
         for metric in metrics.values():
             metric.update(denoised, to_unit(x))
     settings = {"sigma": cfg.sigma, "noise_seed": subject.seed, "convention": CONVENTION}

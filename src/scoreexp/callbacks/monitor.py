@@ -12,11 +12,12 @@ from torch import Tensor
 from scoreexp.atomic import atomic_write
 from scoreexp.batch import Batch
 from scoreexp.data.ranges import sigma_to_model, to_unit
+from scoreexp.denoiser import DenoiserBase
 from scoreexp.figures import denoising_strip, save_pixels
 from scoreexp.lit.module import ScoreModule
 from scoreexp.metrics import MSE, PSNR, SSIM, GlobalSSIM
 from scoreexp.parameter_types import NonNegativeInt, PositiveFloat, PositiveInt
-from scoreexp.samplers import Sampler
+from scoreexp.samplers import Sampler, SampleResult
 from scoreexp.schedules import Schedule
 from scoreexp.streams import ImageStreams, stream_seed
 
@@ -82,6 +83,14 @@ class DenoisingMonitor(pl.Callback):
         streams = ImageStreams([stream_seed(self.seed, "observation", i) for i in index.tolist()])
         return x + sigma_to_model(self.sigma) * streams.normal(x)
 
+    def denoise(
+        self, model: DenoiserBase, y: Tensor, index: Tensor, cond: Tensor | None = None, keep: int = 0
+    ) -> SampleResult:
+        """The observations ``y[B, C, H, W]`` of pictures ``index[B]`` denoised; random samplers draw by (seed, picture)."""
+        start, t_start = self.sampler.start(model.schedule, y, sigma_to_model(self.sigma))
+        streams = ImageStreams([stream_seed(self.seed, "denoise", i) for i in index.tolist()])
+        return self.sampler(model, start, streams=streams, t_start=t_start, cond=cond, keep=keep)
+
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -107,11 +116,7 @@ class DenoisingMonitor(pl.Callback):
         if not len(x):  # fewer pictures than devices
             return
         y = self.observe(x, index)
-        start, t_start = self.sampler.start(model.schedule, y, sigma_to_model(self.sigma))
-        streams = ImageStreams([stream_seed(self.seed, "denoise", i) for i in index.tolist()])
-        result = self.sampler(
-            model, start, streams=streams, t_start=t_start, cond=batch.cond, keep=self.intermediate + 2
-        )
+        result = self.denoise(model, y, index, batch.cond, keep=self.intermediate + 2)
         self._nfe = result.nfe
         clean, denoised = to_unit(x), to_unit(result.x).clamp(0, 1)
         for metric in self.metrics.values():
