@@ -99,9 +99,7 @@ def report(cfg: DictConfig) -> Path:
     if not folders:
         raise UserError("runs=[] names no folder: give run folders, or folders that contain some")
     out = Path(cfg.out).expanduser() if cfg.out else folders[0]
-    page = write_report(folders, out, title=cfg.title, baseline=cfg.baseline)
-    _say(f"report         {page}\ntable          {page.with_name('results.csv')}")
-    return page
+    return _announced(write_report(folders, out, title=cfg.title, baseline=cfg.baseline))
 
 
 def plan_of(cfg: DictConfig) -> Plan:
@@ -226,7 +224,11 @@ def _limit(plan: Plan) -> str:
 
 
 def _write(root: Path) -> Path:
-    page = write_report([root], root)
+    return _announced(write_report([root], root))
+
+
+def _announced(page: Path) -> Path:
+    """The report, after saying where it is."""
     _say(f"report         {page}\ntable          {page.with_name('results.csv')}")
     return page
 
