@@ -1,5 +1,6 @@
 """The directory of a run: what was asked, on what it ran, what came out."""
 
+import contextlib
 import importlib.metadata
 import json
 import platform
@@ -7,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from scoreexp.atomic import atomic_write, clear_orphans
 from scoreexp.errors import UserError
+from scoreexp.folder_lock import hold
 from scoreexp.processes import is_first_process
 from scoreexp.untrusted import read_json
 
@@ -59,7 +61,7 @@ def device_name(device: torch.device) -> str:
 
 
 class RunDirectory:
-    """A run's directory; nothing is written before ``create``.
+    """A run's directory; nothing is written before ``opened``.
 
     Args:
         path: the directory.
@@ -73,20 +75,35 @@ class RunDirectory:
         self.path = Path(path)
         if resume not in ("never", "auto"):
             raise UserError(f"resume is {resume!r}: allowed are never and auto")
-        self.continued = (self.path / "manifest.json").exists()
+        self._resume = resume
+        self.continued = self._holds_a_run()
+
+    def _holds_a_run(self) -> bool:
+        there = (self.path / "manifest.json").exists()
         if (
-            self.continued and resume == "never" and is_first_process()
+            there and self._resume == "never" and is_first_process()
         ):  # the others see what it has just written
             raise UserError(
                 f"run_dir {self.path} already holds a run: add resume=auto to go on with it, or give another run_dir"
             )
+        return there
 
-    def create(self) -> None:
-        """Make the folders.
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[None]:
+        """Make the folders, and keep other runs out of them while the body runs.
 
         Raises:
-            UserError: they cannot be made or written to.
+            UserError: they cannot be made or written to, or another run uses them.
         """
+        self._create()
+        if not is_first_process():
+            yield
+            return
+        with hold(self.path):
+            self.continued = self._holds_a_run()  # another one may have ended in the meantime
+            yield
+
+    def _create(self) -> None:
         try:
             for folder in (self.path, self.checkpoints, self.pictures):
                 folder.mkdir(parents=True, exist_ok=True)

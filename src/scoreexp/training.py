@@ -25,6 +25,7 @@ from scoreexp.callbacks import (
     StopOnTarget,
 )
 from scoreexp.data import DataModule
+from scoreexp.embedding import ImageEmbedding
 from scoreexp.errors import UserError
 from scoreexp.figures import curves
 from scoreexp.lit import ExactScore, NonFiniteError, ScoreEmbedding, ScoreModule
@@ -63,9 +64,34 @@ class RunResult(NamedTuple):
     status: str
 
 
+class _Parts(NamedTuple):
+    """What a run is made of, built from its configuration and accepted."""
+
+    data: DataModule
+    record: dict[str, Any]
+    module: ScoreModule
+    embedding: ImageEmbedding | None
+    run: RunDirectory
+    callbacks: dict[str, Any]
+    trainer: pl.Trainer
+
+
 def train(cfg: DictConfig) -> RunResult | None:
-    """Train as ``cfg`` says; see ``conf/train.yaml``. Returns None after ``dry_run=true``."""
+    """Train as ``cfg`` says; see ``conf/train.yaml``. Returns None after ``dry_run=true``.
+
+    Raises:
+        UserError: a setting cannot be used, or the run broke off; its message names the remedy.
+        SystemExit: a signal has stopped the run: code 130 or 143.
+    """
     _quiet()
+    if (parts := _build(cfg)) is None:
+        return None
+    with parts.run.opened():  # from here on the run leaves traces: every setting has been accepted
+        return _run(cfg, parts)
+
+
+def _build(cfg: DictConfig) -> _Parts | None:
+    """The parts of a run, or None where it is only to be described."""
     data = instantiate(cfg.data)
     data.setup("fit")
     config: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
@@ -91,8 +117,8 @@ def train(cfg: DictConfig) -> RunResult | None:
     callbacks = {
         name: instantiate(node, **_provided(name, cfg, run)) for name, node in cfg.callbacks.items() if node
     }
-    monitor = _find(callbacks, DenoisingMonitor)
-    _require_monitor_suits(monitor or _find(callbacks, PointsMonitor), module)
+    monitor = _find(callbacks, DenoisingMonitor) or _find(callbacks, PointsMonitor)
+    _require_monitor_suits(monitor, module)
     trainer = instantiate(
         cfg.trainer,
         callbacks=list(callbacks.values()),
@@ -102,13 +128,17 @@ def train(cfg: DictConfig) -> RunResult | None:
     )
     require_all_processes(trainer.world_size)
     data.require_shares(trainer.world_size)
-    run.create()  # from here on the run leaves traces: every setting has been accepted
+    return _Parts(data, record, module, embedding, run, callbacks, trainer)
+
+
+def _run(cfg: DictConfig, parts: _Parts) -> RunResult:
+    data, record, module, embedding, run, callbacks, trainer = parts
     table = CSVLogger(run.path / "metrics.csv")
     nodes = (cfg.logger or {}).values() if trainer.is_global_zero else ()
     further = [instantiate(node, _partial_=True) for node in nodes if node]
     trainer.loggers = [
         table,
-        *(make(run_dir=str(run.path), run_config=config, name=cfg.name) for make in further),
+        *(make(run_dir=str(run.path), run_config=record["config"], name=cfg.name) for make in further),
     ]
     start = _starting_point(run, record, table)
     if trainer.is_global_zero:
@@ -128,9 +158,9 @@ def train(cfg: DictConfig) -> RunResult | None:
             timer.book_before(seconds)
     with failing_together(trainer, run.path):
         if isinstance(module, ExactScore):
-            status = _evaluate_untrained(
-                trainer, module, data, run, 1 if monitor is None else monitor.confirm
-            )
+            monitor = _find(callbacks, DenoisingMonitor)
+            evaluations = 1 if monitor is None else monitor.confirm
+            status = _evaluate_untrained(trainer, module, data, run, evaluations)
         else:
             status = _fit(trainer, module, data, run, start)
     status = next((stop.reason for stop in stops if stop.reason), status)
@@ -351,15 +381,11 @@ def _say_conclusion(result: RunResult, step: int, callbacks: dict[str, Any]) -> 
             f"global SSIM {metrics['val/ssim_global']:.3f}, PSNR {metrics['val/psnr']:.1f} dB; "
             f"best SSIM {metrics.get('best/ssim', metrics['val/ssim']):.3f}"
         )
-        print(f"picture        {shown(result.run_dir / 'pictures' / 'best.png')}")
-        print(f"curves         {shown(result.run_dir / 'pictures' / 'ssim.png')} and loss.png beside it")
-        print(f"table          {shown(result.run_dir / 'metrics.csv')}")
+        _say_where(result.run_dir, "pictures/best.png", "pictures/ssim.png")
     points = _find(callbacks, PointsMonitor)
     if points is not None and points.picture is not None:
         print(points.conclusion(metrics))
-        print(f"picture        {shown(points.picture)}")
-        print(f"curves         {shown(result.run_dir / 'pictures' / 'points.png')} and loss.png beside it")
-        print(f"table          {shown(result.run_dir / 'metrics.csv')}")
+        _say_where(result.run_dir, points.picture, "pictures/points.png")
     checkpoint = shown(result.checkpoint)
     print(f"checkpoint     {checkpoint}")
     if points is not None:
@@ -369,6 +395,18 @@ def _say_conclusion(result: RunResult, step: int, callbacks: dict[str, Any]) -> 
         f"try next       python -m scoreexp.denoise ckpt={checkpoint} input=noisy.png sigma=0.2 output=clean.png"
     )
     print(f"               python -m scoreexp.sample ckpt={checkpoint} n=16", flush=True)
+
+
+def _say_where(run_dir: Path, picture: str | Path, curve: str) -> None:
+    """Where the files of a run are, as far as it has come to write them."""
+    beside = " and loss.png beside it" if (run_dir / "pictures" / "loss.png").exists() else ""
+    for label, path, more in (
+        ("picture", run_dir / picture, ""),
+        ("curves", run_dir / curve, beside),
+        ("table", run_dir / "metrics.csv", ""),
+    ):
+        if path.exists():
+            print(f"{label:<15}{shown(path)}{more}")
 
 
 def _describe(cfg: DictConfig, module: ScoreModule) -> None:

@@ -19,6 +19,7 @@ from conftest import TINY
 
 from scoreexp import figures
 from scoreexp.app import run_app
+from scoreexp.folder_lock import hold
 from scoreexp.lit.checkpoint import read_checkpoint
 from scoreexp.lit.csv_logger import CSVLogger
 from scoreexp.objectives import DenoisingScoreMatching
@@ -206,6 +207,29 @@ def test_a_folder_that_cannot_be_written_to_is_noticed_before_training(tmp_path,
     assert launch(tmp_path / "run") == 1
     [line] = said(capsys)
     assert "cannot be written to (Read-only file system)" in line
+
+
+def test_a_folder_in_which_another_run_is_going_on_is_refused_until_it_ends(tmp_path, capsys):
+    run = tmp_path / "run"
+    run.mkdir()
+    context = multiprocessing.get_context("fork")
+    held, end = context.Event(), context.Event()
+
+    def other() -> None:
+        with hold(run):
+            held.set()
+            end.wait()
+
+    process = context.Process(target=other)
+    process.start()
+    assert held.wait(60)
+    assert launch(run) == 1
+    [line] = said(capsys)
+    assert f"run_dir {run} is in use by process {process.pid} on " in line
+    assert not (run / "manifest.json").exists()
+    process.kill()
+    process.join()
+    assert launch(run, steps=2) == 0
 
 
 # ---------------------------------------------------------------------------------- with real processes
