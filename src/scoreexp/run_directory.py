@@ -125,15 +125,16 @@ class RunDirectory:
     def describe(self, config: DictConfig, device: torch.device, seed: int) -> None:
         """Write ``config.yaml`` (resolved) and ``manifest.json``; a resumed run adds to its manifest."""
         manifest_path = self.path / "manifest.json"
-        now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+        now, command = time.strftime("%Y-%m-%dT%H:%M:%S%z"), [Path(sys.argv[0]).name, *sys.argv[1:]]
         if self.continued:
             self._clear_orphans()
             manifest = read_json(manifest_path)
-            manifest.setdefault("resumed", []).append({"at": now, "revision": git_revision()})
+            resumed = {"at": now, "command": command, "revision": git_revision()}
+            manifest.setdefault("resumed", []).append(resumed)
         else:
             manifest = {
                 "started": now,
-                "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+                "command": command,
                 "revision": git_revision(),
                 "versions": {name: package_version(name) for name in PACKAGES}
                 | {"python": platform.python_version()},

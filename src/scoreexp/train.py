@@ -9,6 +9,8 @@ SCHEMA = {
     "seed": "int",
     "run_dir": "str",
     "resume": "Literal['never', 'auto']",
+    "ckpt": "str | None",
+    "init_from": "str | None",
     "dry_run": "bool",
     "data": "Node",
     "embedding": "Node | None",

@@ -14,7 +14,7 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from scoreexp.build import MODEL_PARTS, build_denoiser, model_record
+from scoreexp.build import build_denoiser, model_record
 from scoreexp.callbacks import (
     Checkpoints,
     DenoisingMonitor,
@@ -29,19 +29,14 @@ from scoreexp.embedding import ImageEmbedding
 from scoreexp.errors import UserError
 from scoreexp.figures import curves
 from scoreexp.lit import ExactScore, NonFiniteError, ScoreEmbedding, ScoreModule
-from scoreexp.lit.checkpoint import DurableCheckpointIO, newest_intact, read_checkpoint
+from scoreexp.lit.checkpoint import DurableCheckpointIO, read_checkpoint
 from scoreexp.lit.csv_logger import CSVLogger
 from scoreexp.precomputing import embed_training_images, one_at_a_time, require_embeddable
 from scoreexp.processes import failing_together, is_first_process, require_all_processes
 from scoreexp.run_directory import RunDirectory, shown, write_json
+from scoreexp.starting import adopt, own_checkpoint, require_further_steps, take_weights
 from scoreexp.streams import stream_seed
 from scoreexp.untrusted import read_json
-
-_TRAINED_BY = (
-    "objective",
-    "time_law",
-    "optimizer",
-)  # the optimiser's stored state would overrule a changed one
 
 C = TypeVar("C", bound=pl.Callback)
 
@@ -101,6 +96,12 @@ def _build(cfg: DictConfig) -> _Parts | None:
         module.store(data.split("train").samples(data.train_positions))
     elif not any(p.requires_grad for p in module.denoiser.parameters()):
         raise UserError("the network has no weights to train: set model=exact_score, or another network")
+    if cfg.ckpt and cfg.init_from:
+        raise UserError(
+            "ckpt and init_from are both set: the first goes on with a run, the second begins one"
+        )
+    if cfg.init_from:
+        take_weights(module, cfg.init_from)
     embedding = instantiate(cfg.embedding) if cfg.embedding else None
     if embedding is not None:
         if not isinstance(module, ScoreEmbedding):
@@ -114,6 +115,8 @@ def _build(cfg: DictConfig) -> _Parts | None:
         _describe(cfg, module)
         return None
     run = RunDirectory(cfg.run_dir, cfg.resume)
+    if cfg.ckpt and not run.continued:
+        require_further_steps(Path(cfg.ckpt), record, cfg.trainer.max_steps)
     callbacks = {
         name: instantiate(node, **_provided(name, cfg, run)) for name, node in cfg.callbacks.items() if node
     }
@@ -140,7 +143,7 @@ def _run(cfg: DictConfig, parts: _Parts) -> RunResult:
         table,
         *(make(run_dir=str(run.path), run_config=record["config"], name=cfg.name) for make in further),
     ]
-    start = _starting_point(run, record, table)
+    start = _starting_point(run, cfg.ckpt, record, table, trainer.is_global_zero)
     if trainer.is_global_zero:
         run.describe(cfg, trainer.strategy.root_device, cfg.seed)
         _describe(cfg, module)
@@ -209,34 +212,25 @@ def _provided(name: str, cfg: DictConfig, run: RunDirectory) -> dict[str, Any]:
     return {"folder": str(run.checkpoints)} if name == "checkpoints" else {}
 
 
-def _starting_point(run: RunDirectory, record: dict[str, Any], table: CSVLogger) -> Path | None:
-    """The checkpoint to go on from, checked against this run's model; the metrics table is cut to its step."""
-    if not run.continued:
-        return None
-    path, problems = newest_intact(run.checkpoints)
-    for problem in problems:
-        print(f"warning: {problem}", flush=True)
+def _starting_point(
+    run: RunDirectory, ckpt: str | None, record: dict[str, Any], table: CSVLogger, is_first: bool
+) -> Path | None:
+    """The checkpoint to go on from, or None; the metrics table is cut to its step."""
+    path = own_checkpoint(run, record)
+    if path is None and ckpt is not None:
+        path = run.checkpoints / "last.ckpt"  # the others read it when they have met the first one
+        if is_first:
+            adopt(Path(ckpt), path)
     if path is None:
-        if problems:
-            raise UserError(
-                f"run_dir {run.path} holds no intact checkpoint: start again with another run_dir"
-            )
-        print("resumed        no checkpoint had been saved yet: begins anew", flush=True)
-        return None
-    saved = read_checkpoint(path)
-    for part in (*MODEL_PARTS, *_TRAINED_BY):
-        if saved["scoreexp"]["config"].get(part) != record["config"].get(part):
-            raise UserError(
-                f"run_dir {run.path} was trained with another {part}: repeat its own configuration "
-                f"({shown(run.path / 'config.yaml')}) to go on with it, or give another run_dir"
-            )
-    if saved["scoreexp"]["event_shape"] != record["event_shape"]:
-        raise UserError(
-            f"run_dir {run.path} was trained on samples of shape {saved['scoreexp']['event_shape']}, "
-            f"the data now have {record['event_shape']}: repeat its data configuration, or give another run_dir"
+        if run.continued:
+            print("resumed        no checkpoint had been saved yet: begins anew", flush=True)
+    elif is_first:
+        step = read_checkpoint(path)["global_step"]
+        table.continue_from(int(step))
+        print(
+            f"resumed        from step {step}, {shown(path if run.continued else Path(str(ckpt)))}",
+            flush=True,
         )
-    table.continue_from(int(saved["global_step"]))
-    print(f"resumed        from step {saved['global_step']}, {shown(path)}", flush=True)
     return path
 
 

@@ -79,6 +79,8 @@ class Checkpoints(pl.callbacks.Checkpoint):
         resumed = trainer.ckpt_path
         whole = resumed is None or Path(resumed) == self.last_path  # else last.ckpt is damaged or missing
         self._saved_at = trainer.global_step if whole else -1
+        if not trainer.strategy.broadcast(self.best_path.exists()):  # of another run, or deleted
+            self.best_score = self.best_step = None
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.sanity_checking or trainer.state.fn != "fit":
