@@ -48,4 +48,5 @@ class ImageStreams:
             raise ValueError(f"{like.shape[0]} samples for {len(self)} image seeds: give one seed per sample")
         dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
         draws = [torch.randn(like.shape[1:], generator=g, dtype=dtype) for g in self._generators]
-        return torch.stack(draws).to(device=like.device, dtype=like.dtype)
+        stacked = torch.stack(draws) if draws else torch.empty(like.shape, dtype=dtype)
+        return stacked.to(device=like.device, dtype=like.dtype)

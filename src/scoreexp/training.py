@@ -114,6 +114,7 @@ def _build(cfg: DictConfig) -> _Parts | None:
         print(OmegaConf.to_yaml(cfg, resolve=True))
         _describe(cfg, module)
         return None
+    _require_exact_noise_levels(cfg.trainer.precision)
     run = RunDirectory(cfg.run_dir, cfg.resume)
     if cfg.ckpt and not run.continued:
         require_further_steps(Path(cfg.ckpt), record, cfg.trainer.max_steps)
@@ -168,6 +169,14 @@ def _run(cfg: DictConfig, parts: _Parts) -> RunResult:
             status = _fit(trainer, module, data, run, start)
     status = next((stop.reason for stop in stops if stop.reason), status)
     return _conclude(trainer, callbacks, run, table, status, module.parameter_count)
+
+
+def _require_exact_noise_levels(precision: Any) -> None:
+    """Refuse half precision for everything: noise levels rounded to 8 bits are told apart no longer."""
+    if str(precision) in ("16-true", "bf16-true"):
+        raise UserError(
+            f"trainer.precision={precision} rounds the noise levels that the network sees: set {str(precision)[:-4]}mixed"
+        )
 
 
 def _find(callbacks: dict[str, Any], kind: type[C]) -> C | None:

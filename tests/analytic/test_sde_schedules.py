@@ -7,6 +7,7 @@ import pytest
 import torch
 from scipy.integrate import quad, solve_ivp
 
+from scoreexp.samplers import DiscreteGrid
 from scoreexp.schedules import EDM, VP, Cosine, SubVP, VariancePreserving
 
 SCHEDULES = [SubVP(), SubVP(0.5, 0.5, 0.01), Cosine(), Cosine(0.1, 0.01, 0.9), EDM(), EDM(0.01, 5.0)]
@@ -108,7 +109,9 @@ def test_cosine_is_the_published_schedule_up_to_its_clipped_step():
     # the reference formula itself loses digits where it is small
     np.testing.assert_allclose(alpha**2, alpha_bar[1:-1], rtol=1e-9)
     np.testing.assert_allclose(sigma**2, 1 - alpha_bar[1:-1], rtol=1e-9)
-    assert (Cosine().t_min, Cosine().t_max) == (0.001, 0.999)
+    assert Cosine().t_max == 0.999
+    steps = DiscreteGrid(1000)(Cosine())
+    assert (len(steps), steps[-1].item()) == (1000, Cosine().t_min), "DDPM's thousand steps fit"
 
 
 def test_edm_time_is_the_noise_level():

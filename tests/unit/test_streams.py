@@ -72,6 +72,10 @@ def test_draws_take_the_dtype_of_like_and_low_precision_rounds_the_float32_draw(
         assert torch.equal(draw, ImageStreams([0]).normal(torch.empty(1, 7)).to(dtype))
 
 
+def test_no_image_draws_nothing():
+    assert ImageStreams([]).normal(torch.empty(0, 3, dtype=torch.float64)).shape == (0, 3)
+
+
 def test_the_number_of_samples_must_match_the_number_of_seeds():
     with pytest.raises(ValueError, match="2 samples for 3 image seeds"):
         ImageStreams([0, 1, 2]).normal(torch.empty(2, 4))

@@ -310,6 +310,7 @@ def test_checkpoint_interval_must_be_positive(tmp_path):
         ("callbacks.stop.monitor=val/sim", "never logged"),
         ("data.size=17", "17 is not divisible"),
         ("data.path=nowhere.png", r"nowhere\.png"),
+        ("trainer.precision=bf16-true", "set bf16-mixed"),
     ],
 )
 def test_a_refused_setting_leaves_no_folder(override, match, tiny, tmp_path):

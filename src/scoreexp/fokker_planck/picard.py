@@ -11,7 +11,7 @@ spacing h
 
 with g = g(t_n), and the iteration starts at m^(n-1) and stops when |m - m~| / (|m~| + 1e-8) < tol.
 
-Border: ``zero`` drops neighbours outside the grid, as published; it pins m = 0 there, so mass leaks.
+Border: ``zero`` drops neighbours outside the grid, as published; it pins m = 0, that is p = 1, there, so mass is not kept.
 ``neumann`` is no flux, f p - (g^2/2) grad p = 0 along the normal, hence dm/dn = 2 f_n / g^2: the ghost node
 is the mirror image plus that slope, and v_n = 0. In both, velocities use one-sided differences where the
 border has no central one.

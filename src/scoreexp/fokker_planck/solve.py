@@ -58,9 +58,9 @@ def solve_log_density(
         g: diffusion coefficient, a positive number or a callable of t, smooth within each step.
         times: [N + 1], strictly increasing; log_p0 belongs to the first.
         drift: f(points[2, ...], t) -> [2, ...] in (row, column) components, or None.
-        boundary: "neumann" (no flux through the border, mass is kept) or "zero" (neighbours outside the grid
-            are dropped, as
-            published: it pins m = 0 there and mass leaks).
+        boundary: "neumann" (no flux through the border; ``spectral`` and ``factorised`` keep the mass to round-off, the
+            schemes for log p up to their error) or "zero" (neighbours outside the grid are dropped, as published: it
+            pins m = 0, that is p = 1, there, so mass is not kept).
         solver: a name (its defaults), "auto" for the fastest that is valid (the result names it), or an instance
             that carries its own parameters, such as
             ``Spectral("continuum")``.

@@ -58,8 +58,9 @@ def decayed(modes: Array, exponents: Array) -> Array:
 class Spectral:
     """Exact-in-time cosine-transform solver (see the module docstring).
 
-    With ``eigenvalues="grid"`` the solution is that of the five-point scheme in the limit of small time
-    steps, and the extreme values of p_0 bound p at all times. Round-off is held to that: p is raised to at
+    With ``eigenvalues="grid"`` the solution is that of the five-point scheme for p in the limit of small time
+    steps (the scheme for log p has a spatial error of its own), and the extreme values of p_0 bound p at all
+    times. Round-off is held to that: p is raised to at
     least max(min p_0, 4 eps max p_0), so log-densities more than 34.6 below an image's maximum are floored
     there, and the result is finite for every finite start. Mass under the trapezoid weights is conserved to
     round-off.

@@ -8,8 +8,8 @@ If p_t is the law of ``x_t`` and q_t that of the reverse process with the score 
 
 with equality where s is the score of one process of this SDE. The loss under uniform times is that integral per
 unit of time and per entry of a sample, plus a constant of the data. Because
-``g^2 / sigma^2 = d log(sigma^2 / alpha^2) / dt``, it equals the noise-prediction loss under noise levels uniform in
-their logarithm, which has the smaller variance: with uniform times the weight grows without bound as ``t -> 0``.
+``g^2 / sigma^2 = d log(sigma^2 / alpha^2) / dt``, it is proportional to the noise-prediction loss under noise levels
+uniform in their logarithm, which has the smaller variance: with uniform times the weight grows without bound as ``t -> 0``.
 
 References:
     Y. Song, C. Durkan, I. Murray, S. Ermon, "Maximum Likelihood Training of Score-Based Diffusion Models", 2021,

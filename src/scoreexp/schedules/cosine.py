@@ -18,7 +18,8 @@ class Cosine(VariancePreserving):
 
     At ``t = 1`` alpha is 0 and g infinite. The reference clips its last discrete beta; in continuous time the
     schedule stops before: the default ``t_max`` is the last of 1000 steps that the reference does not clip, where
-    ``alpha = 0.0016``.
+    ``alpha = 0.0016``, and the default ``t_min`` a thousandth of it, the first of its 1000 steps. Near ``t_max`` a
+    time rounded to float32 can have a noise level beyond the schedule's: ``t_of_sigma`` wants float64 there.
 
     Reference: A. Nichol, P. Dhariwal, "Improved Denoising Diffusion Probabilistic Models", 2021,
     https://arxiv.org/abs/2102.09672, section 3.2.
@@ -33,7 +34,7 @@ class Cosine(VariancePreserving):
     """
 
     def __init__(
-        self, offset: PositiveFloat = 0.008, t_min: PositiveFloat = 1e-3, t_max: PositiveFloat = 0.999
+        self, offset: PositiveFloat = 0.008, t_min: PositiveFloat = 9.99e-4, t_max: PositiveFloat = 0.999
     ) -> None:
         if not 0 < offset < math.inf:
             raise ValueError(f"offset={offset}: choose a finite offset > 0 (0.008 in the paper)")
