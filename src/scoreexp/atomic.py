@@ -20,10 +20,10 @@ class WriteError(OSError, UserError):
     """The disk is full, a quota or a limit on the size of files is reached, or the folder has become read-only."""
 
     def __str__(self) -> str:
-        return (
-            f"cannot write {self.filename} ({self.strerror}): make room there, or give a folder on another disk; "
-            "files that were there before are untouched"
-        )
+        remedy = "make room there, or give a folder on another disk"
+        if self.errno == errno.EFBIG:
+            remedy = "raise the limit on the size of files (ulimit -f)"
+        return f"cannot write {self.filename} ({self.strerror}): {remedy}; files that were there before are untouched"
 
 
 @contextlib.contextmanager

@@ -114,6 +114,7 @@ def _build(cfg: DictConfig) -> _Parts | None:
         print(OmegaConf.to_yaml(cfg, resolve=True))
         _describe(cfg, module)
         return None
+    _require_gpu(cfg.trainer.accelerator)
     _require_exact_noise_levels(cfg.trainer.precision)
     run = RunDirectory(cfg.run_dir, cfg.resume)
     if cfg.ckpt and not run.continued:
@@ -169,6 +170,15 @@ def _run(cfg: DictConfig, parts: _Parts) -> RunResult:
             status = _fit(trainer, module, data, run, start)
     status = next((stop.reason for stop in stops if stop.reason), status)
     return _conclude(trainer, callbacks, run, table, status, module.parameter_count)
+
+
+def _require_gpu(accelerator: Any) -> None:
+    """Refuse a GPU that this machine has not."""
+    found = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not (any(found.values()) if accelerator == "gpu" else found.get(accelerator, True)):
+        raise UserError(
+            f"trainer.accelerator={accelerator}: torch finds no such GPU here: set trainer.accelerator=cpu, or auto"
+        )
 
 
 def _require_exact_noise_levels(precision: Any) -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import scoreexp
+from scoreexp.atomic import WriteError
 from scoreexp.build import model_weights
 from scoreexp.lit.checkpoint import CheckpointError, newest_intact, read_checkpoint, write_checkpoint
 from scoreexp.training import train
@@ -158,3 +159,15 @@ def test_newest_intact_prefers_last_and_reports_what_it_skipped(tmp_path):
     path, problems = newest_intact(tmp_path)
     assert path == tmp_path / "previous.ckpt"
     assert "last.ckpt" in problems[0]
+
+
+def test_a_limit_on_the_size_of_files_is_not_taken_for_a_full_disk(tmp_path):
+    resource = pytest.importorskip("resource")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, limits[1]))
+    try:
+        with pytest.raises(WriteError, match=r"last\.ckpt \(File too large\): raise the limit .*ulimit -f"):
+            write_checkpoint({"state_dict": {"w": torch.zeros(2**19)}}, tmp_path / "last.ckpt")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(tmp_path.iterdir())

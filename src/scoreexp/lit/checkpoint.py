@@ -19,6 +19,7 @@ from scoreexp.errors import UserError
 from scoreexp.untrusted import require_stored
 
 FORMAT = 1
+_PROBE = 2**20  # bytes
 
 
 class CheckpointError(UserError, ValueError):
@@ -34,7 +35,18 @@ def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
         except RuntimeError as error:  # torch does not say which error of the file system it met
             if "inline_container" not in str(error) and "PytorchStreamWriter" not in str(error):
                 raise
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+            refused = _refusal(temporary)
+            raise OSError(refused, os.strerror(refused), str(path)) from error
+
+
+def _refusal(path: Path) -> int:
+    """The error that the file system has for writing more to ``path``; no space, where it has room again."""
+    try:
+        with path.open("ab") as file:
+            file.write(bytes(_PROBE))
+    except OSError as error:
+        return error.errno or errno.ENOSPC
+    return errno.ENOSPC
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
