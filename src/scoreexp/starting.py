@@ -13,7 +13,7 @@ from scoreexp.lit.checkpoint import CheckpointError, newest_intact, read_checkpo
 from scoreexp.run_directory import RunDirectory
 
 # An optimiser's stored state would overrule a changed one.
-_TRAINED_BY = ("objective", "time_law", "optimizer")
+_TRAINED_BY = ("objective", "time_law", "optimizer", "model")
 
 
 def own_checkpoint(run: RunDirectory, record: dict[str, Any]) -> Path | None:
@@ -57,7 +57,7 @@ def require_further_steps(ckpt: Path, record: dict[str, Any], max_steps: int) ->
 def _require_same_model(saved: dict[str, Any], record: dict[str, Any], where: str, else_: str) -> None:
     stored = saved["scoreexp"]
     for part in (*MODEL_PARTS, *_TRAINED_BY):
-        if stored["config"].get(part) != record["config"].get(part):
+        if _settings(stored["config"], part) != _settings(record["config"], part):
             raise UserError(
                 f"{where} was trained with another {part}: repeat the configuration beside it (config.yaml) to go on with "
                 f"it, or {else_}"
@@ -67,6 +67,12 @@ def _require_same_model(saved: dict[str, Any], record: dict[str, Any], where: st
             f"{where} was trained on samples of shape {stored['event_shape']}, the data now have "
             f"{record['event_shape']}: repeat its data configuration, or {else_}"
         )
+
+
+def _settings(config: dict[str, Any], part: str) -> Any:
+    """The settings of a part but those that change nothing but speed."""
+    node = config.get(part)
+    return {key: value for key, value in node.items() if key != "compile"} if isinstance(node, dict) else node
 
 
 def adopt(ckpt: Path, last: Path) -> None:

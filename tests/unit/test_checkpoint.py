@@ -149,7 +149,7 @@ def test_interrupted_write_keeps_the_old_file(tmp_path, monkeypatch):
 
 
 def test_newest_intact_prefers_last_and_reports_what_it_skipped(tmp_path):
-    good = {"state_dict": {}, "scoreexp": {"format": 1}}
+    good = {"state_dict": {}, "scoreexp": {"format": 1, "config": {}}}
     assert newest_intact(tmp_path) == (None, [])
     write_checkpoint(good, tmp_path / "previous.ckpt")
     assert newest_intact(tmp_path)[0] == tmp_path / "previous.ckpt"
@@ -171,3 +171,10 @@ def test_a_limit_on_the_size_of_files_is_not_taken_for_a_full_disk(tmp_path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("config", [None, [], "network"])
+def test_a_checkpoint_without_a_configuration_is_refused(config, trained, tmp_path):
+    path = rewritten(trained, tmp_path, lambda c: c["scoreexp"].update(config=config))
+    with pytest.raises(CheckpointError, match="holds no configuration"):
+        read_checkpoint(path)

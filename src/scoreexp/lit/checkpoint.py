@@ -96,6 +96,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{path} has checkpoint format {found}: this version reads format {FORMAT}; upgrade scoreexp"
         )
+    if not isinstance(checkpoint["scoreexp"].get("config"), dict):
+        raise CheckpointError(f"{path} holds no configuration: give a .ckpt file from a run directory")
     return checkpoint
 
 
