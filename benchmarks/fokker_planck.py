@@ -25,6 +25,7 @@ from skimage.transform import resize
 
 from scoreexp.fokker_planck import initial_log_density, solve_log_density
 from scoreexp.fokker_planck.solve import SolverName
+from scoreexp.machine import processor
 
 RESULT = Path(__file__).parent / "results" / "fokker_planck.json"
 DIFFUSION = 0.5
@@ -36,11 +37,8 @@ QUICK = {16: (2, 1), 32: (2, 1)}
 
 def describe_machine() -> dict[str, str | int | None]:
     """Processor and versions."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line for line in lines if line.startswith("model name")]
     return {
-        "cpu": names[0].split(":")[1].strip() if names else platform.processor(),
+        "cpu": processor(),
         "cores": os.cpu_count(),
         "threads": os.environ.get("OMP_NUM_THREADS"),
         "python": platform.python_version(),

@@ -25,9 +25,9 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
 from benchmarks.pages import DOCS, write_table
-from benchmarks.time_to_target import processor
 from scoreexp.conf_dir import conf_dir
 from scoreexp.denoiser import OracleDenoiser
+from scoreexp.machine import processor
 from scoreexp.training import train
 
 RESULT = Path(__file__).parent / "results" / "swiss_roll.json"

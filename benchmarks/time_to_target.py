@@ -13,7 +13,6 @@ import argparse
 import csv
 import json
 import os
-import platform
 import resource
 import statistics
 import subprocess
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.pages import write_table
+from scoreexp.machine import processor
 
 ROOT = Path(__file__).parent.parent
 RESULT = ROOT / "benchmarks" / "results" / "time_to_target.json"
@@ -31,14 +31,6 @@ PAGE = ROOT / "docs" / "score_embedding.md"
 FIGURE = ROOT / "docs" / "figures" / "time_to_target.png"
 EMBEDDINGS = ("spectral", "none")
 AFTER = ("train", "evaluate")
-
-
-def processor() -> str:
-    """The name of the processor."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 def run(embedding: str, seed: int, threads: int, experiment: str) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.machine import CeilingProbe, seconds
+from scoreexp.machine import processor
 
 ROOT = Path(__file__).parents[1]
 NETWORKS = ("unet_1m", "unet_9m", "unet_35m")
@@ -182,7 +183,7 @@ def main() -> None:
     path = options.json or ROOT / "benchmarks" / "results" / f"unet_{'cuda' if cuda else 'cpu'}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     machine = {
-        "device": torch.cuda.get_device_name() if cuda else platform.processor() or platform.machine(),
+        "device": torch.cuda.get_device_name() if cuda else processor(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,

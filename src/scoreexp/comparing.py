@@ -1,16 +1,16 @@
 """A comparison: the same conditions for every method and seed, each run in a process of its own, then the report."""
 
 import os
-import platform
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.hydra import Hydra
-from hydra._internal.utils import create_config_search_path
+from hydra._internal.utils import create_config_search_path, get_args_parser
+from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
@@ -18,7 +18,8 @@ from scoreexp.composition import CommandLine, compose, plain_config
 from scoreexp.conf_dir import conf_dir
 from scoreexp.config_check import check_config
 from scoreexp.errors import UserError
-from scoreexp.jobs import Job, describe_failures, quoted, run_jobs
+from scoreexp.jobs import Job, describe_failures, run_jobs
+from scoreexp.machine import processor
 from scoreexp.reporting import BUSY, COMPARISON_FILE, Plan, conditions, write_report
 from scoreexp.reporting.runs import method_settings, read_config, read_json, slug
 from scoreexp.run_directory import write_json
@@ -49,8 +50,9 @@ def compare(cfg: DictConfig) -> Path:
         return _write(root)
     plan = plan_of(cfg)
     chosen = list(plan.methods) if cfg.methods is None else list(cfg.methods)
+    options = _config_options()
     jobs = [
-        Job(f"{method}, seed {seed}", MODULE, (*overrides_of(plan, method), f"seed={seed}"), folder)
+        Job(f"{method}, seed {seed}", MODULE, (*options, *overrides_of(plan, method), f"seed={seed}"), folder)
         for seed in plan.seeds
         for method in chosen
         for folder in [plan.folder(root, method, seed)]
@@ -128,7 +130,7 @@ def plan_of(cfg: DictConfig) -> Plan:
         seconds=sweep.get("seconds"),
         baseline=sweep.get("baseline"),
         shared=[*common, *cfg.overrides],
-        machine=processor(),
+        machine=f"{processor()}, {os.cpu_count()} cores",
     )
     if not methods or cfg.methods == [] or not plan.seeds:
         raise UserError(
@@ -175,23 +177,32 @@ def unequal(configs: Mapping[str, Mapping[str, Any]]) -> list[str]:
     return lines
 
 
+def _config_options() -> list[str]:
+    """The options by which a job finds the configuration folders of this command."""
+    if not HydraConfig.initialized():
+        return []
+    folders = {source.provider: source.path for source in HydraConfig.get().runtime.config_sources}
+    options = {"--config-path": folders["main"], "--config-dir": folders.get("command-line")}
+    return [f"{key}={path}" for key, path in options.items() if path not in (None, str(conf_dir()))]
+
+
 def _checked(job: Job) -> dict[str, Any]:
     """The composed configuration of a job.
 
     Raises:
         UserError: it cannot be composed or does not pass the check; names the job.
     """
-    search_path = create_config_search_path(str(conf_dir()))
+    args = get_args_parser().parse_args([*job.overrides, job.folder_override])
+    folder = Path(args.config_path or conf_dir())
+    search_path = create_config_search_path(str(folder))
+    if args.config_dir is not None:
+        search_path.prepend(
+            "command-line", f"file://{args.config_dir}", anchor=SearchPathQuery(provider="schema")
+        )
     hydra = Hydra(task_name="train", config_loader=ConfigLoaderImpl(config_search_path=search_path))
     mine = HydraConfig.instance().cfg  # of this process's own configuration
     try:
-        config = plain_config(
-            compose(
-                CommandLine(
-                    hydra, conf_dir(), "train", [*job.overrides, f"run_dir={quoted(str(job.folder))}"]
-                )
-            )
-        )
+        config = plain_config(compose(CommandLine(hydra, folder, "train", args.overrides)))
     except UserError as error:
         raise UserError(f"{job.name}: {error}") from error
     finally:
@@ -220,7 +231,7 @@ def _limit(plan: Plan) -> str:
     if plan.mode == "budget":
         return f"{plan.seconds:g} s of pre-computation and training each"
     cap = f", at most {plan.seconds:g} s each" if plan.seconds is not None else ""
-    return f"until {plan.monitor} >= {plan.target:g}{cap}"
+    return f"until {plan.monitor} reaches {plan.target:g}{cap}"
 
 
 def _write(root: Path) -> Path:
@@ -241,11 +252,3 @@ def _say(text: str) -> None:
 def load_per_core() -> float:
     """Load average of the last minute over the number of cores; 0 where the system does not know."""
     return os.getloadavg()[0] / (os.cpu_count() or 1) if hasattr(os, "getloadavg") else 0.0
-
-
-def processor() -> str:
-    """The name of the processor."""
-    info = Path("/proc/cpuinfo")
-    lines: Sequence[str] = info.read_text().splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0]}, {len(names)} cores" if names else platform.processor()

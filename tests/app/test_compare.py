@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 import pytest
 from conftest import TINY, composed
@@ -9,6 +10,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 from scoreexp import comparing
+from scoreexp.app import run_app
 from scoreexp.compare import SCHEMA
 from scoreexp.comparing import compare, overrides_of, plan_of, report, unequal
 from scoreexp.conf_dir import conf_dir
@@ -176,3 +178,42 @@ def test_a_comparison_from_end_to_end_and_again(tmp_path, capfd):
     alone = tmp_path / "elsewhere"
     report(composed("report", f"runs=[{tmp_path / 'exact_score'}]", f"out={alone}", "title=Mine"))
     assert "<h1>Mine</h1>" in (alone / "report.html").read_text()
+
+
+OWN = {
+    "experiment/own.yaml": "# @package _global_\n# Mine.\ndefaults: [photo32_exact, _self_]\nname: own\nseed: 5\n",
+    "sweep/own.yaml": (
+        "# Mine.\nname: own\ntitle: Mine\nmode: budget\nmonitor: val/ssim_confirmed\ntarget: null\nseconds: 1\n"
+        "seeds: [3]\nbaseline: null\ncommon: []\nmethods: {mine: [experiment=own]}\n"
+    ),
+}
+
+
+def test_a_method_in_a_folder_of_its_own_reaches_the_jobs(tmp_path, asked, capsys, monkeypatch):
+    for name, text in OWN.items():
+        (tmp_path / "own" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "own" / name).write_text(text)
+    monkeypatch.chdir(tmp_path)
+    argv = ["--config-dir=own", "sweep=own", f"run_dir={tmp_path / 'out'}"]
+    assert run_app("compare", "scoreexp.comparing:compare", schema=SCHEMA, argv=argv) == 0
+    (job,) = asked
+    assert job.overrides[0] == f"--config-dir={tmp_path / 'own'}"
+    monkeypatch.chdir("/")
+    given = [*job.overrides, job.folder_override]
+    assert run_app("train", "scoreexp.training:train", argv=["--cfg=job", *given]) == 0
+    assert "name: own\nseed: 3\n" in capsys.readouterr().out
+
+
+def test_a_whole_configuration_of_ones_own_reaches_the_jobs(tmp_path, asked):
+    folder = shutil.copytree(conf_dir(), tmp_path / "conf")
+    (folder / "sweep" / "own.yaml").write_text(OWN["sweep/own.yaml"])
+    (folder / "experiment" / "own.yaml").write_text(OWN["experiment/own.yaml"])
+    argv = [f"--config-path={folder}", "sweep=own", f"run_dir={tmp_path / 'out'}"]
+    assert run_app("compare", "scoreexp.comparing:compare", schema=SCHEMA, argv=argv) == 0
+    assert asked[0].overrides[0] == f"--config-path={folder}"
+
+
+def test_without_such_folders_jobs_are_given_none(tmp_path, asked):
+    argv = ["sweep=compare_quick", "methods=[exact_score]", f"run_dir={tmp_path}"]
+    assert run_app("compare", "scoreexp.comparing:compare", schema=SCHEMA, argv=argv) == 0
+    assert not [given for job in asked for given in job.overrides if given.startswith("-")]
