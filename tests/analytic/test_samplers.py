@@ -22,7 +22,7 @@ from scoreexp.samplers import (
     start_from_prior,
 )
 from scoreexp.schedules import DDPM as DDPMSchedule
-from scoreexp.schedules import VE, VP, VEPower
+from scoreexp.schedules import VE, VP, ConstantNoise, VEPower
 from scoreexp.streams import ImageStreams
 
 SCHEDULES = [VP(), DDPMSchedule(), VE(), VEPower(sigma=25.0)]
@@ -243,6 +243,37 @@ def test_one_step_from_an_observation_is_the_posterior_mean(schedule):
     result = DDIM(UniformGrid(1))(model, x, streams=ImageStreams([0]), t_start=t_start)
     assert result.nfe == 1
     torch.testing.assert_close(result.x[0], MEAN + gain @ (y[0] - MEAN))
+
+
+ONE_LEVEL = ConstantNoise(0.4)
+
+
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        DDPM(UniformGrid(2)),
+        DDPM(UniformGrid(2), variance="beta"),
+        DDIM(UniformGrid(2), eta=0.7),
+        DDIM(UniformGrid(2), denoise_last=False),
+    ],
+    ids=["ddpm", "ddpm-beta", "ddim-eta", "ddim-not-denoised"],
+)
+def test_steps_between_equal_noise_levels_are_refused(sampler):
+    model = OracleDenoiser(Gaussian(MEAN, COVARIANCE), ONE_LEVEL)
+    with pytest.raises(ValueError, match=r"ConstantNoise schedule has the same noise level 0\.4 .* choose"):
+        sampler(model, torch.ones(1, 2, dtype=torch.float64), streams=ImageStreams([0]))
+
+
+@pytest.mark.parametrize(
+    "sampler",
+    [DDIM(UniformGrid(1)), DDIM(UniformGrid(3)), DDPM(UniformGrid(1))],
+    ids=["ddim-1", "ddim-3", "ddpm-1"],
+)
+def test_the_result_at_one_noise_level_is_the_posterior_mean(sampler):
+    oracle, y = Gaussian(MEAN, COVARIANCE), torch.tensor([[0.6, -0.9]], dtype=torch.float64)
+    x = sampler(OracleDenoiser(oracle, ONE_LEVEL), y, streams=ImageStreams([0])).x
+    one = torch.ones(1, dtype=torch.float64)
+    torch.testing.assert_close(x, oracle.posterior_mean(y, one, 0.4 * one))
 
 
 @every_schedule

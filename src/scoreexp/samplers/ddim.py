@@ -7,7 +7,7 @@ from torch import Tensor
 
 from scoreexp.denoiser import DenoiserBase, eps_from_x0
 from scoreexp.parameter_types import Probability
-from scoreexp.samplers.base import Sampler, batch_of
+from scoreexp.samplers.base import Sampler, batch_of, falling_noise_levels
 from scoreexp.samplers.grids import TimeGrid
 from scoreexp.streams import ImageStreams
 
@@ -21,7 +21,8 @@ class DDIM(Sampler):
                             \left(\sigma_t^2 - \frac{\alpha_t^2}{\alpha_s^2} \sigma_s^2\right) .
 
     ``eta = 0`` is deterministic: a first-order solver of the probability-flow equation. ``eta = 1`` is
-    ancestral sampling with the posterior variance.
+    ancestral sampling with the posterior variance. On a schedule of one noise level deterministic steps change nothing,
+    and the result is the posterior mean ``E[x_0 | x_t]``, which one step gives as well.
 
     Reference: J. Song, C. Meng, S. Ermon, "Denoising Diffusion Implicit Models", 2021,
     https://arxiv.org/abs/2010.02502, equations (12) and (16).
@@ -32,7 +33,8 @@ class DDIM(Sampler):
         denoise_last: end with ``E[x_0 | x_t]`` at the last time, as the reference does.
 
     Raises:
-        ValueError: if ``eta`` is outside [0, 1].
+        ValueError: if ``eta`` is outside [0, 1]; on a call, if the schedule's noise level does not fall along the grid
+            and ``eta > 0`` or the last denoising is left out.
     """
 
     def __init__(self, grid: TimeGrid, eta: Probability = 0.0, denoise_last: bool = True) -> None:
@@ -40,6 +42,10 @@ class DDIM(Sampler):
         if not 0 <= eta <= 1:
             raise ValueError(f"eta={eta}: choose a value in [0, 1] (0 is deterministic, 1 is ancestral)")
         self.eta = eta
+
+    def init_state(self, model: DenoiserBase, x: Tensor, times: Tensor) -> None:
+        if self.eta > 0 or not self.denoise_last:
+            falling_noise_levels(model.schedule, times)
 
     def step(
         self,

@@ -6,7 +6,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from scoreexp.denoiser import DenoiserBase
-from scoreexp.samplers.base import Sampler, batch_of
+from scoreexp.samplers.base import Sampler, batch_of, falling_noise_levels
 from scoreexp.samplers.grids import TimeGrid
 from scoreexp.streams import ImageStreams
 
@@ -34,7 +34,7 @@ class DDPM(Sampler):
         denoise_last: end with ``E[x_0 | x_t]`` at the last time, as the reference does.
 
     Raises:
-        ValueError: if ``variance`` is neither.
+        ValueError: if ``variance`` is neither; on a call, if the schedule's noise level does not fall along the grid.
     """
 
     def __init__(
@@ -47,6 +47,9 @@ class DDPM(Sampler):
         if variance not in ("beta_tilde", "beta"):
             raise ValueError(f"variance={variance!r}: choose 'beta_tilde' or 'beta'")
         self.variance = variance
+
+    def init_state(self, model: DenoiserBase, x: Tensor, times: Tensor) -> None:
+        falling_noise_levels(model.schedule, times)
 
     def step(
         self,
