@@ -1,5 +1,6 @@
 """Stopping on a confirmed target."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 
 from scoreexp.callbacks import StopOnTarget
 from scoreexp.errors import UserError
+from scoreexp.training import train
 
 
 def trainer():
@@ -58,3 +60,56 @@ def test_another_target_forgets_the_old_reason():
     again = StopOnTarget(target=0.9)
     again.load_state_dict(stop.state_dict())
     assert again.reason is None
+
+
+@pytest.mark.parametrize(
+    ("monitor", "mode", "better"),
+    [
+        ("val/fid_inception_5k", "max", "min"),
+        ("val/precision_pixels8_500", "min", "max"),
+        ("val/score_error", "max", "min"),
+        ("val/ssim", "min", "max"),
+    ],
+)
+def test_a_mode_that_contradicts_the_monitor_is_refused(monitor, mode, better):
+    with pytest.raises(UserError, match=f"{monitor} is the better .* set callbacks.stop.mode={better}"):
+        StopOnTarget(monitor=monitor, mode=mode)
+    assert StopOnTarget(monitor=monitor, mode=better).mode == better
+
+
+FRECHET = [
+    "callbacks=fid", "callbacks.distribution.n=4", "callbacks.distribution.batch_size=4", "data.crop=random",
+    "callbacks.stop.mode=min", "callbacks.stop.target=1e9",
+]  # fmt: skip
+
+
+def test_a_distance_of_generated_pictures_stops_a_run(tiny):
+    result = train(
+        tiny(
+            *FRECHET,
+            "callbacks.stop.monitor=val/frechet_random_conv_4",
+            "callbacks.distribution.every_n_steps=1",
+        )
+    )
+    assert "val/frechet_random_conv_4" in result.status
+    assert "reached the target 1e+09 at step 2" in result.status
+
+
+@pytest.mark.parametrize(
+    ("changed", "logs"),
+    [
+        ([], "val/frechet_random_conv_4$"),
+        (["callbacks.distribution=null"], "nothing, set callbacks=fid$"),
+        (
+            ["callbacks.distribution.metric=precision_recall"],
+            "val/precision_random_conv_4, val/recall_random_conv_4$",
+        ),
+    ],
+)
+def test_a_distance_that_the_run_does_not_log_is_refused_before_training(tiny, changed, logs):
+    cfg = tiny(*FRECHET, *changed, "callbacks.stop.monitor=val/frechet_random_conv_5k")
+    with pytest.raises(UserError, match=f"val/frechet_random_conv_5k is not logged by this run: .*{logs}"):
+        train(cfg)
+    assert not (Path(cfg.run_dir) / "checkpoints").exists() or not any(
+        (Path(cfg.run_dir) / "checkpoints").iterdir()
+    )

@@ -31,6 +31,7 @@ from scoreexp.metrics import (
     SampleMetric,
     SlicedWasserstein,
     make_reference,
+    metric_name,
     split_digest,
     split_images,
 )
@@ -180,6 +181,14 @@ class DistributionMonitor(pl.Callback):
         self._measured_at: int | None = None
         self._since = time.monotonic()
         self._collector: SampleMetric | None = None
+
+    @property
+    def names(self) -> list[str]:
+        """What is logged, without the prefix ``val/``; empty before ``setup`` and where weights are missing."""
+        if self._collector is None:
+            return []
+        kinds = ("precision", "recall") if self.metric == "precision_recall" else (self.metric,)
+        return [metric_name(kind, self._collector.extractor, self.n) for kind in kinds]
 
     @property
     def state_key(self) -> str:
