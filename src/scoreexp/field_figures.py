@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib.figure import Figure
 from torch import Tensor
 
-from scoreexp.figures import plt, save_figure
+from scoreexp.figures import save_figure
 from scoreexp.fokker_planck import ScoreField
 
 _SHOWN = 5  # times in a picture
@@ -28,9 +29,8 @@ def field_over_time(field: ScoreField, path: str | Path) -> None:
     log_p = field.log_p.reshape(len(field.times), -1, *shape)
     score = field.score.reshape(len(field.times), -1, 2, *shape)
     rows = log_p.shape[1]
-    figure, axes = plt.subplots(
-        rows, len(chosen), figsize=(2.3 * len(chosen), 2.5 * rows), squeeze=False, layout="constrained"
-    )
+    figure = Figure(figsize=(2.3 * len(chosen), 2.5 * rows), layout="constrained")
+    axes = figure.subplots(rows, len(chosen), squeeze=False)
     figure.get_layout_engine().set(h_pad=0.08)
     stride = max(1, -(-max(shape) // _ARROWS))
     i, j = (np.arange(stride // 2, n, stride) for n in shape)
@@ -54,9 +54,8 @@ def embedded_strip(times: Sequence[float], images: Tensor, path: str | Path) -> 
         path: the PNG to write.
     """
     chosen = np.unique(np.linspace(0, len(times) - 1, 6).round().astype(int))
-    figure, axes = plt.subplots(
-        2, len(chosen), figsize=(1.6 * len(chosen), 3.6), squeeze=False, layout="constrained"
-    )
+    figure = Figure(figsize=(1.6 * len(chosen), 3.6), layout="constrained")
+    axes = figure.subplots(2, len(chosen), squeeze=False)
     moved = (images - images[0]).mean(1).numpy()
     largest = max(float(np.abs(moved).max()), 1e-12)
     for (top, bottom), k in zip(axes.T, chosen):
@@ -81,7 +80,8 @@ def residual_curves(field: ScoreField, path: str | Path) -> bool:
     allowed = field.residuals.shape[1]
     if not allowed:
         return False
-    figure, axis = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
+    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
+    axis = figure.subplots()
     residuals = field.residuals.reshape(*field.residuals.shape[:2], -1)
     for iteration in range(allowed):
         axis.plot(

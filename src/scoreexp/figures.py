@@ -1,13 +1,14 @@
-"""Pictures of results: drawn from arrays, written to a file, never shown on a screen."""
+"""Pictures of results: drawn from arrays, written to a file, never shown on a screen.
 
-import contextlib
-import gc
+They do without pyplot, which would choose a backend for the whole process and keep every figure until it is closed.
+"""
+
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import matplotlib as mpl
 import numpy as np
+from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
@@ -15,18 +16,12 @@ from scoreexp.atomic import atomic_write
 from scoreexp.data.ranges import to_uint8
 from scoreexp.metrics import psnr, ssim
 
-mpl.use("Agg")
-
-from matplotlib import pyplot as plt
-from matplotlib.figure import Figure
-
 
 def save_figure(figure: Figure, path: str | Path, dpi: int = 110) -> None:
-    """Write ``figure`` to ``path`` whole or not at all, and close it."""
+    """Write ``figure`` to ``path`` whole or not at all."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=dpi)
-    plt.close(figure)
 
 
 def _pixels(image: Tensor) -> np.ndarray:
@@ -35,24 +30,6 @@ def _pixels(image: Tensor) -> np.ndarray:
     return array[..., 0] if array.shape[-1] == 1 else array
 
 
-@contextlib.contextmanager
-def freed_at_once() -> Iterator[None]:
-    """Free a figure that is drawn, written and closed inside; around a whole function, as its decorator.
-
-    A figure is a web of cycles, which Python would leave until some 100,000 objects have gathered, a dozen evaluations
-    later. Without automatic collections nothing in here leaves the youngest generation, which is quick to search.
-    """
-    automatic = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.collect(0)
-        if automatic:
-            gc.enable()
-
-
-@freed_at_once()
 def denoising_strip(rows: Sequence[Sequence[Tensor]], path: str | Path, title: str = "") -> None:
     """Rows of pictures ``clean, noisy, intermediate ..., denoised`` with PSNR and SSIM against the clean one.
 
@@ -63,7 +40,7 @@ def denoising_strip(rows: Sequence[Sequence[Tensor]], path: str | Path, title: s
     """
     count, side, gap, line = len(rows[0]), 1.8, 0.08, 0.42  # inches
     width, height = count * (side + gap) + gap, len(rows) * (side + line) + 0.35
-    figure = plt.figure(figsize=(width, height))
+    figure = Figure(figsize=(width, height))
     for r, states in enumerate(rows):
         for k, state in enumerate(states):
             left, bottom = gap + k * (side + gap), height - 0.35 - (r + 1) * (side + line) + gap
@@ -94,9 +71,8 @@ def image_grid(images: Tensor, path: str | Path, title: str = "") -> None:
     """A near-square grid of ``images[B, C, H, W]`` in [0, 1]."""
     columns = math.ceil(math.sqrt(len(images)))
     rows = math.ceil(len(images) / columns)
-    figure, axes = plt.subplots(
-        rows, columns, figsize=(1.3 * columns, 1.3 * rows + 0.3), squeeze=False, layout="constrained"
-    )
+    figure = Figure(figsize=(1.3 * columns, 1.3 * rows + 0.3), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
     for axis in axes.flat:
         axis.set_axis_off()
     for axis, image in zip(axes.flat, images, strict=False):
@@ -127,7 +103,8 @@ def curves(
     present = [name for name in names if any(name in row for row in rows)]
     if not present:
         return False
-    figure, axis = plt.subplots(figsize=(6.4, 3.6))
+    figure = Figure(figsize=(6.4, 3.6))
+    axis = figure.subplots()
     figure.subplots_adjust(left=0.13, right=0.97, bottom=0.14, top=0.96)
     for name in present:
         points = [(row["step"], row[name]) for row in rows if name in row]
@@ -147,9 +124,8 @@ def curves(
 
 def comparison(pictures: Sequence[np.ndarray], titles: Sequence[str], path: str | Path) -> None:
     """Pictures ``[H, W, C]`` in [0, 1] side by side."""
-    figure, axes = plt.subplots(
-        1, len(pictures), figsize=(4.2 * len(pictures), 4.5), squeeze=False, layout="constrained"
-    )
+    figure = Figure(figsize=(4.2 * len(pictures), 4.5), layout="constrained")
+    axes = figure.subplots(1, len(pictures), squeeze=False)
     for axis, picture, title in zip(axes.flat, pictures, titles, strict=True):
         shown = picture[..., 0] if picture.shape[-1] == 1 else picture
         axis.imshow(np.clip(shown, 0, 1), cmap="gray", vmin=0, vmax=1, interpolation="nearest")

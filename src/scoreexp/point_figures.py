@@ -11,9 +11,10 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import hsv_to_rgb
+from matplotlib.figure import Figure
 from torch import Tensor
 
-from scoreexp.figures import freed_at_once, plt, save_figure
+from scoreexp.figures import save_figure
 
 _SIDE = 3.0  # inches of a panel
 DECADES = 8.0
@@ -40,7 +41,6 @@ class ScoreMap(NamedTuple):
     shown: Tensor | None = None
 
 
-@freed_at_once()
 def points_picture(
     path: str | Path,
     *,
@@ -70,9 +70,8 @@ def points_picture(
     """
     exact = all(m.exact is not None for m in maps)
     rows, columns = max(2, len(maps)), 3 + exact
-    figure, axes = plt.subplots(
-        rows, columns, figsize=(_SIDE * columns, _SIDE * rows + 0.6), squeeze=False, layout="constrained"
-    )
+    figure = Figure(figsize=(_SIDE * columns, _SIDE * rows + 0.6), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
     for axis in axes.flat:
         axis.set_axis_off()
     _clean_data(axes[0, 0], data, log_density, half_width)
@@ -95,7 +94,8 @@ def points_picture(
 
 def scatter(points: Tensor, path: str | Path, title: str = "") -> None:
     """Points of the plane ``[N, 2]``, on equal axes."""
-    figure, axis = plt.subplots(figsize=(5, 5), layout="constrained")
+    figure = Figure(figsize=(5, 5), layout="constrained")
+    axis = figure.subplots()
     axis.scatter(*points.T, s=4, lw=0, color="C0")
     axis.set(title=title, aspect="equal")
     axis.grid(alpha=0.3)

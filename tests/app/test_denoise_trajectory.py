@@ -28,7 +28,7 @@ def checkpoint(tmp_path_factory):
     ]
     cfg = composed(
         "train", "experiment=photo32_score_cnn", "debug=fast", "trainer.accelerator=cpu",
-        "+callbacks.monitor.pictures=0", *small, f"run_dir={run}",
+        "callbacks.monitor.pictures=0", *small, f"run_dir={run}",
     )  # fmt: skip
     return train(cfg).checkpoint
 

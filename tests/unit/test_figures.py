@@ -1,10 +1,16 @@
 """Pictures of results show the pixels that they are given."""
 
+import gc
+import importlib
+
+import matplotlib as mpl
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 
+from scoreexp import figures
 from scoreexp.figures import comparison, curves, denoising_strip, image_grid
 
 
@@ -58,3 +64,15 @@ def test_failed_drawing_leaves_the_old_picture(tmp_path):
     with pytest.raises(ValueError, match=r"NaN|numbers|finite"):
         denoising_strip([[flat((1, 2, 3)), torch.full((3, 16, 16), float("nan"))]], path)
     assert path.read_bytes() == b"old"
+
+
+def test_importing_and_drawing_leave_the_callers_backend_alone(tmp_path, monkeypatch):
+    monkeypatch.setitem(mpl.rcParams, "backend", "svg")
+    importlib.reload(figures).image_grid(torch.zeros(1, 3, 8, 8), tmp_path / "grid.png")
+    assert mpl.get_backend() == "svg"
+
+
+def test_no_figure_is_kept(tmp_path):
+    denoising_strip([[flat(c) for c in FLAT.values()]], tmp_path / "strip.png")
+    gc.collect()
+    assert not [kept for kept in gc.get_objects() if type(kept) is Figure]

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from scoreexp.atomic import atomic_write
@@ -17,7 +18,7 @@ from scoreexp.callbacks.monitor import DenoisingMonitor
 from scoreexp.data.ranges import sigma_to_model, to_unit
 from scoreexp.denoiser import DenoiserBase
 from scoreexp.errors import UserError
-from scoreexp.figures import plt, save_figure
+from scoreexp.figures import save_figure
 from scoreexp.lit.module import ScoreModule
 from scoreexp.metrics import mse, psnr
 from scoreexp.parameter_types import NonNegativeFloat, PositiveFloat, PositiveInt
@@ -87,7 +88,8 @@ def langevin_table(
 
 def draw_langevin(rows: Sequence[Mapping[str, Any]], path: str | Path, title: str) -> None:
     """MSE and PSNR over the steps, a curve per step size, with the noisy picture and the posterior mean as lines."""
-    figure, axes = plt.subplots(1, 2, figsize=(9, 4.2))
+    figure = Figure(figsize=(9, 4.2))
+    axes = figure.subplots(1, 2)
     figure.subplots_adjust(left=0.1, right=0.98, bottom=0.24, top=0.91, wspace=0.2)
     chains = [row for row in rows if row["method"] == "langevin"]
     for axis, key, label in zip(axes, ("mse", "psnr"), ("MSE", "PSNR in dB"), strict=True):
