@@ -194,12 +194,20 @@ def read_config(folder: Path) -> dict[str, Any]:
         config: Any = OmegaConf.to_container(OmegaConf.create(text)) if text.strip() else {}
         if not isinstance(config, dict):
             raise ValueError("not a mapping")
+        _require_mappings({name: config.get(name) for name in ("data", "model", "callbacks")})
+        _require_mappings(config.get("callbacks") or {})
     except Exception as error:  # yaml and OmegaConf raise a dozen types for a bad file
         reason = " ".join(str(error).split())[:100]
         raise UserError(
             f"{path} cannot be read as a configuration ({reason}): delete the damaged file"
         ) from error
     return config
+
+
+def _require_mappings(nodes: Mapping[str, Any]) -> None:
+    for name, node in nodes.items():
+        if node is not None and not isinstance(node, Mapping):
+            raise ValueError(f"{name} is {node!r}, not a mapping")
 
 
 def _require_plain(text: str) -> None:
@@ -352,7 +360,7 @@ def _show(key: str, value: Any) -> str:
 
 def conditions(config: Mapping[str, Any]) -> dict[str, Any]:
     """What must agree for two results to be comparable: the data and the way they are measured, flat."""
-    data = flattened({"data": config.get("data") or {}})
+    data = flattened(config.get("data") or {}, "data.")
     measured = {key: value for key, value in data.items() if key.split(".")[1] not in _NOT_MEASURED}
-    monitor = flattened({"monitor": (config.get("callbacks") or {}).get("monitor") or {}})
+    monitor = flattened((config.get("callbacks") or {}).get("monitor") or {}, "monitor.")
     return measured | {key: value for key, value in monitor.items() if key not in _ONLY_SHOWN}
