@@ -7,13 +7,14 @@ import numpy as np
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from scoreexp.figures import save_figure
+from scoreexp.figures import freed_at_once, save_figure
 from scoreexp.fokker_planck import ScoreField
 
 _SHOWN = 5  # times in a picture
 _ARROWS = 16  # arrows along each axis at most
 
 
+@freed_at_once()
 def field_over_time(field: ScoreField, path: str | Path) -> None:
     """Log-density (colour) and image-plane score (arrows) of one image at some of the kept times.
 
@@ -45,6 +46,7 @@ def field_over_time(field: ScoreField, path: str | Path) -> None:
     save_figure(figure, path, dpi=80)
 
 
+@freed_at_once()
 def embedded_strip(times: Sequence[float], images: Tensor, path: str | Path) -> None:
     """The images of one path side by side, and how far each has moved from the first.
 
@@ -70,6 +72,7 @@ def embedded_strip(times: Sequence[float], images: Tensor, path: str | Path) -> 
     save_figure(figure, path, dpi=80)
 
 
+@freed_at_once()
 def residual_curves(field: ScoreField, path: str | Path) -> bool:
     """Relative change of each fixed-point iteration over time, with the tolerance; False for an exact solver.
 

@@ -14,7 +14,7 @@ from matplotlib.colors import hsv_to_rgb
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from scoreexp.figures import save_figure
+from scoreexp.figures import freed_at_once, save_figure
 
 _SIDE = 3.0  # inches of a panel
 DECADES = 8.0
@@ -41,6 +41,7 @@ class ScoreMap(NamedTuple):
     shown: Tensor | None = None
 
 
+@freed_at_once()
 def points_picture(
     path: str | Path,
     *,
@@ -92,6 +93,7 @@ def points_picture(
     save_figure(figure, path, dpi=90)
 
 
+@freed_at_once()
 def scatter(points: Tensor, path: str | Path, title: str = "") -> None:
     """Points of the plane ``[N, 2]``, on equal axes."""
     figure = Figure(figsize=(5, 5), layout="constrained")

@@ -1,5 +1,6 @@
 """One training run, from configuration to result."""
 
+import contextlib
 import json
 import logging
 import os
@@ -286,7 +287,7 @@ def _fit(
     try:
         trainer.fit(module, datamodule=data, ckpt_path=start, weights_only=True)
     except Interrupted as interruption:
-        if trainer.is_global_zero:
+        with contextlib.suppress(OSError):  # the terminal may be gone
             saved = run.checkpoints / "last.ckpt"
             print(f"{interruption} at step {trainer.global_step}")
             print(f"checkpoint     {shown(saved) if saved.exists() else 'none: no step was finished'}")

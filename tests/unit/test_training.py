@@ -146,12 +146,23 @@ def test_gradient_accumulation_resumes_too(tiny, tmp_path, with_callback, monkey
     assert_same_training_state(saved(tmp_path / "whole"), saved(tmp_path / "parts"))
 
 
-def test_sigterm_exits_143_with_everything_saved(tiny, tmp_path, with_callback):
-    with_callback(At(3, lambda *_: os.kill(os.getpid(), signal.SIGTERM)))
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGHUP", 129)])
+def test_a_signal_exits_with_everything_saved(name, code, tiny, tmp_path, with_callback):
+    with_callback(At(3, lambda *_: os.kill(os.getpid(), signal.Signals[name])))
     with pytest.raises(SystemExit) as stop:
         train(tiny("trainer.max_steps=10"))
-    assert stop.value.code == 143
+    assert stop.value.code == code
     assert saved(tmp_path / "run")["global_step"] == 3
+
+
+def test_nohup_keeps_a_run_alive(tiny, tmp_path, with_callback):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with_callback(At(3, lambda *_: os.kill(os.getpid(), signal.SIGHUP)))
+        train(tiny("trainer.max_steps=4"))
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert saved(tmp_path / "run")["global_step"] == 4
 
 
 def test_nan_loss_stops_at_its_step_and_keeps_the_last_finite_checkpoint(tiny, tmp_path, monkeypatch):

@@ -18,7 +18,7 @@ from scoreexp.callbacks.monitor import DenoisingMonitor
 from scoreexp.data.ranges import sigma_to_model, to_unit
 from scoreexp.denoiser import DenoiserBase
 from scoreexp.errors import UserError
-from scoreexp.figures import save_figure
+from scoreexp.figures import freed_at_once, save_figure
 from scoreexp.lit.module import ScoreModule
 from scoreexp.metrics import mse, psnr
 from scoreexp.parameter_types import NonNegativeFloat, PositiveFloat, PositiveInt
@@ -86,11 +86,11 @@ def langevin_table(
     return rows
 
 
+@freed_at_once()
 def draw_langevin(rows: Sequence[Mapping[str, Any]], path: str | Path, title: str) -> None:
     """MSE and PSNR over the steps, a curve per step size, with the noisy picture and the posterior mean as lines."""
-    figure = Figure(figsize=(9, 4.2))
+    figure = Figure(figsize=(9, 4.2), layout="constrained")
     axes = figure.subplots(1, 2)
-    figure.subplots_adjust(left=0.1, right=0.98, bottom=0.24, top=0.91, wspace=0.2)
     chains = [row for row in rows if row["method"] == "langevin"]
     for axis, key, label in zip(axes, ("mse", "psnr"), ("MSE", "PSNR in dB"), strict=True):
         for step_size in dict.fromkeys(row["step_size"] for row in chains):
@@ -102,7 +102,7 @@ def draw_langevin(rows: Sequence[Mapping[str, Any]], path: str | Path, title: st
         axis.set(xlabel="Langevin steps", ylabel=label)
         axis.grid(alpha=0.3)
     axes[0].set_yscale("log")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="lower center", ncols=4, fontsize=8)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8)
     figure.suptitle(title, fontsize=10)
     save_figure(figure, path)
 

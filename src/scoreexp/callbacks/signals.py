@@ -1,5 +1,6 @@
-"""Ctrl-C and SIGTERM stop a run between two steps, with everything saved."""
+"""Ctrl-C, SIGTERM and a closed terminal stop a run between two steps, with everything saved."""
 
+import contextlib
 import signal
 import sys
 import threading
@@ -10,11 +11,18 @@ import pytorch_lightning as pl
 import torch
 
 
+def stopping_signals() -> list[signal.Signals]:
+    """Ctrl-C, SIGTERM and, where there is one and ``nohup`` does not have it ignored, the end of the terminal."""
+    hangup = getattr(signal, "SIGHUP", None)
+    heard = hangup is not None and signal.getsignal(hangup) != signal.SIG_IGN
+    return [signal.SIGINT, signal.SIGTERM, *([hangup] if heard else [])]
+
+
 class Interrupted(BaseException):
     """A signal asked the run to stop.
 
     Attributes:
-        exit_code: 128 + the signal's number (130 for Ctrl-C, 143 for SIGTERM).
+        exit_code: 128 + the signal's number (130 for Ctrl-C, 143 for SIGTERM, 129 for a closed terminal).
         between_steps: whether the step under way was finished first, so that the state may be saved.
     """
 
@@ -39,14 +47,16 @@ class StopOnSignal(pl.Callback):
             raise Interrupted(signum, between_steps=False)
         self._received = signum
         if self._speaks:
-            sys.stderr.write(
-                f"\n{signal.Signals(signum).name}: finishing this step and saving; once more to stop at once\n"
-            )
+            with contextlib.suppress(OSError):  # the terminal may be gone
+                sys.stderr.write(
+                    f"\n{signal.Signals(signum).name}: finishing this step and saving; once more to stop at once\n"
+                )
+                sys.stderr.flush()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._speaks = trainer.is_global_zero
         if threading.current_thread() is threading.main_thread():
-            for signum in (signal.SIGINT, signal.SIGTERM):
+            for signum in stopping_signals():
                 self._previous[signum] = signal.signal(signum, self._handle)
 
     def _restore(self) -> None:
