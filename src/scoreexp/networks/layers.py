@@ -22,10 +22,14 @@ class GroupNorm(nn.GroupNorm):
     Reference: "Group Normalization", Wu and He, 2018, https://arxiv.org/abs/1803.08494. It is computed in
         the dtype of
     its parameters, which is float32 under autocast.
+
+    Args:
+        channels: of the input.
+        groups: number of groups instead, a divisor of ``channels``.
     """
 
-    def __init__(self, channels: int) -> None:
-        super().__init__(channels // math.gcd(channels, GROUP_SIZE), channels)
+    def __init__(self, channels: int, groups: int | None = None) -> None:
+        super().__init__(groups or channels // math.gcd(channels, GROUP_SIZE), channels)
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x.to(self.weight.dtype))
@@ -114,28 +118,33 @@ class Conditioning(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """x + W_o softmax(q k^T / sqrt(d)) v over the pixels of an image, W_o starting at zero.
+    """x + W_o softmax(q k^T / sqrt(d)) v over the pixels of an image.
 
     Reference: "Attention Is All You Need", Vaswani et al., 2017, https://arxiv.org/abs/1706.03762.
 
     Args:
         channels: width of the input, divisible by ``heads``.
         heads: number of attention heads; d = channels / heads.
+        groups: of the normalisation before it; None for groups of 16 channels.
+        zero_start: W_o starts at zero; False for torch's random start.
 
     Raises:
         ValueError: if ``heads`` does not divide ``channels``.
     """
 
-    def __init__(self, channels: int, heads: int = 1) -> None:
+    def __init__(
+        self, channels: int, heads: int = 1, groups: int | None = None, zero_start: bool = True
+    ) -> None:
         super().__init__()
         if channels % heads:
             raise ValueError(
                 f"heads={heads} does not divide the {channels} channels it attends to: use a divisor"
             )
         self.heads = heads
-        self.norm = GroupNorm(channels)
+        self.norm = GroupNorm(channels, groups)
         self.qkv = nn.Linear(channels, 3 * channels)
-        self.out = start_at_zero(nn.Linear(channels, channels))
+        out = nn.Linear(channels, channels)
+        self.out = start_at_zero(out) if zero_start else out
 
     def forward(self, x: Tensor) -> Tensor:
         b, c, h, w = x.shape
