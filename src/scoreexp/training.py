@@ -25,6 +25,7 @@ from scoreexp.callbacks import (
     StopAtBudget,
     StopOnTarget,
 )
+from scoreexp.composition import shell_command
 from scoreexp.data import DataModule
 from scoreexp.embedding import ImageEmbedding
 from scoreexp.errors import UserError
@@ -384,8 +385,9 @@ def _conclude(
 def _say_conclusion(result: RunResult, step: int, callbacks: dict[str, Any]) -> None:
     metrics, monitor = result.metrics, _find(callbacks, DenoisingMonitor)
     before = sum(v for stage, v in result.seconds.items() if stage not in ("train", "evaluate"))
+    status = result.status if f"at step {step}" in result.status else f"{result.status} after {step} steps"
     print(
-        f"{result.status} after {step} steps, "
+        f"{status}, "
         + (f"{before:.1f} s of pre-computation, " if before else "")
         + f"{result.seconds.get('train', 0):.0f} s of training and {result.seconds.get('evaluate', 0):.0f} s of evaluation"
     )
@@ -403,12 +405,17 @@ def _say_conclusion(result: RunResult, step: int, callbacks: dict[str, Any]) -> 
     checkpoint = shown(result.checkpoint)
     print(f"checkpoint     {checkpoint}")
     if points is not None:
-        print(f"try next       python -m scoreexp.sample ckpt={checkpoint} n=2000 sampler=heun", flush=True)
-        return
-    print(
-        f"try next       python -m scoreexp.denoise ckpt={checkpoint} input=noisy.png sigma=0.2 output=clean.png"
-    )
-    print(f"               python -m scoreexp.sample ckpt={checkpoint} n=16", flush=True)
+        commands = [shell_command("scoreexp.sample", ckpt=checkpoint, n=2000, sampler="heun")]
+    else:
+        noisy = result.run_dir / "pictures" / "last" / "noisy.png"
+        what = {"input": "noisy.png", "sigma": 0.2}
+        if monitor is not None and noisy.exists():
+            what = {"input": shown(noisy), "sigma": monitor.sigma}
+        commands = [
+            shell_command("scoreexp.denoise", ckpt=checkpoint, **what, output="clean.png"),
+            shell_command("scoreexp.sample", ckpt=checkpoint, n=16),
+        ]
+    print("try next       " + f"\n{' ' * 15}".join(commands), flush=True)
 
 
 def _say_where(run_dir: Path, picture: str | Path, curve: str) -> None:
@@ -439,7 +446,7 @@ def _describe(cfg: DictConfig, module: ScoreModule) -> None:
 
 def _resume_command(run: RunDirectory) -> str:
     kept = [argument for argument in sys.argv[1:] if argument.split("=")[0] not in ("run_dir", "resume")]
-    return " ".join(["python -m scoreexp.train", *kept, f"run_dir={shown(run.path)}", "resume=auto"])
+    return shell_command("scoreexp.train", kept, run_dir=shown(run.path), resume="auto")
 
 
 def _quiet() -> None:
