@@ -259,8 +259,8 @@ def _over_already(
     run: RunDirectory, start: Path, stops: Sequence[StopOnTarget | StopAtBudget], max_steps: int
 ) -> str | None:
     """Why there is nothing left to do for ``run``, or None: neither a step nor its conclusion is missing."""
-    saved = read_checkpoint(start)
-    if read_json(run.path / "metrics.json").get("step") != saved["global_step"]:
+    concluded = read_json(run.path / "metrics.json").get("step")
+    if concluded is None or (saved := read_checkpoint(start))["global_step"] != concluded:
         return None
     for stop in stops:
         if stop.state_key in saved["callbacks"]:

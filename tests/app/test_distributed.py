@@ -7,6 +7,7 @@ import csv
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -223,6 +224,20 @@ def test_a_run_goes_on_with_another_number_of_processes(runs, tmp_path):
         assert last["step"] == steps
     assert_same_weights(last["weights"], one["weights"], **SAME_WEIGHTS)
     assert [row["step"] for row in rows(tmp_path / "run")] == ["1", "2", "3", "4"]
+
+
+def test_two_processes_go_on_from_another_run(runs, tmp_path):
+    folder, one, _ = runs
+    half = tmp_path / "half" / "checkpoints" / "half.ckpt"
+    half.parent.mkdir(parents=True)
+    shutil.copy(folder / "two" / "checkpoints" / "previous.ckpt", half)
+    assert read_checkpoint(half)["global_step"] == 3
+    steps = ["trainer.max_steps=4", "trainer.val_check_interval=2", DOUBLE, f"ckpt={half}"]
+    first, second = in_processes(2, recorded(*FIVE_PICTURES, *steps, *ddp(2), f"run_dir={tmp_path / 'on'}"))
+    assert (first["step"], second["step"], len(first["loss"])) == (4, 4, 1)
+    assert_same_weights(first["weights"], one["weights"], **SAME_WEIGHTS)
+    best = json.loads((tmp_path / "on" / "metrics.json").read_text())["metrics"]["best/step"]
+    assert best == 4, "the best checkpoint of the other run is not here"
 
 
 @pytest.mark.parametrize("failing", [0, 1])
