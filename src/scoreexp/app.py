@@ -5,7 +5,9 @@ it, is imported. What is wrong is said in at most three lines on stderr, with ex
 `HYDRA_FULL_ERROR=1` lets every exception through instead.
 """
 
+import errno
 import importlib
+import io
 import os
 import re
 import sys
@@ -31,7 +33,16 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from scoreexp.app_help import help_text
-from scoreexp.composition import CommandLine, compose, explaining, first_lines, plain_config, wants_full_error
+from scoreexp.composition import (
+    CommandLine,
+    compose,
+    explaining,
+    first_lines,
+    interpolated_keys,
+    plain_config,
+    readable,
+    wants_full_error,
+)
 from scoreexp.conf_dir import conf_dir
 from scoreexp.config_check import check_config
 from scoreexp.errors import UserError
@@ -76,6 +87,8 @@ def run_app(
         The exit code: 0, 1 after an error, 130 after Ctrl-C.
     """
     app = App(config_name, task, schema, provided, module or f"scoreexp.{config_name}")
+    sys.stdout = _with_or_without_reader(sys.stdout, sys.__stdout__)
+    sys.stderr = _with_or_without_reader(sys.stderr, sys.__stderr__)
     try:
         return _dispatch(app, list(sys.argv[1:] if argv is None else argv))
     except KeyboardInterrupt:
@@ -99,19 +112,19 @@ def _dispatch(app: App, argv: list[str]) -> int:
         raise UserError("--experimental-rerun is not supported; repeat the command with the same run_dir")
     version.setbase("1.3")
     command_line = _start_hydra(app, args)
-    hydra, _, config_name, _ = command_line
+    hydra, _, config_name, overrides = command_line
     if args.help:
         sys.stdout.write(help_text(command_line, compose(command_line)))
     elif args.cfg:
         with explaining(command_line):
-            hydra.show_cfg(config_name, args.overrides, args.cfg, args.package, args.resolve)
+            hydra.show_cfg(config_name, overrides, args.cfg, args.package, args.resolve)
     elif args.hydra_help:
         hydra.hydra_help(config_name, parser, args)
     elif args.info:
         with explaining(command_line):
-            hydra.show_info(args.info, config_name, args.overrides)
+            hydra.show_info(args.info, config_name, overrides)
     elif args.shell_completion:
-        hydra.shell_completion(config_name, args.overrides)
+        hydra.shell_completion(config_name, overrides)
     else:
         return _run(app, command_line, args)
     return 0
@@ -134,7 +147,8 @@ def _start_hydra(app: App, args: Namespace) -> CommandLine:
     GlobalHydra.instance().clear()
     job_name = app.task.partition(":")[0].rpartition(".")[2]
     hydra = Hydra.create_main_hydra2(job_name, search_path)
-    return CommandLine(hydra, folder, args.config_name or app.config_name, args.overrides)
+    overrides = readable(args.overrides, sweep=args.multirun)
+    return CommandLine(hydra, folder, args.config_name or app.config_name, overrides)
 
 
 # ------------------------------------------------------------------------------------------------ running
@@ -262,7 +276,50 @@ def _remove_empty(folder: Path, below: Path) -> None:
 def _check(cfg: DictConfig, app: App, prefix: str = "") -> None:
     problems = check_config(plain_config(cfg), schema=app.schema, provided=app.provided)
     if problems:
-        raise UserError("\n".join(prefix + problem for problem in problems))
+        raise UserError(
+            "\n".join(prefix + problem for problem in _said_once(problems, interpolated_keys(cfg)))
+        )
+
+
+def _said_once(problems: Sequence[str], interpolated: Mapping[str, str]) -> list[str]:
+    """The problems without those of keys that only repeat the value of another key with a problem."""
+    keys = [re.split(r"[= ]", problem, maxsplit=1)[0] for problem in problems]
+    return [problem for key, problem in zip(keys, problems) if interpolated.get(key) not in keys]
+
+
+# ------------------------------------------------------------------------------------------------- streams
+
+
+class _Output(io.FileIO):
+    """A standard stream that goes on into nothing when its pipe or terminal has been closed."""
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            if error.errno not in (errno.EPIPE, errno.EIO):
+                raise
+            nothing = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nothing, self.fileno())  # also for the processes started from now on
+            os.close(nothing)
+            return len(data)
+
+
+def _with_or_without_reader(stream: Any, standard: Any) -> Any:
+    """A standard stream that ``... | head -1`` does not break; any other, such as a test's, as it is."""
+    if stream is None:  # closed before the start
+        return open(os.devnull, "w")
+    if stream is not standard or not isinstance(stream, io.TextIOWrapper):
+        return stream
+    stream.flush()
+    output = _Output(stream.fileno(), "w", closefd=False)
+    return io.TextIOWrapper(
+        output if stream.write_through else io.BufferedWriter(output),
+        encoding=stream.encoding,
+        errors=stream.errors,
+        line_buffering=stream.line_buffering,
+        write_through=stream.write_through,
+    )
 
 
 # -------------------------------------------------------------------------------------------------- errors

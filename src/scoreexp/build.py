@@ -10,7 +10,8 @@ from hydra.utils import get_object, instantiate
 
 from scoreexp.denoiser import Denoiser
 from scoreexp.errors import UserError
-from scoreexp.lit.checkpoint import FORMAT, CheckpointError, read_checkpoint
+from scoreexp.lit.checkpoint_file import FORMAT, read_checkpoint
+from scoreexp.lit.checkpoint_path import CheckpointError
 
 MODEL_PARTS = {
     "schedule": "scoreexp.schedules",

@@ -14,7 +14,7 @@ from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from scoreexp.composition import CommandLine, compose, plain_config
+from scoreexp.composition import CommandLine, compose, plain_config, readable
 from scoreexp.conf_dir import conf_dir
 from scoreexp.config_check import check_config
 from scoreexp.errors import UserError
@@ -202,7 +202,8 @@ def _checked(job: Job) -> dict[str, Any]:
     hydra = Hydra(task_name="train", config_loader=ConfigLoaderImpl(config_search_path=search_path))
     mine = HydraConfig.instance().cfg  # of this process's own configuration
     try:
-        config = plain_config(compose(CommandLine(hydra, folder, "train", args.overrides)))
+        overrides = readable(args.overrides, sweep=False)
+        config = plain_config(compose(CommandLine(hydra, folder, "train", overrides)))
     except UserError as error:
         raise UserError(f"{job.name}: {error}") from error
     finally:

@@ -1,8 +1,14 @@
 """``python -m scoreexp.denoise ckpt=FILE input=PICTURE sigma=0.2``: denoise the user's own pictures."""
 
 import sys
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
 
 from scoreexp.app import run_app
+from scoreexp.early_checks import require_device_name, require_input, require_output
+from scoreexp.lit.checkpoint_path import require_checkpoint
 
 SCHEMA = {
     "ckpt": "str",
@@ -22,5 +28,18 @@ SCHEMA = {
     "sampler": "Node",
 }
 
+
+def run(cfg: DictConfig) -> Any:
+    """``scoreexp.denoising.denoise``, after what can be refused without torch."""
+    require_device_name(cfg.device)
+    require_checkpoint(cfg.ckpt)
+    source = Path(cfg.input).expanduser()
+    require_input(source)
+    require_output(source, cfg.output)
+    from scoreexp.denoising import denoise
+
+    return denoise(cfg)
+
+
 if __name__ == "__main__":
-    sys.exit(run_app("denoise", "scoreexp.denoising:denoise", schema=SCHEMA))
+    sys.exit(run_app("denoise", "scoreexp.denoise:run", schema=SCHEMA))

@@ -1,10 +1,10 @@
 """Denoise the user's own pictures: any size, depth and number of channels."""
 
 import dataclasses
-import sys
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -27,16 +27,19 @@ from scoreexp.data.noise_level import estimate_sigma
 from scoreexp.data.ranges import sigma_to_model, to_model, to_uint8, to_unit
 from scoreexp.denoiser import DenoiserBase
 from scoreexp.devices import choose_device
+from scoreexp.early_checks import require_input
 from scoreexp.errors import UserError
-from scoreexp.figures import comparison
 from scoreexp.run_directory import shown
 from scoreexp.samplers import Sampler
+from scoreexp.schedules import Schedule
+from scoreexp.step_progress import Followed, StepProgress
 from scoreexp.streams import ImageStreams, stream_seed
 from scoreexp.tiling import apply_tiled
 
 WHOLE_SIDE, TILE = 512, 256
 GIF_STATES = 24  # between the first and the last, where their number is not given
 GIF_FRAME, GIF_LAST = 100, 1500  # milliseconds
+MAX_NAMED = 3  # files in the last line about those that failed
 
 
 class Denoised(NamedTuple):
@@ -68,6 +71,10 @@ def denoise(cfg: DictConfig) -> list[Denoised]:
             f"{cfg.ckpt} models samples of shape {model.event_shape}, not pictures: give another checkpoint"
         )
     sampler: Sampler = instantiate(cfg.sampler)
+    if sigma is not None:
+        require_reachable(sampler, model.schedule, sigma)
+    if trained_on_one_picture(model.record["config"]):
+        print("note           this model was trained on 1 picture: it knows no other", flush=True)
     done = []
     for source, target in pairs:
         try:
@@ -76,22 +83,54 @@ def denoise(cfg: DictConfig) -> list[Denoised]:
             if len(pairs) == 1:
                 raise
             done.append(Denoised(source, target, float("nan"), str(error)))
-            print(f"failed         {shown(source)}: {error}", flush=True)
-    failed = [item for item in done if item.error]
+            said = str(error) if str(source) in str(error) else f"{shown(source)}: {error}"
+            print(f"failed         {said}", flush=True)
+    failed = [shown(item.source) for item in done if item.error]
     if failed:
+        more = f" and {len(failed) - MAX_NAMED} more" if len(failed) > MAX_NAMED else ""
         raise UserError(
-            f"{len(failed)} of {len(done)} pictures failed, the first: {failed[0].source}: {failed[0].error}"
+            f"{len(failed)} of {len(done)} pictures failed: {', '.join(failed[:MAX_NAMED])}{more} (see above)"
         )
-    print(
-        "try next       another strength (sigma=...), another sampler (sampler=ddpm), strip=true for a comparison"
-    )
+    beside = "" if cfg.strip else ", strip=true for a comparison"
+    print(f"try next       another strength (sigma=...), another sampler (sampler=ddpm){beside}")
     return done
+
+
+def require_reachable(sampler: Sampler, schedule: Schedule, sigma: float) -> None:
+    """Refuse a noise level, in units of the [0, 1] range, from which the sampler cannot start on ``schedule``."""
+    try:
+        sampler.start(schedule, torch.zeros(1, 1), sigma_to_model(sigma))
+    except ValueError as error:
+        low, high = (level / sigma_to_model(1.0) for level in schedule.sigma_range)
+        if low <= sigma <= high:
+            raise
+        hint = f"; {sigma:g} of 255 is {sigma / 255:.3f}" if sigma > 1 else ""
+        inside = f"{_rounded(low, 1):g} to {_rounded(high, -1):g}"
+        raise UserError(f"sigma={sigma:g}: this model denoises {inside} (units of [0, 1]{hint})") from error
+
+
+def _rounded(level: float, sign: Literal[1, -1]) -> float:
+    """Three digits of a noise level that limits a range from below (1) or above (-1), rounded into the range."""
+    near = float(f"{level:.3g}")
+    outside = (near - level) * sign < 0
+    return near + sign * 10.0 ** (math.floor(math.log10(level)) - 2) if outside else near
+
+
+def trained_on_one_picture(config: Mapping[str, Any]) -> bool:
+    """Whether the configuration of a run says that its training set was a single picture."""
+    data = config.get("data") or {}
+    if data.get("num_images") == 1 or len(data.get("indices") or ()) == 1:
+        return True
+    if not str(data.get("_target_")).endswith(".Photo"):
+        return False
+    names = data.get("name")
+    pictures = 1 if names is None or isinstance(names, str) else len(names)
+    return pictures * (data.get("crops", 16) if data.get("crop") == "random" else 1) == 1
 
 
 def _files(source: Path, output: str | None) -> list[tuple[Path, Path]]:
     """Pairs of input and output file; a folder's tree and names are kept."""
-    if not source.exists():
-        raise UserError(f"input={source} does not exist: give a picture or a folder of pictures")
+    require_input(source)
     target = None if output is None else Path(output).expanduser()
     if source.is_dir():
         folder = target or source.with_name(source.name + "_denoised")
@@ -140,26 +179,32 @@ def _denoise_file(
         )
         if not sigma > 0:
             raise UserError(f"no noise was found in {source}: give sigma=... to denoise it all the same")
+        require_reachable(sampler, model.schedule, sigma)
     height, width = picture.pixels.shape[:2]
     tile = cfg.tile
     if tile == "auto":
         tile = None if max(height, width) <= WHOLE_SIDE else TILE
-    states = denoise_states(
-        model,
-        sampler,
-        picture.pixels,
-        sigma,
-        intermediate=cfg.intermediate or GIF_STATES * cfg.gif,
-        seed=cfg.seed,
-        tile=tile,
-        overlap=cfg.overlap,
-        progress=_progress_line(),
-    )
+    with StepProgress(f"denoising {source.name}", part="tile") as progress:
+        states = denoise_states(
+            model,
+            Followed(sampler, progress.step),
+            picture.pixels,
+            sigma,
+            intermediate=cfg.intermediate or GIF_STATES * cfg.gif,
+            seed=cfg.seed,
+            tile=tile,
+            overlap=cfg.overlap,
+            progress=progress.part_done,
+        )
     clean = states[-1]
-    target.parent.mkdir(parents=True, exist_ok=True)
+    made = next((path for path in reversed(target.parents) if not path.exists()), None)
     write_image(target, dataclasses.replace(picture, pixels=clean), overwrite=cfg.overwrite)
+    if made is not None:
+        print(f"made folder    {shown(made)}", flush=True)
     print(f"denoised       {shown(target)} ({width} x {height}, sigma {sigma:.3g})", flush=True)
     if cfg.strip:
+        from scoreexp.figures import comparison  # matplotlib, for those who ask for it
+
         comparison([picture.pixels, clean], ["noisy", f"denoised, sigma {sigma:.3g}"], strip)
         print(f"comparison     {shown(strip)}", flush=True)
     if cfg.intermediate:
@@ -275,15 +320,3 @@ def denoise_states(
     if pixels.shape[-1] == 1 and channels != 1:
         states = states.mean(1, keepdim=True)
     return list(states.clamp(0, 1).movedim(1, -1).cpu().numpy().astype(np.float32))
-
-
-def _progress_line() -> Callable[[int, int], None] | None:
-    if not sys.stderr.isatty():
-        return None
-
-    def show(done: int, count: int) -> None:
-        if count > 1:
-            sys.stderr.write(f"\rtile {done}/{count}" + ("\n" if done == count else ""))
-            sys.stderr.flush()
-
-    return show

@@ -1,8 +1,13 @@
 """``python -m scoreexp.evaluate ckpt=FILE metrics=[ssim,frechet]``: measure a trained model."""
 
 import sys
+from typing import Any
+
+from omegaconf import DictConfig
 
 from scoreexp.app import run_app
+from scoreexp.early_checks import require_device_name
+from scoreexp.lit.checkpoint_path import require_checkpoint
 
 SCHEMA = {
     "ckpt": "str",
@@ -10,7 +15,7 @@ SCHEMA = {
     "n": "PositiveInt",
     "first_seed": "NonNegativeInt",
     "batch_size": "PositiveInt",
-    "sigma": "PositiveFloat",
+    "sigma": "PositiveFloat | None",
     "split": "Literal['val', 'test']",
     "reference": "Literal['train', 'val', 'test']",
     "reference_n": "PositiveInt | None",
@@ -21,9 +26,19 @@ SCHEMA = {
     "out": "str | None",
     "run_dir": "str",
     "data": "Any",
-    "sampler": "Node",
+    "sampler": "Any",
     "features": "Node",
 }
 
+
+def run(cfg: DictConfig) -> Any:
+    """``scoreexp.evaluating.evaluate``, after what can be refused without torch."""
+    require_device_name(cfg.device)
+    require_checkpoint(cfg.ckpt)
+    from scoreexp.evaluating import evaluate
+
+    return evaluate(cfg)
+
+
 if __name__ == "__main__":
-    sys.exit(run_app("evaluate", "scoreexp.evaluating:evaluate", schema=SCHEMA))
+    sys.exit(run_app("evaluate", "scoreexp.evaluate:run", schema=SCHEMA))

@@ -4,8 +4,8 @@ import hashlib
 import shlex
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,8 +13,6 @@ import numpy as np
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 
 from scoreexp.atomic import atomic_write
@@ -23,6 +21,7 @@ from scoreexp.callbacks import DenoisingMonitor, PointsMonitor
 from scoreexp.callbacks.distribution_monitor import (
     GRID,
     SAMPLE_METRICS,
+    TooFewPicturesError,
     data_recipe,
     draw_samples,
     real_samples,
@@ -32,6 +31,7 @@ from scoreexp.config_check import check_config
 from scoreexp.data import DataModule
 from scoreexp.data.ranges import to_model, to_uint8, to_unit
 from scoreexp.denoiser import Denoiser
+from scoreexp.denoising import require_reachable
 from scoreexp.devices import choose_device
 from scoreexp.errors import UserError
 from scoreexp.figures import image_grid, save_pixels
@@ -59,9 +59,10 @@ from scoreexp.metrics import (
 from scoreexp.metrics.card import library_versions
 from scoreexp.point_figures import scatter
 from scoreexp.reporting.runs import read_json
-from scoreexp.run_directory import git_revision, shown, write_json
+from scoreexp.run_directory import git_revision, new_folder, shown, write_json
 from scoreexp.samplers import Sampler
 from scoreexp.signatures import suggest
+from scoreexp.step_progress import Followed, StepProgress
 from scoreexp.streams import ImageStreams, generator, stream_seed
 
 DENOISING: dict[str, type[PictureMetric]] = {
@@ -102,13 +103,25 @@ class Measured(NamedTuple):
 
 @dataclass(frozen=True)
 class Subject:
-    """What is measured, on which data, and how."""
+    """What is measured, on which data, and how.
+
+    Attributes:
+        model: the denoiser.
+        data: of the run, or others of the same shape.
+        sampler: how is denoised and drawn.
+        how: the sampler's configuration.
+        device: of the model.
+        cfg: the command's configuration.
+        unmeasured: metrics that these data or this machine do not allow, and why.
+    """
 
     model: Denoiser
     data: DataModule
     sampler: Sampler
+    how: Mapping[str, Any]
     device: torch.device
     cfg: DictConfig
+    unmeasured: dict[str, str] = field(default_factory=dict)
 
     @property
     def seed(self) -> int:
@@ -118,6 +131,10 @@ class Subject:
     @property
     def is_of_pictures(self) -> bool:
         return len(self.data.event_shape) == 3
+
+    @property
+    def sampler_name(self) -> str:
+        return str(self.how["_target_"]).rpartition(".")[2]
 
 
 def evaluate(cfg: DictConfig) -> dict[str, float]:
@@ -136,36 +153,65 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     given = None if cfg.metrics is None else [str(name) for name in cfg.metrics]
     if given is not None:
         _require_known(given, shape)
-    subject = Subject(model, _data(cfg, model.record), instantiate(cfg.sampler), device, cfg)
+    how = _sampler(cfg, model.record)
+    subject = Subject(model, _data(cfg, model.record), instantiate(how), how, device, cfg)
     names = given if given is not None else _usual(subject)
     collectors = _collectors(subject, names)
     file, folder = _places(cfg)
-    measured = _denoising(subject, [name for name in names if name in DENOISING])
-    measured += _likelihood(subject, names)
-    if "score_error" in names:
-        measured.append(_score_error(subject))
-    nfe = None
-    if any(_needs_samples(name) for name in names):
-        samples, nfe = _draw(subject)
-        _write_samples(subject, samples, folder)
-        for collector in collectors:
-            for i, images in enumerate(samples.split(cfg.batch_size)):
-                collector.update(images, index=i * cfg.batch_size + torch.arange(len(images)))
-            for value in collector.results():
-                card = {key: item for key, item in value.card.to_dict().items() if key != "versions"}
-                measured.append(
-                    Measured(value.name, value.value, cfg.n, collector.extractor.name, card, value.caveat)
-                )
-        if not subject.is_of_pictures:
-            measured += _distances_of_points(subject, names, samples)
-        if "nearest_neighbour" in names:
-            measured += _nearest_neighbours(subject, samples, folder)
-    _write(cfg, file, measured, nfe, time.perf_counter() - started)
+    with new_folder(file.parent, "give out=DIR"):
+        measured = _denoising(subject, [name for name in names if name in DENOISING])
+        measured += _likelihood(subject, names)
+        if "score_error" in names:
+            measured += _score_error(subject)
+        nfe = None
+        if any(_needs_samples(name) for name in names if name not in subject.unmeasured):
+            samples, nfe = _draw(subject)
+            _write_samples(subject, samples, folder)
+            measured += _distances(subject, names, collectors, samples, nfe, folder)
+        if not measured:
+            raise UserError("; ".join(_by_reason(subject.unmeasured)))
+        _write(subject, file, measured, nfe, time.perf_counter() - started)
     _say_table(measured)
+    for reason, without in _by_reason(subject.unmeasured).items():
+        _say(f"not measured   {', '.join(without)}: {reason}")
     if nfe is not None:
         _say(f"samples        {shown(folder)} ({cfg.n}, {nfe} network evaluations each)")
     _say(f"values         {shown(file)}")
     return {item.name: item.value for item in measured}
+
+
+def _distances(
+    subject: Subject,
+    names: Sequence[str],
+    collectors: Sequence[SampleMetric],
+    samples: Tensor,
+    nfe: int,
+    folder: Path,
+) -> list[Measured]:
+    """The metrics of generated samples."""
+    cfg, found = subject.cfg, []
+    for collector in collectors:
+        for i, images in enumerate(samples.split(cfg.batch_size)):
+            collector.update(images, index=i * cfg.batch_size + torch.arange(len(images)))
+        for value in collector.results():
+            card = {key: item for key, item in value.card.to_dict().items() if key != "versions"}
+            by = collector.extractor.name
+            found.append(Measured(value.name, value.value, cfg.n, by, card, value.caveat))
+    if not subject.is_of_pictures:
+        found += _distances_of_points(subject, names, samples)
+    if "nearest_neighbour" in names:
+        found += _nearest_neighbours(subject, samples, folder)
+    drawn = {"sampler": subject.how, "nfe": nfe}
+    by = f"{subject.sampler_name}, {nfe} evaluations"
+    return [item._replace(by=f"{item.by}, {by}", card=item.card | drawn) for item in found]
+
+
+def _by_reason(unmeasured: Mapping[str, str]) -> dict[str, list[str]]:
+    """The metrics that each reason keeps from being measured."""
+    found: dict[str, list[str]] = {}
+    for name, reason in unmeasured.items():
+        found.setdefault(reason, []).append(name)
+    return found
 
 
 # ------------------------------------------------------------------------------------------------ what is asked
@@ -222,8 +268,43 @@ def _data(cfg: DictConfig, record: Mapping[str, Any]) -> DataModule:
     return data
 
 
+def _sampler(cfg: DictConfig, record: Mapping[str, Any]) -> dict[str, Any]:
+    """The sampler's configuration: that of the run, with the keys that ``cfg.sampler`` changes, or another.
+
+    Raises:
+        UserError: it is wrong, or the run has none.
+    """
+    given = cfg.get("sampler") or OmegaConf.create()
+    if "_target_" not in given:
+        own = record["config"].get("sampler")
+        if not own:
+            raise UserError(f"{cfg.ckpt} does not say how its run denoised: give sampler=ddim")
+        require_trusted(own, "sampler", {"scoreexp.samplers"})
+        given = OmegaConf.merge(own, given)
+    node: Any = OmegaConf.to_container(given, resolve=True)
+    if problems := check_config({"sampler": node}, schema={"sampler": "Node"}):
+        raise UserError(problems[0])
+    return dict(node)
+
+
+def _sigma(subject: Subject) -> float:
+    """The noise level that is denoised: that of ``cfg``, or of the run's own evaluations.
+
+    Raises:
+        UserError: neither has one, or the model cannot denoise it.
+    """
+    sigma = subject.cfg.sigma
+    if sigma is None:
+        monitor = (subject.model.record["config"].get("callbacks") or {}).get("monitor") or {}
+        sigma = monitor.get("sigma")
+    if sigma is None:
+        raise UserError("the run denoised no pictures, so it has no noise level of its own: give sigma=0.5")
+    require_reachable(subject.sampler, subject.model.schedule, float(sigma))
+    return float(sigma)
+
+
 def _places(cfg: DictConfig) -> tuple[Path, Path]:
-    """The file of the values, and a folder for samples, made whole here so that a wrong path fails early."""
+    """The file of the values, and a folder for samples."""
     if cfg.out is not None:
         home = Path(cfg.out).expanduser()
         if home.exists() and (not home.is_dir() or any(home.iterdir())):
@@ -233,10 +314,6 @@ def _places(cfg: DictConfig) -> tuple[Path, Path]:
         beside = Path(cfg.ckpt).expanduser().resolve().parent
         home = beside.parent if beside.name == "checkpoints" else beside
         folder = home / "evaluations" / time.strftime("%Y-%m-%d_%H-%M-%S")
-    try:
-        home.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{home} cannot be written to ({error.strerror}): give out=DIR") from error
     return home / "evaluation.json", folder
 
 
@@ -264,22 +341,31 @@ def _denoising(subject: Subject, names: Sequence[str]) -> list[Measured]:
     """The metrics of a run's own evaluations, on the same noisy pictures."""
     if not names:
         return []
-    cfg, model, sampler, device = subject.cfg, subject.model, subject.sampler, subject.device
-    monitor = DenoisingMonitor(sampler=sampler, folder="", sigma=cfg.sigma, seed=subject.seed)
-    monitor.require_reachable(model.schedule)
-    metrics = {name: DENOISING[name]().to(device) for name in dict.fromkeys(names)}
-    loader = _batches(subject)
-    for batch in _track(loader, "denoising"):
-        x, index = batch.x.to(device), batch.index
-        y = monitor.observe(x, index)
-        cond = None if batch.cond is None else batch.cond.to(device)
-        denoised = to_unit(monitor.denoise(model, y, index, cond).x).clamp(0, 1)
-        for metric in metrics.values():
-            metric.update(denoised, to_unit(x))
-    settings = {"sigma": cfg.sigma, "noise_seed": subject.seed, "convention": CONVENTION}
+    cfg, model, sigma = subject.cfg, subject.model, _sigma(subject)
+    metrics = {name: DENOISING[name]().to(subject.device) for name in dict.fromkeys(names)}
+    loader, nfe = _batches(subject), 0
+    with StepProgress("denoising", len(loader)) as progress:
+        monitor = DenoisingMonitor(
+            sampler=Followed(subject.sampler, progress.step), folder="", sigma=sigma, seed=subject.seed
+        )
+        for done, batch in enumerate(loader):
+            progress.part_done(done, len(loader))
+            x, index = batch.x.to(subject.device), batch.index
+            y = monitor.observe(x, index)
+            cond = None if batch.cond is None else batch.cond.to(subject.device)
+            result = monitor.denoise(model, y, index, cond)
+            denoised, nfe = to_unit(result.x).clamp(0, 1), result.nfe
+            for name, metric in list(metrics.items()):
+                try:
+                    metric.update(denoised, to_unit(x))
+                except ValueError as error:  # too small for it
+                    subject.unmeasured[name] = str(error)
+                    del metrics[name]
+    settings = {"sigma": sigma, "noise_seed": subject.seed, "convention": CONVENTION}
+    settings |= {"sampler": subject.how, "nfe": nfe}
     memorised = cfg.split == "val" and subject.data.validate_on == "train"
     caveat = "on the pictures that were trained on" if memorised else ""
-    by = f"pixels, sigma {cfg.sigma:g}"
+    by = f"pixels, sigma {sigma:g}, {subject.sampler_name}, {nfe} evaluations"
     return [
         Measured(
             name,
@@ -302,7 +388,7 @@ def _likelihood(subject: Subject, names: Sequence[str]) -> list[Measured]:
     values: list[Tensor] = []
     exact: list[Tensor] = []
     loader = _batches(subject)
-    for batch in _track(loader, "likelihood"):
+    for batch in _counted(loader, "likelihood"):
         x, index = batch.x, batch.index.tolist()
         if hasattr(subject.data, "oracle"):
             exact.append(subject.data.oracle().log_prob(x.double(), torch.ones(len(x)), torch.zeros(len(x))))
@@ -331,16 +417,24 @@ def _collectors(subject: Subject, names: Sequence[str]) -> list[SampleMetric]:
     wanted: dict[str, tuple[FeatureExtractor, list[str]]] = {}
     chosen = [name for name in dict.fromkeys(names) if name in OF_INCEPTION or name in SAMPLE_METRICS]
     for name in chosen:
-        extractor = _extractor(subject, name)
+        try:
+            extractor = _extractor(subject, name)
+        except UserError as error:
+            subject.unmeasured[name] = str(error)
+            continue
         kinds = wanted.setdefault(extractor.digest, (extractor, []))[1]
         if OF_INCEPTION.get(name, name) not in kinds:
             kinds.append(OF_INCEPTION.get(name, name))
     found = []
     for extractor, kinds in wanted.values():
         keep = any(kind != "frechet" for kind in kinds)
-        reference = reference_of(
-            subject.data, extractor.to(subject.device), cfg.reference, cfg.reference_n, keep_features=keep
-        )
+        try:
+            reference = reference_of(
+                subject.data, extractor.to(subject.device), cfg.reference, cfg.reference_n, keep_features=keep
+            )
+        except TooFewPicturesError as error:
+            subject.unmeasured.update(dict.fromkeys(chosen, str(error)))
+            return []
         found += [SAMPLE_METRICS[kind](extractor, reference, cfg.n) for kind in kinds]
     return found
 
@@ -366,13 +460,14 @@ def _draw(subject: Subject) -> tuple[Tensor, int]:
     seeds = range(cfg.first_seed, cfg.first_seed + cfg.n)
     batches = [seeds[i : i + cfg.batch_size] for i in range(0, cfg.n, cfg.batch_size)]
     drawn, nfe = [], 0
-    for batch in _track(batches, "sampling"):
-        classes = subject.model.record["num_classes"]
-        result = draw_samples(
-            subject.model, subject.sampler, batch, num_classes=classes, device=subject.device
-        )
-        drawn.append((to_uint8(to_unit(result.x)) if subject.is_of_pictures else result.x).cpu())
-        nfe = result.nfe
+    with StepProgress("sampling", len(batches)) as progress:
+        sampler = Followed(subject.sampler, progress.step)
+        for done, batch in enumerate(batches):
+            progress.part_done(done, len(batches))
+            classes = subject.model.record["num_classes"]
+            result = draw_samples(subject.model, sampler, batch, num_classes=classes, device=subject.device)
+            drawn.append((to_uint8(to_unit(result.x)) if subject.is_of_pictures else result.x).cpu())
+            nfe = result.nfe
     return torch.cat(drawn), nfe
 
 
@@ -425,10 +520,13 @@ def _distances_of_points(subject: Subject, names: Sequence[str], samples: Tensor
     return found
 
 
-def _score_error(subject: Subject) -> Measured:
-    """The relative squared error of the score against the exact one, as training logs it."""
+def _score_error(subject: Subject) -> list[Measured]:
+    """The relative squared error of the score against the exact one, as training logs it; empty where none is known."""
     if not hasattr(subject.data, "oracle"):
-        raise UserError("score_error needs data whose score is known, such as data=swiss_roll")
+        subject.unmeasured["score_error"] = (
+            "score_error needs data whose score is known, such as data=swiss_roll"
+        )
+        return []
     low, high = subject.model.schedule.sigma_range
     levels = tuple(level for level in SCORE_LEVELS if low <= level <= high)
     monitor = PointsMonitor(
@@ -437,7 +535,7 @@ def _score_error(subject: Subject) -> Measured:
     values, _ = monitor.measure(subject.model, subject.data, subject.device)
     card = {"name": "score_error", "n": monitor.samples, "levels": list(levels), "noise_seed": subject.seed}
     caveat = "0 is exact, 1 no better than predicting 0"
-    return Measured("score_error", values["score_error"], monitor.samples, "exact score", card, caveat)
+    return [Measured("score_error", values["score_error"], monitor.samples, "exact score", card, caveat)]
 
 
 def _nearest_neighbours(subject: Subject, samples: Tensor, folder: Path) -> list[Measured]:
@@ -479,9 +577,10 @@ def _nearest_neighbours(subject: Subject, samples: Tensor, folder: Path) -> list
 
 
 def _write(
-    cfg: DictConfig, file: Path, measured: Sequence[Measured], nfe: int | None, seconds: float
+    subject: Subject, file: Path, measured: Sequence[Measured], nfe: int | None, seconds: float
 ) -> None:
     """Add the values to ``evaluation.json``, or replace it if it is about other weights."""
+    cfg = subject.cfg
     with open(cfg.ckpt, "rb") as checkpoint:
         digest = hashlib.file_digest(checkpoint, "sha256").hexdigest()
     stored = read_json(file)
@@ -492,7 +591,7 @@ def _write(
     }
     how = {
         "command": shlex.join(["python", "-m", "scoreexp.evaluate", *sys.argv[1:]]),
-        "sampler": OmegaConf.to_container(cfg.sampler, resolve=True),
+        "sampler": subject.how,
         "nfe_per_sample": nfe,
         "first_seed": cfg.first_seed,
         "seconds": round(seconds, 3),
@@ -529,8 +628,12 @@ def _better(name: str) -> str:
     return "higher" if name in HIGHER or name.startswith(("precision_", "recall_")) else "lower"
 
 
-def _track(batches: Any, what: str) -> Any:
-    return track(batches, what, console=Console(stderr=True), disable=len(batches) < 2)
+def _counted(batches: Any, what: str) -> Iterator[Any]:
+    """The batches, with a word on each but the first, because a likelihood has no number of steps."""
+    for done, batch in enumerate(batches):
+        if done:
+            sys.stderr.write(f"{what}  batch {done + 1}/{len(batches)}\n")
+        yield batch
 
 
 def _say(text: str) -> None:

@@ -1,7 +1,6 @@
 """A look at a data set: counts, shapes, values and a contact sheet."""
 
 import math
-import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from scoreexp.atomic import atomic_write
+from scoreexp.composition import shell_command
 from scoreexp.data import DataModule, Folder
 from scoreexp.data.cache import verify
 from scoreexp.data.ranges import to_uint8, to_unit
@@ -62,8 +62,8 @@ def inspect_data(cfg: DictConfig) -> dict[str, Any]:
         contact_sheet(_spaced(data, _ON_SHEET), run_dir / "contact_sheet.png")
         print(f"contact sheet  {shown(run_dir / 'contact_sheet.png')}")
     print(f"details        {shown(run_dir / 'data.json')}")
-    keys = [shlex.quote(argument) for argument in sys.argv[1:] if argument.startswith("data")]
-    print(f"try next       {' '.join(['python -m scoreexp.train', *keys])}", flush=True)
+    keys = [argument for argument in sys.argv[1:] if argument.startswith("data")]
+    print(f"try next       {shell_command('scoreexp.train', keys)}", flush=True)
     return found
 
 

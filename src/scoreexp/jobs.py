@@ -37,7 +37,11 @@ from scoreexp.untrusted import read_json
 STATUS_FILE = "status.json"
 LOG_FILE = "output.log"
 POLL_SECONDS = 0.1
-STOPPED = {128 + signal.SIGINT: "stopped by SIGINT", 128 + signal.SIGTERM: "stopped by SIGTERM"}
+STOPPED = {
+    128 + number: f"stopped by {name}"
+    for name in ("SIGINT", "SIGTERM", "SIGHUP")
+    if (number := getattr(signal, name, None)) is not None
+}
 _ERROR_LINE = re.compile(r"error: |[\w.]*(Error|Exception|Interrupt)\b")
 _TAIL_BYTES = 16384
 
@@ -133,8 +137,8 @@ def run_jobs(
 ) -> list[JobStatus]:
     """Run the jobs that are not done, ``n_parallel`` at a time, and show how they stand on stderr.
 
-    A job that fails is shown at once and the others go on. Ctrl-C and SIGTERM reach the running jobs as SIGINT, on
-    which a training saves and stops; a second one stops them without saving.
+    A job that fails is shown at once and the others go on. Ctrl-C, SIGTERM and, unless it is ignored as under ``nohup``,
+    SIGHUP reach the running jobs as SIGINT, on which a training saves and stops; a second one stops them without saving.
 
     Args:
         jobs: names and folders must differ.
@@ -151,7 +155,7 @@ def run_jobs(
     Raises:
         UserError: an impossible argument, or a job that runs on another machine.
         KeyboardInterrupt: after Ctrl-C, once the jobs have stopped.
-        SystemExit: with code 143 after SIGTERM, once the jobs have stopped.
+        SystemExit: with code 143 after SIGTERM or 129 after SIGHUP, once the jobs have stopped.
     """
     _require_distinct(jobs)
     for name, value in (("n_parallel", n_parallel), ("devices_per_job", devices_per_job)):
@@ -162,10 +166,10 @@ def run_jobs(
     queue = _Queue(jobs, slots, _share_threads(at_once, devices_per_job), fail_fast, force)
     with queue.listening(), queue.display:
         queue.run()
-    if queue.received == signal.SIGTERM:
-        raise SystemExit(128 + signal.SIGTERM)
-    if queue.received is not None:
+    if queue.received == signal.SIGINT:
         raise KeyboardInterrupt
+    if queue.received is not None:
+        raise SystemExit(128 + queue.received)
     return queue.statuses
 
 
@@ -295,14 +299,14 @@ class _Attempt:
     def send(self, signum: int) -> None:
         _signal_group(self._process.pid, signum)
 
-    def conclude(self, *, stopping: bool) -> JobStatus:
-        """Write the final status; ``stopping``: the queue has asked it to stop."""
+    def conclude(self, asked: str | None) -> JobStatus:
+        """Write the final status; ``asked``: why the queue has asked it to stop, if it has."""
         code = self._process.wait()
         code = 128 - code if code < 0 else code
         if code == 0:
             result = JobStatus("done", 0, None, self.seconds)
-        elif code in STOPPED or stopping:
-            result = JobStatus("interrupted", code, STOPPED.get(code, "stopped"), self.seconds)
+        elif code in STOPPED or asked is not None:
+            result = JobStatus("interrupted", code, asked or STOPPED[code], self.seconds)
         else:
             result = JobStatus("failed", code, self._error(code), self.seconds)
         self._record |= {**result._asdict(), "seconds": round(self.seconds, 3), "finished": _now()}
@@ -337,8 +341,8 @@ class _Adopted:
     def send(self, signum: int) -> None:
         _signal_group(self._record["pid"], signum)
 
-    def conclude(self, *, stopping: bool) -> JobStatus:
-        result = JobStatus("interrupted", None, "stopped", None)
+    def conclude(self, asked: str | None) -> JobStatus:
+        result = JobStatus("interrupted", None, asked or "stopped", None)
         self._record |= {**result._asdict(), "finished": _now()}
         _write_status(self.job.folder, self._record)
         return result
@@ -407,18 +411,19 @@ class _Queue:
         self._taken: dict[int, tuple[int, list[str] | None]] = {}
         self._slots, self._threads = len(slots), threads
         self._fail_fast, self._force = fail_fast, force
-        self._stopping = False
+        self._stopping: str | None = None  # why
         self._asked = 0  # jobs that ran when the signal came
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Pass Ctrl-C and SIGTERM on to the jobs; with a handler here, jobs start with the default one."""
+        """Pass Ctrl-C, SIGTERM and SIGHUP on to the jobs; with a handler here, jobs start with the default one."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        previous = {
-            signum: signal.signal(signum, self._receive) for signum in (signal.SIGINT, signal.SIGTERM)
-        }
+        hangup = getattr(signal, "SIGHUP", None)
+        heard = hangup is not None and signal.getsignal(hangup) != signal.SIG_IGN  # ignored under nohup
+        signals = (signal.SIGINT, signal.SIGTERM, *((hangup,) if heard else ()))
+        previous = {signum: signal.signal(signum, self._receive) for signum in signals}
         try:
             yield
         finally:
@@ -428,7 +433,7 @@ class _Queue:
     def _receive(self, signum: int, frame: FrameType | None) -> None:
         if self.received is None:
             self.received, self._asked = signum, len(self.running)
-        self._stopping = True
+        self._stopping = f"stopped by {signal.Signals(self.received).name}"
         for attempt in self.running.values():
             attempt.send(signal.SIGINT)
 
@@ -459,7 +464,7 @@ class _Queue:
             for position in list(self.running):
                 while not self.running[position].poll():
                     time.sleep(POLL_SECONDS)
-                self._stopping = True
+                self._stopping = self._stopping or "stopped"
                 self._conclude(position)
 
     def _start(self, position: int) -> None:
@@ -486,7 +491,7 @@ class _Queue:
             self.running[position].send(signal.SIGINT)
 
     def _conclude(self, position: int) -> None:
-        result = self.running[position].conclude(stopping=self._stopping)
+        result = self.running[position].conclude(self._stopping)
         self._release(position)
         self._end(position, result)
 
@@ -500,7 +505,7 @@ class _Queue:
         why = f": {result.error}" if result.error else ""
         self.display.say(f"{self.jobs[position].name} {result.status}{after}{why}")
         if result.status == "failed" and self._fail_fast and not self._stopping:
-            self._stopping = True
+            self._stopping = f"stopped because {self.jobs[position].name} failed"
             for attempt in self.running.values():
                 attempt.send(signal.SIGINT)
 

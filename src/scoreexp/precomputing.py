@@ -18,6 +18,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from scoreexp.composition import shell_command
 from scoreexp.data import DataModule
 from scoreexp.data.ranges import to_model, to_unit
 from scoreexp.data.score_cache import solve_fields, stacked
@@ -92,7 +93,7 @@ def precompute(cfg: DictConfig) -> Precomputed:
         f"({tally.images / max(elapsed, 1e-9):.3g} images/s): {tally.describe()}"
     )
     print(f"files          {shown(folder)}")
-    print(f"try next       {' '.join(['python -m scoreexp.train', *sys.argv[1:]])}", flush=True)
+    print(f"try next       {shell_command('scoreexp.train', sys.argv[1:])}", flush=True)
     return Precomputed(tally.images, tally.cached, tally.seconds, folder)
 
 

@@ -38,6 +38,27 @@ def shown(path: Path) -> str:
         return str(path)
 
 
+@contextlib.contextmanager
+def new_folder(folder: Path, remedy: str) -> Iterator[None]:
+    """Make a folder for what the body writes, and remove it again where the body fails or is stopped before it does.
+
+    Raises:
+        UserError: it cannot be made; the message ends with ``remedy``.
+    """
+    absent = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written to ({error.strerror}): {remedy}") from error
+    try:
+        yield
+    except BaseException:
+        for path in absent:
+            with contextlib.suppress(OSError):  # not empty
+                path.rmdir()
+        raise
+
+
 def git_revision() -> str | None:
     """Revision of the checkout that the package runs from, with ``-dirty`` if it has changes; None outside a checkout."""
     here = Path(__file__).parent
@@ -125,7 +146,7 @@ class RunDirectory:
     def describe(self, config: DictConfig, device: torch.device, seed: int) -> None:
         """Write ``config.yaml`` (resolved) and ``manifest.json``; a resumed run adds to its manifest."""
         manifest_path = self.path / "manifest.json"
-        now, command = time.strftime("%Y-%m-%dT%H:%M:%S%z"), [Path(sys.argv[0]).name, *sys.argv[1:]]
+        now, command = time.strftime("%Y-%m-%dT%H:%M:%S%z"), ["python", *sys.orig_argv[1:]]
         if self.continued:
             self._clear_orphans()
             manifest = read_json(manifest_path)

@@ -1,12 +1,17 @@
 """``python -m scoreexp.sample ckpt=FILE n=16``: draw pictures from a trained model."""
 
 import sys
+from typing import Any
+
+from omegaconf import DictConfig
 
 from scoreexp.app import run_app
+from scoreexp.early_checks import require_device_name, seeds_of
+from scoreexp.lit.checkpoint_path import require_checkpoint
 
 SCHEMA = {
     "ckpt": "str",
-    "n": "PositiveInt",
+    "n": "PositiveInt | None",
     "seeds": "int | list[int] | None",
     "label": "NonNegativeInt | None",
     "batch_size": "PositiveInt",
@@ -17,5 +22,16 @@ SCHEMA = {
     "sampler": "Node",
 }
 
+
+def run(cfg: DictConfig) -> Any:
+    """``scoreexp.sampling.sample``, after what can be refused without torch."""
+    require_device_name(cfg.device)
+    require_checkpoint(cfg.ckpt)
+    seeds_of(cfg.n, cfg.seeds)
+    from scoreexp.sampling import sample
+
+    return sample(cfg)
+
+
 if __name__ == "__main__":
-    sys.exit(run_app("sample", "scoreexp.sampling:sample", schema=SCHEMA))
+    sys.exit(run_app("sample", "scoreexp.sample:run", schema=SCHEMA))

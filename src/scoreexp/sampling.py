@@ -9,21 +9,24 @@ import numpy as np
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 
 from scoreexp.atomic import atomic_write
 from scoreexp.build import load
 from scoreexp.data.image_io import write_image
 from scoreexp.data.ranges import to_unit
+from scoreexp.denoiser import Denoiser
 from scoreexp.devices import choose_device
+from scoreexp.early_checks import seeds_of
 from scoreexp.errors import UserError
 from scoreexp.figures import image_grid
 from scoreexp.point_figures import scatter
-from scoreexp.run_directory import git_revision, shown, write_json
-from scoreexp.samplers import start_from_prior
+from scoreexp.run_directory import git_revision, new_folder, shown, write_json
+from scoreexp.samplers import Sampler, start_from_prior
+from scoreexp.step_progress import StepProgress
 from scoreexp.streams import ImageStreams
+
+SHOWN = 64  # pictures in the overview
 
 
 def sample(cfg: DictConfig) -> Path:
@@ -31,7 +34,7 @@ def sample(cfg: DictConfig) -> Path:
 
     Pictures become one PNG each and a grid, points a table (``points.npz`` and ``points.csv``) and a scatter plot.
     """
-    seeds = _seeds(cfg)
+    seeds = seeds_of(cfg.n, cfg.seeds)
     device = choose_device(cfg.device)
     model = load(cfg.ckpt, weights=cfg.weights, device=str(device))
     shape = model.event_shape
@@ -43,17 +46,28 @@ def sample(cfg: DictConfig) -> Path:
     if cfg.label is not None and (classes is None or not 0 <= cfg.label < classes):
         allowed = "none: the model has no classes" if classes is None else f"0 to {classes - 1}"
         raise UserError(f"label={cfg.label}: allowed is {allowed}")
-    sampler = instantiate(cfg.sampler)
+    sampler: Sampler = instantiate(cfg.sampler)
     folder = _folder(cfg)
+    with new_folder(folder, "give another with out=DIR"):
+        _draw_into(folder, model, sampler, seeds, cfg, device)
+    return folder
+
+
+def _draw_into(
+    folder: Path, model: Denoiser, sampler: Sampler, seeds: list[int], cfg: DictConfig, device: torch.device
+) -> None:
     started = time.perf_counter()
+    shape = model.event_shape or ()
     batches = [seeds[i : i + cfg.batch_size] for i in range(0, len(seeds), cfg.batch_size)]
     drawn = []
-    for batch in track(batches, "sampling", console=Console(stderr=True), disable=len(batches) < 2):
-        streams = ImageStreams(batch)
-        cond = None if cfg.label is None else torch.full((len(batch),), cfg.label, device=device)
-        start = start_from_prior(model, shape, streams, device=device)
-        result = sampler(model, start, streams=streams, cond=cond)
-        drawn.append(result.x.cpu())
+    with StepProgress("sampling", len(batches)) as progress:
+        for done, batch in enumerate(batches):
+            progress.part_done(done, len(batches))
+            streams = ImageStreams(batch)
+            cond = None if cfg.label is None else torch.full((len(batch),), cfg.label, device=device)
+            start = start_from_prior(model, shape, streams, device=device)
+            result = sampler(model, start, streams=streams, cond=cond, callback=progress.step)
+            drawn.append(result.x.cpu())
     samples = torch.cat(drawn)
     what, overview, warning = (_write_pictures if len(shape) == 3 else _write_points)(folder, seeds, samples)
     meta: dict[str, Any] = {
@@ -73,12 +87,13 @@ def sample(cfg: DictConfig) -> Path:
         print(f"warning: {warning}", flush=True)
     print(f"{what:<14} {shown(folder)} ({len(samples)}, {result.nfe} network evaluations each)")
     if overview is not None:
-        print(f"overview       {shown(overview)}")
+        part = f" (the first {SHOWN} of {len(samples)})" if len(shape) == 3 and len(samples) > SHOWN else ""
+        print(f"overview       {shown(overview)}{part}")
+    other = "" if cfg.seeds is not None else ", other samples (seeds=100)"
     print(
-        "try next       another sampler (sampler=heun), more steps (sampler.grid.steps=100), other samples (seeds=100)",
+        f"try next       another sampler (sampler=heun), more steps (sampler.grid.steps=100){other}",
         flush=True,
     )
-    return folder
 
 
 def _write_pictures(folder: Path, seeds: list[int], samples: Tensor) -> tuple[str, Path | None, str | None]:
@@ -86,7 +101,7 @@ def _write_pictures(folder: Path, seeds: list[int], samples: Tensor) -> tuple[st
     images = to_unit(samples).clamp(0, 1)
     for seed, image in zip(seeds, images, strict=True):
         write_image(folder / f"seed_{seed:06d}.png", np.moveaxis(image.numpy(), 0, -1))
-    image_grid(images[:64], folder / "grid.png")
+    image_grid(images[:SHOWN], folder / "grid.png")
     return "pictures", folder / "grid.png", _degenerate(images)
 
 
@@ -111,29 +126,14 @@ def _write_points(folder: Path, seeds: list[int], samples: Tensor) -> tuple[str,
     )
 
 
-def _seeds(cfg: DictConfig) -> list[int]:
-    if cfg.seeds is None:
-        return list(range(cfg.n))
-    if isinstance(cfg.seeds, int):
-        return list(range(cfg.seeds, cfg.seeds + cfg.n))
-    return [int(seed) for seed in cfg.seeds]
-
-
 def _folder(cfg: DictConfig) -> Path:
-    """A folder of this draw's own, made whole here so that a wrong path fails before the drawing."""
-    if cfg.out is not None:
-        folder = Path(cfg.out).expanduser()
-        if folder.exists() and any(folder.iterdir()):
-            raise UserError(f"out={cfg.out} is not empty: give a new folder")
-    else:
+    """The folder of this draw's own."""
+    if cfg.out is None:
         run = Path(cfg.ckpt).expanduser().resolve().parent.parent
-        folder = run / "samples" / time.strftime("%Y-%m-%d_%H-%M-%S")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"out={folder} cannot be written to ({error.strerror}): give another with out=DIR"
-        ) from error
+        return run / "samples" / time.strftime("%Y-%m-%d_%H-%M-%S")
+    folder = Path(cfg.out).expanduser()
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"out={cfg.out} is not an empty folder: give a new one")
     return folder
 
 

@@ -25,7 +25,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from scoreexp.atomic import atomic_write
-from scoreexp.composition import CommandLine
+from scoreexp.composition import CommandLine, override_of
 from scoreexp.errors import UserError
 from scoreexp.jobs import Job, JobStatus, describe_failures
 from scoreexp.untrusted import read_json
@@ -136,7 +136,8 @@ def run_sweep(sweep: Sweep) -> int:
     failures = describe_failures(sweep.jobs, statuses)
     if failures is not None:
         sys.stderr.write(
-            f"error: {failures}; repeat the command with run_dir={_shown(sweep.folder)} to run them again\n"
+            f"error: {failures}; repeat the command with {shlex.quote(override_of('run_dir', _shown(sweep.folder)))} "
+            "to run them again\n"
         )
     return 0 if failures is None else 1
 

@@ -3,13 +3,18 @@
 import importlib
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from scoreexp.app import run_app
+from scoreexp.composition import readable, shell_command
 from scoreexp.conf_dir import conf_dir
 from scoreexp.errors import UserError
 
@@ -165,8 +170,8 @@ FAULTS = {
     "batch=0": ("data.batch_size=0", ["data.batch_size=0", "an int >= 1"]),
     "missing value": ("-cn=open", ["ckpt", "add ckpt=VALUE", "a string"]),
     "missing, by interpolation": ("name=${image_}", ["name", "image_", "did you mean 'image'"]),
-    "no value": ("seed", ["seed", "key=value"]),
-    "grammar": ("network.width=[1", ["network.width=[1", "quote"]),
+    "no value": ("seed", ["seed", "KEY=VALUE"]),
+    "grammar": ("network.width=[1", ["network.width=[1", "'network.width=\"[1\"'"]),
     "broken yaml": ("experiment=broken", ["broken.yaml, line"]),
     "a sweep without -m": ("seed=1,2", ["seed=1,2", "-m"]),
     "uncreatable folder": ("run_dir=/dev/null/x", ["/dev/null/x", "run_dir=DIR"]),
@@ -326,3 +331,164 @@ def test_missing_conf_dir_names_the_places(monkeypatch, tmp_path):
     with pytest.raises(UserError, match="looked for at") as raised:
         conf_dir()
     assert str(tmp_path / "lib" / "scoreexp" / "conf") in str(raised.value)
+
+
+NAMES = {
+    "~/a.png": str(Path("~/a.png").expanduser()),
+    "Ü.png": None,
+    "it's.png": None,
+    "#1.png": None,
+    "a&b.png": None,
+    "a(1).png": None,
+    "a (1), b!.png": None,
+    "Bilder mit Ümlaut/schönes Bild.png": None,
+    r"a\ü\'b'\\": None,
+    "a=b.png": None,
+}
+
+
+@pytest.mark.parametrize("plus", ["", "++"])
+@pytest.mark.parametrize("sweep", [False, True])
+def test_names_of_files_are_taken_as_they_stand(sweep, plus):
+    names = [name for name in NAMES if not sweep or "," not in name]
+    given = readable([f"{plus}image={name}" for name in names], sweep=sweep)
+    parsed = OverridesParser.create().parse_overrides(given)
+    assert [override.value() for override in parsed] == [NAMES[name] or name for name in names]
+
+
+def test_a_task_starts_with_such_a_name_and_folder(launch, tmp_path):
+    assert launch("image=it's Ü (1), b.png", "run_dir=${name} (1)/Ü") == (0, [], [])
+    assert (tmp_path / "toy (1)" / "Ü" / "result").exists()
+    code, shown, _ = launch("image=#1 ${name}.png", "--cfg=job", "--resolve")
+    assert code == 0
+    assert yaml.safe_load("\n".join(shown))["image"] == "#1 toy.png"
+
+
+def test_what_hydra_reads_stays_as_it_is():
+    plain = ["seed=3", "lr=1e-3", "a=[1,{b:c}]", "a='Ü (1)'", 'a="b,c"', "a=1,2", "a=range(1,3)"]
+    given = [*plain, "~a", "+a=null", "a/b@c=d", "a=${b}"]
+    assert readable(given, sweep=False) == readable(given, sweep=True) == given
+    unfinished = ["a='Ü", "a=[Ü", "a={Ü}", "a=[b].png", "a=range(b,c)", "a b=Ü", "Ü"]
+    assert readable(unfinished, sweep=False) == readable(unfinished, sweep=True) == unfinished
+
+
+def test_commas_separate_in_sweeps_and_lists_only(launch, tmp_path):
+    assert readable(["a=Ü,1"], sweep=False) == ["a='Ü,1'"]
+    assert readable(["a=Ü,1,b(1,2).c"], sweep=True) == ["a='Ü',1,'b(1,2).c'"]
+    assert readable(["a=[Ü/b,~/c, 1]"], sweep=False) == [f"a=['Ü/b',{Path('~/c').expanduser()}, 1]"]
+    sweep = ["-m", "name=Ü (1),b", "hydra/launcher=basic"]
+    code, _, lines = launch(*sweep)
+    assert (code, lines) == (0, ["job 0: name='Ü (1)'", "job 1: name=b"])
+    assert len(list((tmp_path / "outputs").glob("*/*/result"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["small"], "small is not KEY=VALUE: write it without blanks, such as experiment=small"),
+        (["experiment", "=", "small"], "write it without blanks, such as experiment=small"),
+        (["experiment=", "small"], "such as experiment=small"),
+        (["experiment = small"], "such as experiment=small"),
+        (["smal"], "such as experiment=small"),
+        (["image=my", "picture.png"], "or in quotes, 'image=my picture.png'"),
+        (["im(age=3"], "im(age cannot be a key"),
+        (["image=a,b.png"], "add -m to run each value, or write image=[a,b.png] for a list, 'image=\"a,b.png\"'"),
+        (["network=mlp,cnn"], "network=mlp,cnn is a sweep: add -m to run each value"),
+        (["image=[it's]"], """quote its items, as in 'image=["a, b"]'"""),
+        (["image=[a].png"], "to take the value as it stands write 'image=\"[a].png\"'"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_read_is_shown_as_it_should_be_written(launch, argv, expected):
+    code, _, lines = launch(*argv)
+    assert code == 1
+    assert len(lines) == 1
+    assert expected in lines[0]
+    written = re.search(r"('image=\".*\"')", lines[0])
+    if written is not None:  # what is proposed works
+        assert launch(*shlex.split(written[1]))[0] == 0
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["a.png", "Ü (1).png", "a,b.png", "Ü,b", "1e5", "null", "[a]", 'it\'s "so", x\\', "~/a", "a b", "-1"],
+)
+def test_shown_commands_can_be_pasted(tmp_path, value):
+    command = shell_command("scoreexp.train", ["name=Ü x"], image=value, seed=3, run_dir=Path("my runs"))
+    script = f'python() {{ printf "%s\\0" "$@"; }}; {command}'
+    argv = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True).stdout
+    arguments = argv.split("\0")[:-1]
+    assert arguments[:2] == ["-m", "scoreexp.train"]
+    expected = {"name": "Ü x", "image": value, "seed": 3, "run_dir": "my runs"}
+    for sweep in (False, True):
+        parsed = OverridesParser.create().parse_overrides(readable(arguments[2:], sweep=sweep))
+        assert {override.key_or_group: override.value() for override in parsed} == expected
+
+
+def test_an_error_is_said_once_where_one_key_is_the_other(launch):
+    copy = "network.width=${seed}"
+    assert launch("seed=abc", copy)[2] == ["error: seed=abc must be an int >= 0"]
+    assert launch("seed=0", copy)[2] == ["error: network.width=0 must be an int >= 1"]
+
+
+PIPED = """
+import os, sys
+from pathlib import Path
+from scoreexp.app import run_app
+
+def task(cfg):
+    print("one", flush=True)
+    Path("go").write_text("")
+    sys.stdin.readline()
+    for stream in (sys.stdout, sys.stderr):
+        stream.write("two\\n")
+        stream.flush()
+    os.system("echo three")
+    Path("over").write_text("")
+
+if __name__ == "__main__":
+    sys.exit(run_app("train", "piped:task", argv=["-cp", sys.argv[1]], provided={"network": ["event_shape"]}))
+"""
+
+
+@pytest.mark.parametrize(("option", "stderr"), [("-uB", subprocess.STDOUT), ("-B", subprocess.PIPE)])
+def test_a_reader_that_goes_away_does_not_end_the_command(conf, tmp_path, monkeypatch, stderr, option):
+    (tmp_path / "piped.py").write_text(PIPED)
+    monkeypatch.setenv("PYTHONPATH", str(conf.parent), prepend=os.pathsep)
+    process = subprocess.Popen(
+        [sys.executable, option, "piped.py", str(conf)],
+        cwd=tmp_path,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=stderr,
+        text=True,
+    )
+    assert process.stdout.readline() == "one\n"
+    process.stdout.close()
+    _, said = process.communicate("\n", timeout=60)
+    assert process.returncode == 0
+    assert (tmp_path / "over").exists()
+    assert said in (None, "two\n")
+
+
+def test_streams_that_are_closed_from_the_start_and_full_disks(conf, tmp_path, monkeypatch):
+    (tmp_path / "piped.py").write_text(PIPED)
+    monkeypatch.setenv("PYTHONPATH", str(conf.parent), prepend=os.pathsep)
+    monkeypatch.chdir(tmp_path)
+    command = f"{sys.executable} -B piped.py {conf} < /dev/null"
+    assert subprocess.run(f"{command} >&- 2>&-", shell=True).returncode == 0
+    assert Path("over").exists()
+    full = subprocess.run(f"{command} > /dev/full", shell=True, capture_output=True, text=True)
+    assert full.returncode != 0
+    assert "No space left on device" in full.stderr
+
+
+@pytest.mark.slow
+def test_processes_of_a_run_get_names_that_hydra_cannot_read(tmp_path):
+    """Lightning starts them with the arguments of this process."""
+    given = ["experiment=swiss_roll_vp", "trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu"]
+    odd = ["trainer.max_steps=4", "run_dir=ü (2)/it's"]
+    command = [sys.executable, "-m", "scoreexp.train", *given, *odd]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "ü (2)" / "it's" / "checkpoints" / "last.ckpt").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["ü (2)"]

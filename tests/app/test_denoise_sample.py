@@ -95,7 +95,7 @@ def test_nothing_is_overwritten_unless_asked(checkpoint, noisy, tmp_path):
     [
         (["sigma=0"], "sigma=0.* > 0"),
         (["sigma=-0.1"], "sigma=-0.1.* > 0"),
-        (["sigma=1e9"], "outside"),
+        (["sigma=1e9"], "this model denoises"),
         (["input=nowhere.png"], "nowhere.png does not exist"),
         (["ckpt=nowhere.ckpt"], "no checkpoint at nowhere.ckpt"),
         (["device=cuda:99"], "device=cuda:99"),
@@ -180,5 +180,5 @@ def test_sample_refuses_labels_and_full_folders(checkpoint, tmp_path):
         sample(sample_cfg(checkpoint, "label=1"))
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("")
-    with pytest.raises(UserError, match="not empty"):
+    with pytest.raises(UserError, match="not an empty folder"):
         sample(sample_cfg(checkpoint, f"out={tmp_path / 'full'}"))

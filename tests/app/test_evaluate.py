@@ -57,7 +57,7 @@ def coarse_likelihood(monkeypatch):
 
 
 def configured(checkpoint, *overrides):
-    given = [f"ckpt={checkpoint}", "sampler.grid.steps=3", "n=8", "device=cpu", *overrides]
+    given = [f"ckpt={checkpoint}", "sampler=ddim", "sampler.grid.steps=3", "n=8", "device=cpu", *overrides]
     return composed("evaluate", *given)
 
 
@@ -122,7 +122,8 @@ def test_values_of_one_checkpoint_are_collected_in_its_run_folder(trained, capsy
         (["+data.sise=8"], "sise"),
         (["metrics=[frechet]", "reference_n=1"], "compared with 1 real one"),
         (["metrics=[ms_ssim]"], "161"),
-        (["metrics=[mse]", "sigma=1e9"], "outside"),
+        (["metrics=[mse]", "sigma=250"], r"sigma=250: this model denoises \S+ to \S+ \(units.*250 of 255 is 0.980"),
+        (["metrics=[mse]", "+sampler.grid.stepps=3"], "stepps"),
     ],
 )  # fmt: skip
 def test_mistakes_are_one_line(trained, tmp_path, overrides, match, monkeypatch):

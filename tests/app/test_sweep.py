@@ -116,6 +116,13 @@ def test_a_sweep_is_continued_and_extended_by_repeating_it(launch):
     assert record["jobs"][0]["folder"] == "a+seed_0"
 
 
+def test_names_that_hydra_cannot_read_reach_the_jobs(launch):
+    code, lines = launch("-m", "name=it's (1)", "seed=1,2", "run_dir=my runs/ü")
+    assert code == 1
+    assert results("my runs/ü") == {"seed_2": "it's (1) 2 auto\n"}
+    assert "repeat the command with 'run_dir=my runs/ü' to run them again" in lines[-1]
+
+
 def test_default_folder_is_named_by_the_experiments(launch):
     assert launch("-m", "experiment=a,b")[0] == 0
     [folder] = Path("outputs/a+b").iterdir()

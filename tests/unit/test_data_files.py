@@ -398,6 +398,33 @@ def test_ffhq_of_another_version_is_refused(tmp_path):
         FFHQ(root=str(tmp_path), source="images1024x1024", size=256).split("train")
 
 
+@pytest.mark.parametrize(
+    ("size", "source", "named", "unnamed"),
+    [
+        (
+            64,
+            "thumbnails128x128",
+            "thumbnails128x128 (2 GB; or set data.source=images1024x1024, 90 GB)",
+            None,
+        ),
+        (128, "images1024x1024", "images1024x1024 (90 GB; or set data.source=thumbnails128x128, 2 GB)", None),
+        (256, "images1024x1024", "images1024x1024 (90 GB) from", "thumbnails"),
+    ],
+)
+def test_ffhq_names_what_serves_for_its_size(tmp_path, size, source, named, unnamed):
+    with pytest.raises(DataError) as error:
+        FFHQ(root=str(tmp_path), source=source, size=size).split("train")
+    assert named in str(error.value)
+    assert unnamed is None or unnamed not in str(error.value)
+
+
+def test_ffhq_too_large_for_a_version_names_the_other():
+    with pytest.raises(DataError, match=r"8\.\.128 .*, or set data\.source=images1024x1024"):
+        FFHQ(size=256)
+    with pytest.raises(DataError, match=r"8\.\.1024 with data\.source=images1024x1024$"):
+        FFHQ(size=2048, source="images1024x1024")
+
+
 # ------------------------------------------------------------------------------- folder and resizing
 
 

@@ -203,7 +203,9 @@ def launch():
         process.wait()
 
 
-@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, -signal.SIGINT), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("signum", "code"), [(signal.SIGINT, -signal.SIGINT), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
 def test_a_signal_lets_the_jobs_save(make, launch, signum, code):
     jobs = [make("a", "wait"), make("b", "wait"), make("c")]
     launcher = launch(jobs)
@@ -214,9 +216,27 @@ def test_a_signal_lets_the_jobs_save(make, launch, signum, code):
     assert "2 running jobs save and stop" in said
     assert all((job.folder / "saved").exists() for job in jobs[:2])
     assert [read_status(job.folder).get("status") for job in jobs] == ["interrupted", "interrupted", None]
+    reasons = {read_status(job.folder)["error"] for job in jobs[:2]}
+    assert reasons == {f"stopped by {signum.name}"}, "what the user sent, not what the job got"
     for job in jobs[:2]:
         (job.folder / "go").touch()
     assert [s.status for s in run_jobs(jobs, n_parallel=2)] == ["done"] * 3
+
+
+def test_a_closed_terminal_is_ignored_under_nohup(make, launch):
+    jobs = [make("a", "wait"), make("b", "wait")]
+    previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does, for what is started
+    try:
+        launcher = launch(jobs)
+    finally:
+        signal.signal(signal.SIGHUP, previous)
+    until(lambda: all((job.folder / "ready").exists() for job in jobs))
+    launcher.send_signal(signal.SIGHUP)
+    for job in jobs:
+        (job.folder / "go").touch()
+    launcher.communicate(timeout=30)
+    assert launcher.returncode == 0
+    assert [read_status(job.folder)["status"] for job in jobs] == ["done", "done"]
 
 
 def test_jobs_of_a_killed_launcher_are_waited_for_and_dead_ones_run_again(make, launch):

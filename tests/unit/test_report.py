@@ -87,7 +87,7 @@ def make_run(
     manifest = {
         "started": "2026-01-02T03:04:05+0000",
         "device": device,
-        "command": ["train.py", f"seed={seed}"],
+        "command": ["python", "-m", "scoreexp.train", f"seed={seed}"],
     }
     (folder / "manifest.json").write_text(json.dumps(manifest))
     columns = [

@@ -50,6 +50,10 @@ GRID = 64  # pictures in an overview
 _log = logging.getLogger(__name__)
 
 
+class TooFewPicturesError(UserError):
+    """Generated pictures cannot be compared with a single real one."""
+
+
 def draw_samples(
     model: DenoiserBase,
     sampler: Sampler,
@@ -91,11 +95,11 @@ def reference_of(
     """Features of real pictures, kept in the data set's own cache folder if it has one.
 
     Raises:
-        UserError: there are fewer than two pictures.
+        TooFewPicturesError: there are fewer than two pictures.
     """
     chosen, positions = real_samples(data, split, n)
     if len(positions) < 2:
-        raise UserError(
+        raise TooFewPicturesError(
             f"generated pictures are to be compared with {len(positions)} real one(s) of the {split} split: "
             "at least 2 are needed, take other data (data.crop=random for photographs)"
         )

@@ -21,6 +21,7 @@ from scoreexp.parameter_types import PositiveInt
 
 _TRAINING = 60_000
 _SIDES = {"thumbnails128x128": 128, "images1024x1024": 1024}
+_GIGABYTES = {"thumbnails128x128": 2, "images1024x1024": 90}
 
 
 class FFHQ(FileCorpus):
@@ -33,11 +34,6 @@ class FFHQ(FileCorpus):
         common: the keys of `DataModule`.
     """
 
-    how_to_get = (
-        "it must hold the folder or zip archive thumbnails128x128 (2 GB) or images1024x1024 (90 GB) from "
-        "https://github.com/NVlabs/ffhq-dataset, whose host needs a browser or that page's own script"
-    )
-
     def __init__(
         self,
         *,
@@ -49,9 +45,21 @@ class FFHQ(FileCorpus):
         if source not in _SIDES:
             raise DataError(f"data.source={source}: choose from {', '.join(_SIDES)}")
         if not 8 <= size <= _SIDES[source]:
-            raise DataError(f"data.size={size}: give 8..{_SIDES[source]} with data.source={source}")
+            larger = next((name for name, side in _SIDES.items() if 8 <= size <= side), None)
+            instead = "" if larger is None else f", or set data.source={larger}"
+            raise DataError(f"data.size={size}: give 8..{_SIDES[source]} with data.source={source}{instead}")
         self.size = size
         self.source = source
+
+    @property
+    def how_to_get(self) -> str:  # type: ignore[override]
+        """What ``root`` must hold, and the other version if it has enough pixels too."""
+        others = [name for name, side in _SIDES.items() if name != self.source and side >= self.size]
+        also = "".join(f"; or set data.source={name}, {_GIGABYTES[name]} GB" for name in others)
+        return (
+            f"it must hold the folder or zip archive {self.source} ({_GIGABYTES[self.source]} GB{also}) from "
+            "https://github.com/NVlabs/ffhq-dataset, whose host needs a browser or that page's own script"
+        )
 
     @property
     def event_shape(self) -> tuple[int, ...]:

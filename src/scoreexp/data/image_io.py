@@ -27,13 +27,13 @@ from PIL import Image
 
 from scoreexp.atomic import atomic_write
 from scoreexp.data.ranges import to_uint8
+from scoreexp.data.suffixes import READABLE as READABLE
+from scoreexp.data.suffixes import WRITABLE as WRITABLE
 from scoreexp.errors import UserError
 
 BitDepth = Literal[8, 16, 32]
 
 MAX_PIXELS = 100_000_000
-READABLE = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp", ".gif")
-WRITABLE = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".webp", ".bmp")
 FORMATS = ("PNG", "JPEG", "TIFF", "WEBP", "BMP", "GIF")  # never EPS, for which Pillow starts another program
 SUFFIXES: dict[int, tuple[str, ...]] = {8: WRITABLE, 16: (".png", ".tif", ".tiff"), 32: (".tif", ".tiff")}
 WITH_ALPHA = (".png", ".tif", ".tiff", ".webp")

@@ -1,9 +1,25 @@
 """The Lightning layer: modules, averaged weights, checkpoints. No mathematics here."""
 
-from scoreexp.lit.ema import EMA as EMA
-from scoreexp.lit.exact_score import ExactScore as ExactScore
-from scoreexp.lit.module import DDPM as DDPM
-from scoreexp.lit.module import NonFiniteError as NonFiniteError
-from scoreexp.lit.module import ScoreModule as ScoreModule
-from scoreexp.lit.score_cnn import ScoreCNN as ScoreCNN
-from scoreexp.lit.score_embedding import ScoreEmbedding as ScoreEmbedding
+from typing import TYPE_CHECKING
+
+from scoreexp import on_first_use
+
+if TYPE_CHECKING:
+    from scoreexp.lit.ema import EMA as EMA
+    from scoreexp.lit.exact_score import ExactScore as ExactScore
+    from scoreexp.lit.module import DDPM as DDPM
+    from scoreexp.lit.module import NonFiniteError as NonFiniteError
+    from scoreexp.lit.module import ScoreModule as ScoreModule
+    from scoreexp.lit.score_cnn import ScoreCNN as ScoreCNN
+    from scoreexp.lit.score_embedding import ScoreEmbedding as ScoreEmbedding
+else:  # a checkpoint is read without Lightning
+    __getattr__ = on_first_use(
+        __name__,
+        {
+            "ema": ["EMA"],
+            "exact_score": ["ExactScore"],
+            "module": ["DDPM", "NonFiniteError", "ScoreModule"],
+            "score_cnn": ["ScoreCNN"],
+            "score_embedding": ["ScoreEmbedding"],
+        },
+    )

@@ -1,104 +1,14 @@
-"""Checkpoint files: written whole or not at all, read only if intact, plain data inside.
+"""Lightning's checkpoints, written and read as ``scoreexp.lit.checkpoint_file`` does, which needs no Lightning."""
 
-A checkpoint is Lightning's dictionary plus the entry ``"scoreexp"``: the format version and the plain configuration
-from which the model is rebuilt. ``torch.save`` writes a zip archive with a CRC-32 of every record, which the reader here
-verifies (``torch.load`` does not), so a torn or altered file is reported instead of being trained on.
-"""
-
-import errno
-import os
-import zipfile
 from pathlib import Path
 from typing import Any
 
-import torch
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
-from scoreexp.atomic import atomic_write
-from scoreexp.errors import UserError
-from scoreexp.untrusted import require_stored
-
-FORMAT = 1
-_PROBE = 2**20  # bytes
-
-
-class CheckpointError(UserError, ValueError):
-    """A checkpoint is missing, damaged, or not one of ours."""
-
-
-def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
-    """Write ``checkpoint`` so that ``path`` is either the whole new file or what it was before."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path) as temporary:
-        try:
-            torch.save(checkpoint, temporary)
-        except RuntimeError as error:  # torch does not say which error of the file system it met
-            if "inline_container" not in str(error) and "PytorchStreamWriter" not in str(error):
-                raise
-            refused = _refusal(temporary)
-            raise OSError(refused, os.strerror(refused), str(path)) from error
-
-
-def _refusal(path: Path) -> int:
-    """The error that the file system has for writing more to ``path``; no space, where it has room again."""
-    try:
-        with path.open("ab") as file:
-            file.write(bytes(_PROBE))
-    except OSError as error:
-        return error.errno or errno.ENOSPC
-    return errno.ENOSPC
-
-
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Read and verify a checkpoint, on the CPU, admitting tensors and plain data only.
-
-    Raises:
-        CheckpointError: the file is missing, torn, altered, holds foreign objects, or was not written by scoreexp.
-    """
-    if "://" in str(path):
-        raise CheckpointError(f"{path} is an address: download the checkpoint and give the name of the file")
-    path = Path(path)
-    if not path.is_file():
-        raise CheckpointError(
-            f"no checkpoint at {path}: give a .ckpt file, such as RUN_DIR/checkpoints/best.ckpt"
-        )
-    try:
-        require_stored(path)
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-            pickles = [archive.read(info) for info in archive.infolist() if info.filename.endswith(".pkl")]
-        if damaged is not None:
-            raise CheckpointError(
-                f"{path} is damaged (record {damaged} fails its checksum): use another checkpoint"
-            )
-        if any(
-            b"\nbytearray\n" in text for text in pickles
-        ):  # torch makes one of any size that it is asked for
-            raise CheckpointError(
-                f"{path} holds a bytearray, which no checkpoint of scoreexp does: do not use it"
-            )
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except CheckpointError:
-        raise
-    except Exception as error:  # torch and zipfile raise a dozen types for a bad file
-        reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
-        raise CheckpointError(
-            f"{path} cannot be read as a checkpoint ({reason}): use another checkpoint"
-        ) from error
-    if (
-        not isinstance(checkpoint, dict)
-        or "scoreexp" not in checkpoint
-        or not isinstance(checkpoint.get("state_dict"), dict)
-    ):
-        raise CheckpointError(f"{path} was not written by scoreexp: give a .ckpt file from a run directory")
-    found = checkpoint["scoreexp"].get("format") if isinstance(checkpoint["scoreexp"], dict) else None
-    if found != FORMAT:
-        raise CheckpointError(
-            f"{path} has checkpoint format {found}: this version reads format {FORMAT}; upgrade scoreexp"
-        )
-    if not isinstance(checkpoint["scoreexp"].get("config"), dict):
-        raise CheckpointError(f"{path} holds no configuration: give a .ckpt file from a run directory")
-    return checkpoint
+from scoreexp.lit.checkpoint_file import newest_intact as newest_intact
+from scoreexp.lit.checkpoint_file import read_checkpoint as read_checkpoint
+from scoreexp.lit.checkpoint_file import write_checkpoint as write_checkpoint
+from scoreexp.lit.checkpoint_path import CheckpointError as CheckpointError
 
 
 class DurableCheckpointIO(TorchCheckpointIO):
@@ -111,20 +21,3 @@ class DurableCheckpointIO(TorchCheckpointIO):
         self, path: Any, map_location: Any = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
         return read_checkpoint(path)
-
-
-def newest_intact(folder: Path) -> tuple[Path | None, list[str]]:
-    """The newest intact checkpoint of a run in ``folder``, and what was wrong with those that were passed over.
-
-    ``best.ckpt`` counts only where others are damaged: a run that was killed before its first ``last.ckpt`` begins anew.
-    """
-    problems: list[str] = []
-    for name in ("last.ckpt", "previous.ckpt", "best.ckpt"):
-        if (folder / name).exists() and (name != "best.ckpt" or problems):
-            try:
-                read_checkpoint(folder / name)
-            except CheckpointError as error:
-                problems.append(str(error))
-            else:
-                return folder / name, problems
-    return None, problems

@@ -1,30 +1,71 @@
 """Measures of the distance between a picture and its reference, and between generated and real pictures."""
 
-from scoreexp.metrics.card import MetricCard, MetricValue, card_differences, metric_name
-from scoreexp.metrics.distribution import (
-    gaussian_kernel,
-    kid,
-    median_distance,
-    memorisation,
-    mmd,
-    nearest_neighbours,
-    polynomial_kernel,
-    precision_recall,
-    sliced_wasserstein,
-)
-from scoreexp.metrics.features import ExportedExtractor, FeatureExtractor, PixelFeatures, RandomConvFeatures
-from scoreexp.metrics.frechet import FeatureStatistics, frechet_distance
-from scoreexp.metrics.functional import ms_ssim, mse, psnr, ssim, ssim_global
-from scoreexp.metrics.inception import InceptionFeatures, MissingWeightsError
-from scoreexp.metrics.picture_metrics import MSE, MSSSIM, PSNR, SSIM, GlobalSSIM, PictureMetric
-from scoreexp.metrics.reference import Reference, make_reference, split_digest, split_images
-from scoreexp.metrics.sample_metrics import (
-    FrechetDistance,
-    KernelDistance,
-    PrecisionRecall,
-    SampleMetric,
-    SlicedWasserstein,
-)
+from typing import TYPE_CHECKING
+
+from scoreexp import on_first_use
+
+if TYPE_CHECKING:
+    from scoreexp.metrics.card import MetricCard, MetricValue, card_differences, metric_name
+    from scoreexp.metrics.distribution import (
+        gaussian_kernel,
+        kid,
+        median_distance,
+        memorisation,
+        mmd,
+        nearest_neighbours,
+        polynomial_kernel,
+        precision_recall,
+        sliced_wasserstein,
+    )
+    from scoreexp.metrics.features import (
+        ExportedExtractor,
+        FeatureExtractor,
+        PixelFeatures,
+        RandomConvFeatures,
+    )
+    from scoreexp.metrics.frechet import FeatureStatistics, frechet_distance
+    from scoreexp.metrics.functional import ms_ssim, mse, psnr, ssim, ssim_global
+    from scoreexp.metrics.inception import InceptionFeatures, MissingWeightsError
+    from scoreexp.metrics.picture_metrics import MSE, MSSSIM, PSNR, SSIM, GlobalSSIM, PictureMetric
+    from scoreexp.metrics.reference import Reference, make_reference, split_digest, split_images
+    from scoreexp.metrics.sample_metrics import (
+        FrechetDistance,
+        KernelDistance,
+        PrecisionRecall,
+        SampleMetric,
+        SlicedWasserstein,
+    )
+else:  # a figure needs no torchmetrics
+    __getattr__ = on_first_use(
+        __name__,
+        {
+            "card": ["MetricCard", "MetricValue", "card_differences", "metric_name"],
+            "distribution": [
+                "gaussian_kernel",
+                "kid",
+                "median_distance",
+                "memorisation",
+                "mmd",
+                "nearest_neighbours",
+                "polynomial_kernel",
+                "precision_recall",
+                "sliced_wasserstein",
+            ],
+            "features": ["ExportedExtractor", "FeatureExtractor", "PixelFeatures", "RandomConvFeatures"],
+            "frechet": ["FeatureStatistics", "frechet_distance"],
+            "functional": ["ms_ssim", "mse", "psnr", "ssim", "ssim_global"],
+            "inception": ["InceptionFeatures", "MissingWeightsError"],
+            "picture_metrics": ["MSE", "MSSSIM", "PSNR", "SSIM", "GlobalSSIM", "PictureMetric"],
+            "reference": ["Reference", "make_reference", "split_digest", "split_images"],
+            "sample_metrics": [
+                "FrechetDistance",
+                "KernelDistance",
+                "PrecisionRecall",
+                "SampleMetric",
+                "SlicedWasserstein",
+            ],
+        },
+    )
 
 __all__ = [
     "MSE",

@@ -164,7 +164,9 @@ class Run:
             _, _, rest = str(self.status["command"]).partition(" -m ")
             return f"python -m {rest}"
         words = [str(word) for word in self.manifest.get("command", [])]
-        return " ".join([f"python -m scoreexp.{words[0].removesuffix('.py')}", *words[1:]]) if words else ""
+        if words and words[0].endswith(".py"):  # as early runs wrote it
+            words[:1] = ["python", "-m", f"scoreexp.{words[0].removesuffix('.py')}"]
+        return shlex.join(words)
 
     @property
     def error(self) -> str | None:
