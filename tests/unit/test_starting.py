@@ -3,9 +3,11 @@
 import csv
 import json
 import os
+import shutil
 
 import pytest
 import torch
+from conftest import TINY, composed
 
 from scoreexp.errors import UserError
 from scoreexp.lit.checkpoint import CheckpointError, read_checkpoint
@@ -27,10 +29,17 @@ def same(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
 
+@pytest.fixture(scope="module")
+def run_of_four(tmp_path_factory):
+    run = tmp_path_factory.mktemp("run") / "four"
+    train(composed("train", *TINY, *SIX, "trainer.max_steps=4", f"run_dir={run}"))
+    return run
+
+
 @pytest.fixture
-def four(tiny, tmp_path):
-    """A run of 4 steps, and its last checkpoint."""
-    train(tiny(*SIX, "trainer.max_steps=4", run="four"))
+def four(run_of_four, tmp_path):
+    """The last checkpoint of a run of 4 steps."""
+    shutil.copytree(run_of_four, tmp_path / "four")
     return tmp_path / "four" / "checkpoints" / "last.ckpt"
 
 
