@@ -1,6 +1,7 @@
 """Configurations for tests: the project's own, shrunk."""
 
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from omegaconf import DictConfig
 from scoreexp.conf_dir import conf_dir
 
 os.environ.setdefault("WANDB_MODE", "offline")
+if hasattr(signal, "SIGHUP"):  # tests send it, also where they run under nohup
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 # What makes a run tiny: a photograph of 16 x 16 pixels, a network of some thousand weights, three sampling steps.
 TINY = [

@@ -71,7 +71,7 @@ def evaluations_of_scoreexp(run: Path) -> tuple[float, ...]:
     assert train(SCOREEXP, run, "model.ema.decay=0.9", "model.ema.warmup=false").code == 0
     found = []
     for weights in ("averaged", "raw"):
-        command = f"-m scoreexp.evaluate ckpt={last(run)} metrics=[psnr] sampler.grid.steps=3 device=cpu"
+        command = f"-m scoreexp.evaluate ckpt={last(run)} metrics=[psnr] +sampler.grid.steps=3 device=cpu"
         out = run.parent / weights
         where = [f"weights={weights}", f"out={out}"]
         assert forked([sys.executable, *command.split(), *where], run.parent).code == 0
