@@ -234,6 +234,14 @@ def _explain_keys(error: Exception, command_line: CommandLine) -> str:
         known = hydra_keys if key.startswith("hydra.") else own_keys
         if key in known or hydra.config_loader.get_group_options(key):
             lines.append(f"{given}: {key} is not written in the configuration files; add it with +{given}")
+        elif (
+            (group := key.partition(".")[0]) in groups
+            and cfg.hydra.runtime.choices[group] is None
+            and "." in key
+        ):
+            lines.append(
+                f"{given}: no {group} is chosen here; add the key with +{given}, or choose {group}=NAME"
+            )
         else:
             lines.append(f"{given}: unknown key{_suggest_key(key, [*known, *groups])}")
     return "\n".join(lines)

@@ -16,6 +16,7 @@ import scoreexp.data
 import scoreexp.lit
 import scoreexp.metrics
 from scoreexp import denoising, evaluating, sampling, step_progress
+from scoreexp.app import run_app
 from scoreexp.denoising import denoise, require_reachable, trained_on_one_picture
 from scoreexp.early_checks import seeds_of
 from scoreexp.errors import UserError
@@ -321,3 +322,9 @@ def test_a_checkpoint_that_cannot_be_read_names_its_neighbours(trained, tmp_path
 def test_the_command_of_a_run_can_be_run_again(trained):
     manifest = json.loads((trained.run_dir / "manifest.json").read_text())
     assert manifest["command"] == ["python", *sys.orig_argv[1:]]
+
+
+def test_a_key_of_what_the_run_has_is_offered_with_a_plus(capsys):
+    arguments = ["ckpt=x.ckpt", "sampler.grid.steps=20"]
+    assert run_app("evaluate", "scoreexp.evaluating:evaluate", argv=arguments) == 1
+    assert "no sampler is chosen here; add the key with +sampler.grid.steps=20" in capsys.readouterr().err
