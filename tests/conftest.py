@@ -31,6 +31,16 @@ TINY = [
 ]
 
 
+class Payload:
+    """Makes ``marker`` when it is unpickled."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self):
+        return open, (str(self.marker), "w")
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _single_thread():
     torch.set_num_threads(1)

@@ -1,7 +1,6 @@
 """Measure a trained model: how it denoises, how likely it finds the data, and how far its samples are from them."""
 
 import hashlib
-import shlex
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,6 +26,7 @@ from scoreexp.callbacks.distribution_monitor import (
     real_samples,
     reference_of,
 )
+from scoreexp.composition import shell_command
 from scoreexp.config_check import check_config
 from scoreexp.data import DataModule
 from scoreexp.data.ranges import to_model, to_uint8, to_unit
@@ -590,7 +590,7 @@ def _write(
         key: dict(stored.get(key, {})) for key in ("values", "cards", "caveats", "how")
     }
     how = {
-        "command": shlex.join(["python", "-m", "scoreexp.evaluate", *sys.argv[1:]]),
+        "command": shell_command("scoreexp.evaluate", sys.argv[1:]),
         "sampler": subject.how,
         "nfe_per_sample": nfe,
         "first_seed": cfg.first_seed,

@@ -32,6 +32,7 @@ from rich.text import Text
 
 from scoreexp.atomic import atomic_write
 from scoreexp.errors import UserError
+from scoreexp.stop_signals import stop_signals
 from scoreexp.untrusted import read_json
 
 STATUS_FILE = "status.json"
@@ -420,10 +421,7 @@ class _Queue:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        hangup = getattr(signal, "SIGHUP", None)
-        heard = hangup is not None and signal.getsignal(hangup) != signal.SIG_IGN  # ignored under nohup
-        signals = (signal.SIGINT, signal.SIGTERM, *((hangup,) if heard else ()))
-        previous = {signum: signal.signal(signum, self._receive) for signum in signals}
+        previous = {signum: signal.signal(signum, self._receive) for signum in stop_signals()}
         try:
             yield
         finally:

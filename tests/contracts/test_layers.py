@@ -13,6 +13,7 @@ LAYER = {
     # L0 pure mathematics, and what everything may use
     "ops": 0, "streams": 0, "batch": 0, "parameter_types": 0, "errors": 0, "atomic": 0, "oracles": 0, "linalg": 0,
     "fokker_planck": 0, "spectral_torch": 0, "ode": 0, "untrusted": 0, "signatures": 0, "config_check": 0,
+    "stop_signals": 0,
     # L1 model algebra
     "schedules": 1, "preconditioning": 1, "networks": 1, "denoiser": 1, "angular_flow": 1,
     # L2 methods

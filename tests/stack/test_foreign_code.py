@@ -11,6 +11,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from bare import Data, Module, Net, Template
+from conftest import Payload
 from stacks import BARE, EVERY, SCOREEXP, forked, last
 
 import scoreexp
@@ -22,16 +23,6 @@ PROTECTION = {
     "off": "1",
 }  # TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD, with which users read their own files
 SETTINGS = {"net": Net(64), "optimizer": torch.optim.Adam, "noise": True}
-
-
-class Payload:
-    """Makes ``marker`` when it is unpickled."""
-
-    def __init__(self, marker: Path) -> None:
-        self.marker = marker
-
-    def __reduce__(self):
-        return open, (str(self.marker), "w")
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import TINY
+from conftest import TINY, Payload
 from PIL import Image
 
 import scoreexp
@@ -27,16 +27,6 @@ from scoreexp.metrics.features import ExportedExtractor, file_digest
 from scoreexp.metrics.inception import InceptionFeatures
 
 STEPS = 2
-
-
-class Payload:
-    """Makes ``marker`` when it is unpickled."""
-
-    def __init__(self, marker: Path) -> None:
-        self.marker = marker
-
-    def __reduce__(self):
-        return open, (str(self.marker), "w")
 
 
 @pytest.fixture

@@ -10,12 +10,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
-
-def stopping_signals() -> list[signal.Signals]:
-    """Ctrl-C, SIGTERM and, where there is one and ``nohup`` does not have it ignored, the end of the terminal."""
-    hangup = getattr(signal, "SIGHUP", None)
-    heard = hangup is not None and signal.getsignal(hangup) != signal.SIG_IGN
-    return [signal.SIGINT, signal.SIGTERM, *([hangup] if heard else [])]
+from scoreexp.stop_signals import stop_signals
 
 
 class Interrupted(BaseException):
@@ -56,7 +51,7 @@ class StopOnSignal(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._speaks = trainer.is_global_zero
         if threading.current_thread() is threading.main_thread():
-            for signum in stopping_signals():
+            for signum in stop_signals():
                 self._previous[signum] = signal.signal(signum, self._handle)
 
     def _restore(self) -> None:
