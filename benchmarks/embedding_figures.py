@@ -10,11 +10,11 @@ import numpy as np
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
-from scoreexp.conf_dir import conf_dir
-from scoreexp.data.ranges import to_unit
-from scoreexp.data.score_cache import solve_fields, stacked
-from scoreexp.field_figures import embedded_strip, field_over_time, residual_curves
-from scoreexp.streams import stream_seed
+from scoreexp.app.conf_dir import conf_dir
+from scoreexp.core.ranges import to_unit
+from scoreexp.core.streams import stream_seed
+from scoreexp.embedding.cache import solve_fields, stacked
+from scoreexp.figures.fields import embedded_strip, field_over_time, residual_curves
 
 FOLDER = Path(__file__).parent.parent / "docs" / "figures"
 

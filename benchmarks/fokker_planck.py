@@ -23,9 +23,9 @@ import scipy
 from skimage import data
 from skimage.transform import resize
 
-from scoreexp.fokker_planck import initial_log_density, solve_log_density
-from scoreexp.fokker_planck.solve import SolverName
-from scoreexp.machine import processor
+from scoreexp.numerics.fokker_planck import initial_log_density, solve_log_density
+from scoreexp.numerics.fokker_planck.solve import SolverName
+from scoreexp.system.machine import processor
 
 RESULT = Path(__file__).parent / "results" / "fokker_planck.json"
 DIFFUSION = 0.5

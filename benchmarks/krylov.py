@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.fokker_planck import describe_machine, log_densities
-from scoreexp.fokker_planck import (
+from scoreexp.numerics.fokker_planck import (
     GMRES,
     BiCGSTAB,
     Direct,
@@ -32,9 +32,9 @@ from scoreexp.fokker_planck import (
     Spectral,
     solve_log_density,
 )
-from scoreexp.fokker_planck.krylov import SharedPreconditioner, nearest_to_mean, project
-from scoreexp.fokker_planck.picard import Linearisation
-from scoreexp.linalg import arnoldi, bicgstab, inner
+from scoreexp.numerics.fokker_planck.krylov import SharedPreconditioner, nearest_to_mean, project
+from scoreexp.numerics.fokker_planck.picard import Linearisation
+from scoreexp.numerics.linalg import arnoldi, bicgstab, inner
 
 RESULT = Path(__file__).parent / "results" / "krylov.json"
 DIFFUSION, TOLERANCE, MAX_ITER = 0.5, 1e-8, 30

@@ -152,8 +152,8 @@ def trained(overrides: list[str], observer: type[pl.Callback], threads: int) -> 
     """What ``observer`` recorded of a run with every default callback."""
     from hydra import compose, initialize_config_dir
 
-    from scoreexp.conf_dir import conf_dir
-    from scoreexp.training import train
+    from scoreexp.app.commands.train import train
+    from scoreexp.app.conf_dir import conf_dir
 
     torch.set_num_threads(threads)
     with tempfile.TemporaryDirectory() as folder:

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from scoreexp.conf_dir import conf_dir
+from scoreexp.app.conf_dir import conf_dir
 
 RESULT = Path(__file__).parent / "results" / "network_cost.json"
 GPU = "NVIDIA A100 80 GB"

@@ -41,8 +41,8 @@ def measure(overrides: list[str], images: int, cache: str, task: str) -> dict[st
     from hydra import compose, initialize_config_dir
     from hydra.utils import instantiate
 
-    from scoreexp import precomputing
-    from scoreexp.conf_dir import conf_dir
+    from scoreexp.app.commands import precompute as precomputing
+    from scoreexp.app.conf_dir import conf_dir
 
     torch.set_num_threads(1)
     with initialize_config_dir(str(conf_dir()), version_base="1.3"):

@@ -16,8 +16,8 @@ from scipy import stats
 
 from benchmarks import krylov
 from benchmarks.pages import DOCS, write_table
-from scoreexp.reporting import find_runs
-from scoreexp.reporting.runs import Plan, Run
+from scoreexp.runs.reporting import find_runs
+from scoreexp.runs.reporting.runs import Plan, Run
 
 RESULT = Path(__file__).parent / "results" / "claims.json"
 PAGE = DOCS / "results.md"

@@ -22,11 +22,11 @@ import torch
 from torch import Tensor
 
 import scoreexp
-from scoreexp.callbacks.langevin_study import Row, draw_langevin, langevin_table
+from scoreexp.core.ranges import sigma_to_model, to_unit
+from scoreexp.core.streams import ImageStreams
 from scoreexp.data import Photo
-from scoreexp.data.ranges import sigma_to_model, to_unit
+from scoreexp.lit.callbacks.langevin_study import Row, draw_langevin, langevin_table
 from scoreexp.metrics import psnr, ssim
-from scoreexp.streams import ImageStreams
 
 ROOT = Path(__file__).parent.parent
 RESULT = ROOT / "benchmarks" / "results" / "langevin.json"

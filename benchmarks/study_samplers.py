@@ -34,14 +34,15 @@ from torch import Tensor
 
 from benchmarks.fokker_planck import describe_machine
 from benchmarks.pages import DOCS, write_table
-from scoreexp.build import load
-from scoreexp.conf_dir import conf_dir
+from scoreexp.app.conf_dir import conf_dir
+from scoreexp.core.streams import ImageStreams, generator
 from scoreexp.data import SwissRoll
-from scoreexp.denoiser import DenoiserBase, OracleDenoiser
+from scoreexp.denoisers.denoiser import DenoiserBase, OracleDenoiser
 from scoreexp.metrics import sliced_wasserstein
-from scoreexp.ode import RK45, RungeKutta
-from scoreexp.oracles import Oracle
-from scoreexp.run_directory import git_revision
+from scoreexp.numerics.ode import RK45, RungeKutta
+from scoreexp.numerics.oracles import Oracle
+from scoreexp.runs.directory import git_revision
+from scoreexp.runs.model import load
 from scoreexp.samplers import (
     DDIM,
     DDPM,
@@ -58,7 +59,6 @@ from scoreexp.samplers import (
     start_from_prior,
 )
 from scoreexp.schedules import VP
-from scoreexp.streams import ImageStreams, generator
 
 ROOT = Path(__file__).parents[1]
 PAGE = DOCS / "samplers.md"
@@ -91,7 +91,7 @@ ADAPTIVE = "probability flow, RK45"
 
 def trained_checkpoint(quick: bool) -> Path:
     """Train the experiment and return its checkpoint."""
-    from scoreexp.training import train
+    from scoreexp.app.commands.train import train
 
     run_dir = ROOT / "outputs" / "study_samplers" / time.strftime("%Y-%m-%d_%H-%M-%S")
     overrides = [f"experiment={EXPERIMENT}", f"run_dir={run_dir}"]

@@ -25,10 +25,10 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
 from benchmarks.pages import DOCS, write_table
-from scoreexp.conf_dir import conf_dir
-from scoreexp.denoiser import OracleDenoiser
-from scoreexp.machine import processor
-from scoreexp.training import train
+from scoreexp.app.commands.train import train
+from scoreexp.app.conf_dir import conf_dir
+from scoreexp.denoisers.denoiser import OracleDenoiser
+from scoreexp.system.machine import processor
 
 RESULT = Path(__file__).parent / "results" / "swiss_roll.json"
 PAGE = DOCS / "objectives.md"

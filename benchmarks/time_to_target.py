@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.pages import write_table
-from scoreexp.machine import processor
+from scoreexp.system.machine import processor
 
 ROOT = Path(__file__).parent.parent
 RESULT = ROOT / "benchmarks" / "results" / "time_to_target.json"

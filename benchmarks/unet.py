@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.machine import CeilingProbe, seconds
-from scoreexp.machine import processor
+from scoreexp.system.machine import processor
 
 ROOT = Path(__file__).parents[1]
 NETWORKS = ("unet_1m", "unet_9m", "unet_35m")

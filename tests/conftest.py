@@ -10,7 +10,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from scoreexp.conf_dir import conf_dir
+from scoreexp.app.conf_dir import conf_dir
 
 os.environ.setdefault("WANDB_MODE", "offline")
 if hasattr(signal, "SIGHUP"):  # tests send it, also where they run under nohup

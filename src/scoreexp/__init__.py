@@ -30,6 +30,6 @@ def on_first_use(package: str, names: Mapping[str, Sequence[str]]) -> Callable[[
 
 
 if TYPE_CHECKING:
-    from scoreexp.build import load as load
+    from scoreexp.runs.model import load as load
 else:
-    __getattr__ = on_first_use(__name__, {"build": ["load"]})
+    __getattr__ = on_first_use(__name__, {"runs.model": ["load"]})

@@ -2,7 +2,7 @@
 
 import sys
 
-from scoreexp.app import run_app
+from scoreexp.app.launch import run_app
 
 SCHEMA = {
     "methods": "list[str] | None",
@@ -26,4 +26,4 @@ SCHEMA = {
 }
 
 if __name__ == "__main__":
-    sys.exit(run_app("compare", "scoreexp.comparing:compare", schema=SCHEMA))
+    sys.exit(run_app("compare", "scoreexp.app.commands.compare:compare", schema=SCHEMA))

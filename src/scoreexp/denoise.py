@@ -6,9 +6,9 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from scoreexp.app import run_app
-from scoreexp.early_checks import require_device_name, require_input, require_output
-from scoreexp.lit.checkpoint_path import require_checkpoint
+from scoreexp.app.early_checks import require_device_name, require_input, require_output
+from scoreexp.app.launch import run_app
+from scoreexp.runs.checkpoint_path import require_checkpoint
 
 SCHEMA = {
     "ckpt": "str",
@@ -30,13 +30,13 @@ SCHEMA = {
 
 
 def run(cfg: DictConfig) -> Any:
-    """``scoreexp.denoising.denoise``, after what can be refused without torch."""
+    """``scoreexp.app.commands.denoise.denoise``, after what can be refused without torch."""
     require_device_name(cfg.device)
     require_checkpoint(cfg.ckpt)
     source = Path(cfg.input).expanduser()
     require_input(source)
     require_output(source, cfg.output)
-    from scoreexp.denoising import denoise
+    from scoreexp.app.commands.denoise import denoise
 
     return denoise(cfg)
 

@@ -13,9 +13,9 @@ def findings() -> dict[str, str]:
     """Versions, devices, disk space and optional services, as lines of text."""
     import torch
 
-    from scoreexp.conf_dir import conf_dir
-    from scoreexp.run_directory import PACKAGES, device_name, git_revision, package_version
-    from scoreexp.wandb_logging import logged_in
+    from scoreexp.app.conf_dir import conf_dir
+    from scoreexp.app.wandb_logging import logged_in
+    from scoreexp.runs.directory import PACKAGES, device_name, git_revision, package_version
 
     found = {name: package_version(name) or "missing" for name in PACKAGES}
     found["python"] = f"{sys.version.split()[0]} at {sys.executable}"

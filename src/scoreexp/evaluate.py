@@ -5,9 +5,9 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from scoreexp.app import run_app
-from scoreexp.early_checks import require_device_name
-from scoreexp.lit.checkpoint_path import require_checkpoint
+from scoreexp.app.early_checks import require_device_name
+from scoreexp.app.launch import run_app
+from scoreexp.runs.checkpoint_path import require_checkpoint
 
 SCHEMA = {
     "ckpt": "str",
@@ -32,10 +32,10 @@ SCHEMA = {
 
 
 def run(cfg: DictConfig) -> Any:
-    """``scoreexp.evaluating.evaluate``, after what can be refused without torch."""
+    """``scoreexp.app.commands.evaluate.evaluate``, after what can be refused without torch."""
     require_device_name(cfg.device)
     require_checkpoint(cfg.ckpt)
-    from scoreexp.evaluating import evaluate
+    from scoreexp.app.commands.evaluate import evaluate
 
     return evaluate(cfg)
 

@@ -2,9 +2,9 @@
 
 import sys
 
-from scoreexp.app import run_app
+from scoreexp.app.launch import run_app
 
 SCHEMA = {"name": "str", "seed": "int", "run_dir": "str", "data": "Node"}
 
 if __name__ == "__main__":
-    sys.exit(run_app("inspect", "scoreexp.inspection:inspect_data", schema=SCHEMA))
+    sys.exit(run_app("inspect", "scoreexp.app.commands.inspect:inspect_data", schema=SCHEMA))

@@ -2,8 +2,10 @@
 
 import sys
 
-from scoreexp.app import run_app
+from scoreexp.app.launch import run_app
 from scoreexp.train import PROVIDED, SCHEMA
 
 if __name__ == "__main__":
-    sys.exit(run_app("precompute", "scoreexp.precomputing:precompute", schema=SCHEMA, provided=PROVIDED))
+    sys.exit(
+        run_app("precompute", "scoreexp.app.commands.precompute:precompute", schema=SCHEMA, provided=PROVIDED)
+    )

@@ -2,7 +2,7 @@
 
 import sys
 
-from scoreexp.app import run_app
+from scoreexp.app.launch import run_app
 
 SCHEMA = {
     "runs": "list[str]",
@@ -13,4 +13,4 @@ SCHEMA = {
 }
 
 if __name__ == "__main__":
-    sys.exit(run_app("report", "scoreexp.comparing:report", schema=SCHEMA))
+    sys.exit(run_app("report", "scoreexp.app.commands.compare:report", schema=SCHEMA))

@@ -5,9 +5,9 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from scoreexp.app import run_app
-from scoreexp.early_checks import require_device_name, seeds_of
-from scoreexp.lit.checkpoint_path import require_checkpoint
+from scoreexp.app.early_checks import require_device_name, seeds_of
+from scoreexp.app.launch import run_app
+from scoreexp.runs.checkpoint_path import require_checkpoint
 
 SCHEMA = {
     "ckpt": "str",
@@ -24,11 +24,11 @@ SCHEMA = {
 
 
 def run(cfg: DictConfig) -> Any:
-    """``scoreexp.sampling.sample``, after what can be refused without torch."""
+    """``scoreexp.app.commands.sample.sample``, after what can be refused without torch."""
     require_device_name(cfg.device)
     require_checkpoint(cfg.ckpt)
     seeds_of(cfg.n, cfg.seeds)
-    from scoreexp.sampling import sample
+    from scoreexp.app.commands.sample import sample
 
     return sample(cfg)
 

@@ -2,7 +2,7 @@
 
 import sys
 
-from scoreexp.app import run_app
+from scoreexp.app.launch import run_app
 
 SCHEMA = {
     "name": "str",
@@ -38,4 +38,4 @@ PROVIDED = {
 }
 
 if __name__ == "__main__":
-    sys.exit(run_app("train", "scoreexp.training:train", schema=SCHEMA, provided=PROVIDED))
+    sys.exit(run_app("train", "scoreexp.app.commands.train:train", schema=SCHEMA, provided=PROVIDED))

@@ -6,7 +6,7 @@ import pytest
 from scipy.sparse import lil_matrix
 from scipy.sparse.linalg import spsolve
 
-from scoreexp.fokker_planck import Direct, Grid, Spectral, mass, solve_log_density
+from scoreexp.numerics.fokker_planck import Direct, Grid, Spectral, mass, solve_log_density
 
 
 def smooth_log_density(n: int) -> np.ndarray:

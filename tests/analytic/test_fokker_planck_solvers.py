@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from scoreexp.fokker_planck import (
+from scoreexp.numerics.fokker_planck import (
     GMRES,
     BiCGSTAB,
     Factorised,
@@ -15,9 +15,9 @@ from scoreexp.fokker_planck import (
     mass,
     solve_log_density,
 )
-from scoreexp.fokker_planck.factorised import Faces, bernoulli
-from scoreexp.fokker_planck.krylov import project
-from scoreexp.fokker_planck.picard import System
+from scoreexp.numerics.fokker_planck.factorised import Faces, bernoulli
+from scoreexp.numerics.fokker_planck.krylov import project
+from scoreexp.numerics.fokker_planck.picard import System
 
 ITERATIVE = [
     BiCGSTAB("jacobi"),
@@ -71,7 +71,7 @@ def test_a_constant_needs_no_iterations_without_drift():
 @pytest.mark.parametrize("drift", [None, linear_drift], ids=["no drift", "drift"])
 @pytest.mark.parametrize("basis_size", [1, 5, 60])
 def test_projection_never_raises_the_starting_residual(drift, basis_size, monkeypatch):
-    from scoreexp.fokker_planck import krylov
+    from scoreexp.numerics.fokker_planck import krylov
 
     seen = []
     projector = krylov.project

@@ -5,13 +5,13 @@ import math
 import pytest
 import torch
 
-from scoreexp.denoiser import Denoiser, OracleDenoiser
-from scoreexp.likelihood import Likelihood, LikelihoodResult, dequantise
-from scoreexp.ode import RK45, RungeKutta
-from scoreexp.oracles import EmpiricalImages, Gaussian, GaussianMixture
-from scoreexp.preconditioning import EpsPrediction
+from scoreexp.core.streams import ImageStreams, generator
+from scoreexp.denoisers.denoiser import Denoiser, OracleDenoiser
+from scoreexp.denoisers.preconditioning import EpsPrediction
+from scoreexp.diagnostics.likelihood import Likelihood, LikelihoodResult, dequantise
+from scoreexp.numerics.ode import RK45, RungeKutta
+from scoreexp.numerics.oracles import EmpiricalImages, Gaussian, GaussianMixture
 from scoreexp.schedules import DDPM, VE, VP, ConstantNoise, VEPower
-from scoreexp.streams import ImageStreams, generator
 
 SCHEDULES = [VP(), DDPM(), VE(), VEPower(sigma=25.0)]
 every_schedule = pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: type(s).__name__)

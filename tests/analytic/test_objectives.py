@@ -6,8 +6,10 @@ import pytest
 import torch
 from scipy import stats
 
-from scoreexp.batch import Batch
-from scoreexp.denoiser import DenoiserBase, OracleDenoiser
+from scoreexp.core.batch import Batch
+from scoreexp.core.tensors import expand_to, mean_per_sample
+from scoreexp.denoisers.denoiser import DenoiserBase, OracleDenoiser
+from scoreexp.numerics.oracles import Gaussian
 from scoreexp.objectives import (
     DenoisingScoreMatching,
     DiscreteTime,
@@ -21,8 +23,6 @@ from scoreexp.objectives import (
     VWeighting,
     X0Weighting,
 )
-from scoreexp.ops import expand_to, mean_per_sample
-from scoreexp.oracles import Gaussian
 from scoreexp.schedules import DDPM, VE, VP
 
 WEIGHTINGS = [

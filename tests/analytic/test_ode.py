@@ -8,8 +8,8 @@ import pytest
 import torch
 from scipy.integrate import solve_ivp
 
-from scoreexp.ode import _A, _C, _E, RK45, RungeKutta
-from scoreexp.ops import expand_to
+from scoreexp.core.tensors import expand_to
+from scoreexp.numerics.ode import _A, _C, _E, RK45, RungeKutta
 
 
 def swing(t, y):

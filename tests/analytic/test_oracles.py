@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.distributions import Categorical, Independent, MixtureSameFamily, MultivariateNormal, Normal
 
-from scoreexp.oracles import EmpiricalImages, Gaussian, GaussianMixture
+from scoreexp.numerics.oracles import EmpiricalImages, Gaussian, GaussianMixture
 
 B = 6
 ALPHA = torch.tensor([1.0, 0.9, 0.5, 0.1, 1.0, 0.01], dtype=torch.float64)

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from scoreexp.denoiser import (
+from scoreexp.core.tensors import expand_to
+from scoreexp.denoisers.denoiser import (
     Denoiser,
     OracleDenoiser,
     eps_from_x0,
@@ -14,15 +15,14 @@ from scoreexp.denoiser import (
     x0_from_score,
     x0_from_v,
 )
-from scoreexp.ops import expand_to
-from scoreexp.oracles import GaussianMixture
-from scoreexp.preconditioning import (
+from scoreexp.denoisers.preconditioning import (
     EDMPrediction,
     EpsPrediction,
     ScorePrediction,
     VPrediction,
     X0Prediction,
 )
+from scoreexp.numerics.oracles import GaussianMixture
 from scoreexp.schedules import DDPM, VE, VP
 
 PRECONDITIONINGS = [EpsPrediction(), ScorePrediction(), X0Prediction(), VPrediction(), EDMPrediction(0.5)]

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-from scoreexp.denoiser import Denoiser, DenoiserBase, OracleDenoiser
-from scoreexp.ode import RK45, RungeKutta
-from scoreexp.oracles import EmpiricalImages, Gaussian, GaussianMixture
-from scoreexp.preconditioning import EpsPrediction
+from scoreexp.core.streams import ImageStreams
+from scoreexp.denoisers.denoiser import Denoiser, DenoiserBase, OracleDenoiser
+from scoreexp.denoisers.preconditioning import EpsPrediction
+from scoreexp.numerics.ode import RK45, RungeKutta
+from scoreexp.numerics.oracles import EmpiricalImages, Gaussian, GaussianMixture
 from scoreexp.samplers import (
     DDIM,
     PNDM,
@@ -29,7 +30,6 @@ from scoreexp.samplers import (
 )
 from scoreexp.schedules import DDPM as DDPMSchedule
 from scoreexp.schedules import EDM, VE, VP, ConstantNoise, VEPower
-from scoreexp.streams import ImageStreams
 
 # name: (how to build, order, evaluations for N times without the last denoising)
 SAMPLERS = {

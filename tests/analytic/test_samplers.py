@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from scoreexp.denoiser import Denoiser, DenoiserBase, OracleDenoiser
-from scoreexp.oracles import EmpiricalImages, Gaussian, GaussianMixture
-from scoreexp.preconditioning import EpsPrediction
+from scoreexp.core.streams import ImageStreams
+from scoreexp.denoisers.denoiser import Denoiser, DenoiserBase, OracleDenoiser
+from scoreexp.denoisers.preconditioning import EpsPrediction
+from scoreexp.numerics.oracles import EmpiricalImages, Gaussian, GaussianMixture
 from scoreexp.samplers import (
     DDIM,
     DDPM,
@@ -23,7 +24,6 @@ from scoreexp.samplers import (
 )
 from scoreexp.schedules import DDPM as DDPMSchedule
 from scoreexp.schedules import VE, VP, ConstantNoise, VEPower
-from scoreexp.streams import ImageStreams
 
 SCHEDULES = [VP(), DDPMSchedule(), VE(), VEPower(sigma=25.0)]
 every_schedule = pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: type(s).__name__)

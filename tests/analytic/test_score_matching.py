@@ -8,9 +8,13 @@ import torch
 from hydra.utils import instantiate
 from scipy import stats
 
-from scoreexp.batch import Batch
-from scoreexp.denoiser import Denoiser, DenoiserBase, OracleDenoiser
+from scoreexp.app.commands.train import train
+from scoreexp.core.batch import Batch
+from scoreexp.core.tensors import mean_per_sample
+from scoreexp.denoisers.denoiser import Denoiser, DenoiserBase, OracleDenoiser
+from scoreexp.denoisers.preconditioning import EpsPrediction
 from scoreexp.networks import UNet
+from scoreexp.numerics.oracles import EmpiricalImages, Gaussian, GaussianMixture
 from scoreexp.objectives import (
     DenoisingScoreMatching,
     EpsWeighting,
@@ -24,11 +28,7 @@ from scoreexp.objectives import (
     UniformTime,
     X0Weighting,
 )
-from scoreexp.ops import mean_per_sample
-from scoreexp.oracles import EmpiricalImages, Gaussian, GaussianMixture
-from scoreexp.preconditioning import EpsPrediction
 from scoreexp.schedules import DDPM, EDM, VE, VP, ConstantNoise, SubVP
-from scoreexp.training import train
 
 BOUND = stats.norm.ppf(1 - 1e-5)  # in standard errors: 1 in 50 000 seeds would fail an exact test
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from scoreexp.fokker_planck import initial_log_density, mass, solve_log_density
-from scoreexp.spectral_torch import TorchSpectral, cosine_sums
+from scoreexp.numerics.fokker_planck import initial_log_density, mass, solve_log_density
+from scoreexp.numerics.spectral_torch import TorchSpectral, cosine_sums
 
 ARGS = {"g": 0.5, "times": np.linspace(0, 1, 11)}
 

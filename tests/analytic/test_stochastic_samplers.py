@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from scoreexp.denoiser import OracleDenoiser
-from scoreexp.oracles import EmpiricalImages, Gaussian
+from scoreexp.core.streams import ImageStreams
+from scoreexp.denoisers.denoiser import OracleDenoiser
+from scoreexp.numerics.oracles import EmpiricalImages, Gaussian
 from scoreexp.samplers import (
     AnnealedLangevin,
     ConstantGrid,
@@ -29,7 +30,6 @@ from scoreexp.samplers import (
 )
 from scoreexp.schedules import DDPM as DDPMSchedule
 from scoreexp.schedules import VE, VP, ConstantNoise, VEPower
-from scoreexp.streams import ImageStreams
 
 PREDICTORS = {
     "euler_maruyama": lambda grid: EulerMaruyama(grid, denoise_last=False),

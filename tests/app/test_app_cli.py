@@ -13,10 +13,10 @@ import pytest
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from scoreexp.app import run_app
-from scoreexp.composition import readable, shell_command
-from scoreexp.conf_dir import conf_dir
-from scoreexp.errors import UserError
+from scoreexp.app.composition import readable, shell_command
+from scoreexp.app.conf_dir import conf_dir
+from scoreexp.app.launch import run_app
+from scoreexp.core.errors import UserError
 
 CONF = {
     "train.yaml": """\
@@ -65,10 +65,10 @@ from pathlib import Path
 
 from hydra.utils import instantiate
 
-from scoreexp.errors import UserError
-from scoreexp.parameter_types import PositiveInt
-from scoreexp.signatures import resolve
-from scoreexp.streams import stream_seed  # imports torch
+from scoreexp.core.errors import UserError
+from scoreexp.core.types import PositiveInt
+from scoreexp.app.signatures import resolve
+from scoreexp.core.streams import stream_seed  # imports torch
 
 
 class MLP:
@@ -208,7 +208,7 @@ def test_answers_come_before_torch_is_imported(conf, tmp_path):
     lines = ["network.widht=3", "network.width=0", "+trainer.max_epochs=ten", "--help", "--cfg=job"]
     program = f"""
 import json, sys
-from scoreexp.app import run_app
+from scoreexp.app.launch import run_app
 options = dict(schema={SCHEMA!r}, provided={PROVIDED!r})
 argvs = [["-cp", {str(conf)!r}, line] for line in {lines!r}]
 codes = [run_app("train", "toy_app:train", argv=argv, **options) for argv in argvs]
@@ -327,7 +327,7 @@ def test_conf_dir_is_the_one_of_this_checkout():
 
 
 def test_missing_conf_dir_names_the_places(monkeypatch, tmp_path):
-    monkeypatch.setattr("scoreexp.conf_dir.__file__", str(tmp_path / "lib" / "scoreexp" / "conf_dir.py"))
+    monkeypatch.setattr("scoreexp.app.conf_dir.__file__", str(tmp_path / "lib" / "scoreexp" / "conf_dir.py"))
     with pytest.raises(UserError, match="looked for at") as raised:
         conf_dir()
     assert str(tmp_path / "lib" / "scoreexp" / "conf") in str(raised.value)
@@ -433,7 +433,7 @@ def test_an_error_is_said_once_where_one_key_is_the_other(launch):
 PIPED = """
 import os, sys
 from pathlib import Path
-from scoreexp.app import run_app
+from scoreexp.app.launch import run_app
 
 def task(cfg):
     print("one", flush=True)

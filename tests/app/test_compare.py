@@ -9,14 +9,14 @@ from conftest import TINY, composed
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
-from scoreexp import comparing
-from scoreexp.app import run_app
+from scoreexp.app.commands import compare as comparing
+from scoreexp.app.commands.compare import compare, overrides_of, plan_of, report, unequal
+from scoreexp.app.conf_dir import conf_dir
+from scoreexp.app.config_check import check_config
+from scoreexp.app.jobs import JobStatus
+from scoreexp.app.launch import run_app
 from scoreexp.compare import SCHEMA
-from scoreexp.comparing import compare, overrides_of, plan_of, report, unequal
-from scoreexp.conf_dir import conf_dir
-from scoreexp.config_check import check_config
-from scoreexp.errors import UserError
-from scoreexp.jobs import JobStatus
+from scoreexp.core.errors import UserError
 
 SWEEPS = sorted(path.stem for path in (conf_dir() / "sweep").glob("*.yaml"))
 
@@ -195,12 +195,12 @@ def test_a_method_in_a_folder_of_its_own_reaches_the_jobs(tmp_path, asked, capsy
         (tmp_path / "own" / name).write_text(text)
     monkeypatch.chdir(tmp_path)
     argv = ["--config-dir=own", "sweep=own", f"run_dir={tmp_path / 'out'}"]
-    assert run_app("compare", "scoreexp.comparing:compare", schema=SCHEMA, argv=argv) == 0
+    assert run_app("compare", "scoreexp.app.commands.compare:compare", schema=SCHEMA, argv=argv) == 0
     (job,) = asked
     assert job.overrides[0] == f"--config-dir={tmp_path / 'own'}"
     monkeypatch.chdir("/")
     given = [*job.overrides, job.folder_override]
-    assert run_app("train", "scoreexp.training:train", argv=["--cfg=job", *given]) == 0
+    assert run_app("train", "scoreexp.app.commands.train:train", argv=["--cfg=job", *given]) == 0
     assert "name: own\nseed: 3\n" in capsys.readouterr().out
 
 
@@ -209,11 +209,11 @@ def test_a_whole_configuration_of_ones_own_reaches_the_jobs(tmp_path, asked):
     (folder / "sweep" / "own.yaml").write_text(OWN["sweep/own.yaml"])
     (folder / "experiment" / "own.yaml").write_text(OWN["experiment/own.yaml"])
     argv = [f"--config-path={folder}", "sweep=own", f"run_dir={tmp_path / 'out'}"]
-    assert run_app("compare", "scoreexp.comparing:compare", schema=SCHEMA, argv=argv) == 0
+    assert run_app("compare", "scoreexp.app.commands.compare:compare", schema=SCHEMA, argv=argv) == 0
     assert asked[0].overrides[0] == f"--config-path={folder}"
 
 
 def test_without_such_folders_jobs_are_given_none(tmp_path, asked):
     argv = ["sweep=compare_quick", "methods=[exact_score]", f"run_dir={tmp_path}"]
-    assert run_app("compare", "scoreexp.comparing:compare", schema=SCHEMA, argv=argv) == 0
+    assert run_app("compare", "scoreexp.app.commands.compare:compare", schema=SCHEMA, argv=argv) == 0
     assert not [given for job in asked for given in job.overrides if given.startswith("-")]

@@ -7,14 +7,14 @@ import pytest
 from conftest import TINY, composed
 from PIL import Image
 
+from scoreexp.app.commands.denoise import denoise, denoise_pixels
+from scoreexp.app.commands.sample import sample
+from scoreexp.app.commands.train import train
+from scoreexp.core.errors import UserError
 from scoreexp.data.image_io import Picture, read_image, write_image
-from scoreexp.denoiser import DenoiserBase
-from scoreexp.denoising import denoise, denoise_pixels
-from scoreexp.errors import UserError
+from scoreexp.denoisers.denoiser import DenoiserBase
 from scoreexp.samplers import DDIM, UniformGrid
-from scoreexp.sampling import sample
 from scoreexp.schedules import VP
-from scoreexp.training import train
 
 
 @pytest.fixture(scope="module")

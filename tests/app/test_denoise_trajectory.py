@@ -8,13 +8,13 @@ import torch
 from conftest import composed
 from PIL import Image
 
+from scoreexp.app.commands.denoise import denoise, denoise_states
+from scoreexp.app.commands.train import train
+from scoreexp.core.errors import UserError
 from scoreexp.data.image_io import read_image
-from scoreexp.denoiser import DenoiserBase
-from scoreexp.denoising import denoise, denoise_states
-from scoreexp.errors import UserError
+from scoreexp.denoisers.denoiser import DenoiserBase
 from scoreexp.samplers import DDIM, ConstantGrid, Langevin, UniformGrid
 from scoreexp.schedules import VP, ConstantNoise
-from scoreexp.training import train
 
 
 @pytest.fixture(scope="module")

@@ -23,15 +23,15 @@ import pytorch_lightning as pl
 import torch
 from conftest import TINY, composed
 
-from scoreexp.app import run_app
+from scoreexp.app.commands.train import train
+from scoreexp.app.launch import run_app
+from scoreexp.core.errors import UserError
 from scoreexp.data.order import EvaluationOrder
-from scoreexp.errors import UserError
-from scoreexp.fokker_planck import ScorePrecomputation
 from scoreexp.lit import ScoreModule
 from scoreexp.lit.checkpoint import read_checkpoint
-from scoreexp.processes import independent_launcher, is_first_process, require_all_processes
+from scoreexp.numerics.fokker_planck import ScorePrecomputation
+from scoreexp.system.processes import independent_launcher, is_first_process, require_all_processes
 from scoreexp.train import PROVIDED, SCHEMA
-from scoreexp.training import train
 
 PATIENCE = 120  # seconds until a hang is a failure
 FIVE_PICTURES = ["data.crop=random", "data.crops=5", "data.crop_side=64"]
@@ -317,7 +317,9 @@ def test_what_would_start_twice_is_refused(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
 
     def refusal(*arguments: str) -> str:
-        code = run_app("train", "scoreexp.training:train", schema=SCHEMA, provided=PROVIDED, argv=arguments)
+        code = run_app(
+            "train", "scoreexp.app.commands.train:train", schema=SCHEMA, provided=PROVIDED, argv=arguments
+        )
         assert code == 1
         assert not list(tmp_path.iterdir())
         return capsys.readouterr().err

@@ -9,10 +9,10 @@ import torch
 from conftest import composed
 from hydra.utils import instantiate
 
-from scoreexp.conf_dir import conf_dir
-from scoreexp.denoiser import OracleDenoiser
-from scoreexp.oracles import Gaussian
-from scoreexp.streams import ImageStreams
+from scoreexp.app.conf_dir import conf_dir
+from scoreexp.core.streams import ImageStreams
+from scoreexp.denoisers.denoiser import OracleDenoiser
+from scoreexp.numerics.oracles import Gaussian
 
 DOCS = Path(__file__).parents[2] / "docs"
 README = Path(__file__).parents[2] / "README.md"

@@ -8,16 +8,16 @@ from conftest import TINY, composed
 from omegaconf import OmegaConf
 from PIL import Image
 
-from scoreexp import evaluating
-from scoreexp.callbacks import points_monitor
-from scoreexp.config_check import check_config
+from scoreexp.app.commands import evaluate as evaluating
+from scoreexp.app.commands.evaluate import evaluate
+from scoreexp.app.commands.train import train
+from scoreexp.app.config_check import check_config
+from scoreexp.core.errors import UserError
 from scoreexp.data import Photo
-from scoreexp.errors import UserError
+from scoreexp.diagnostics.likelihood import Likelihood, LikelihoodResult
 from scoreexp.evaluate import SCHEMA
-from scoreexp.evaluating import evaluate
-from scoreexp.likelihood import Likelihood, LikelihoodResult
-from scoreexp.ode import RK45
-from scoreexp.training import train
+from scoreexp.lit.callbacks import points_monitor
+from scoreexp.numerics.ode import RK45
 
 CROPS = ["data.crop=random", "data.crops=6"]  # of one photograph: six pictures to train on
 

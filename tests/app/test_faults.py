@@ -17,12 +17,12 @@ import pytorch_lightning as pl
 import torch
 from conftest import TINY
 
-from scoreexp import figures
-from scoreexp.app import run_app
-from scoreexp.folder_lock import hold
+from scoreexp.app.launch import run_app
+from scoreexp.figures import images as figures
 from scoreexp.lit.checkpoint import read_checkpoint
 from scoreexp.lit.csv_logger import CSVLogger
 from scoreexp.objectives import DenoisingScoreMatching
+from scoreexp.system.locks import hold
 from scoreexp.train import PROVIDED, SCHEMA
 
 SHORT = [*TINY, "trainer.val_check_interval=4", "callbacks.checkpoints.every_n_steps=2"]
@@ -31,7 +31,9 @@ SHORT = [*TINY, "trainer.val_check_interval=4", "callbacks.checkpoints.every_n_s
 def launch(run: Path, *overrides: str, steps: int = 8) -> int:
     """``python -m scoreexp.train`` in this process, and its exit code."""
     arguments = [*SHORT, f"trainer.max_steps={steps}", f"run_dir={run}", "resume=auto", *overrides]
-    return run_app("train", "scoreexp.training:train", schema=SCHEMA, provided=PROVIDED, argv=arguments)
+    return run_app(
+        "train", "scoreexp.app.commands.train:train", schema=SCHEMA, provided=PROVIDED, argv=arguments
+    )
 
 
 def weights(run: Path, name: str = "last.ckpt") -> dict[str, torch.Tensor]:

@@ -21,14 +21,14 @@ import pytorch_lightning as pl
 import torch
 from conftest import TINY, composed
 
-from scoreexp.callbacks import Checkpoints, DenoisingMonitor
-from scoreexp.comparing import compare
+from scoreexp.app.commands.compare import compare
+from scoreexp.app.commands.precompute import precompute
+from scoreexp.app.commands.train import train
+from scoreexp.app.jobs import read_status
 from scoreexp.data import score_cache
-from scoreexp.jobs import read_status
+from scoreexp.lit.callbacks import Checkpoints, DenoisingMonitor
 from scoreexp.lit.checkpoint import read_checkpoint
 from scoreexp.objectives import DenoisingScoreMatching
-from scoreexp.precomputing import precompute
-from scoreexp.training import train
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL and fork")
 
@@ -194,7 +194,7 @@ def start(tmp_path_factory):
     Its folder for temporary files is on another file system than the runs', where there is one.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["scoreexp.training", "pytest"])
+    context.set_forkserver_preload(["scoreexp.app.commands.train", "pytest"])
     memory = Path("/dev/shm")
     place = memory if os.access(memory, os.W_OK) else tmp_path_factory.getbasetemp()
 

@@ -36,7 +36,7 @@ def test_installed_wheel_finds_its_configuration_from_an_empty_folder(wheel, tmp
     site, empty = tmp_path / "site", tmp_path / "empty"
     zipfile.ZipFile(wheel).extractall(site)
     empty.mkdir()
-    command = [sys.executable, "-c", "import scoreexp.conf_dir as c; print(c.conf_dir())"]
+    command = [sys.executable, "-c", "import scoreexp.app.conf_dir as c; print(c.conf_dir())"]
     env = {**os.environ, "PYTHONPATH": str(site)}
     found = subprocess.run(
         command, cwd=empty, env=env, capture_output=True, text=True, check=True

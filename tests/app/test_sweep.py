@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from conftest import TINY
 
-from scoreexp.app import run_app
-from scoreexp.conf_dir import conf_dir
-from scoreexp.jobs import read_status
-from scoreexp.sweep import job_name
+from scoreexp.app.conf_dir import conf_dir
+from scoreexp.app.jobs import read_status
+from scoreexp.app.launch import run_app
+from scoreexp.app.sweep import job_name
 
 CONF = {
     "toy.yaml": """\
@@ -51,8 +51,8 @@ ENTRY = f"""
 import sys
 from pathlib import Path
 
-from scoreexp.app import run_app
-from scoreexp.errors import UserError
+from scoreexp.app.launch import run_app
+from scoreexp.core.errors import UserError
 
 
 def train(cfg):

@@ -9,15 +9,15 @@ import pytest
 import torch
 from conftest import composed
 
-from scoreexp.callbacks import PointsMonitor, StopOnTarget, points_monitor
+from scoreexp.app.commands.denoise import denoise
+from scoreexp.app.commands.sample import sample
+from scoreexp.app.commands.train import train
+from scoreexp.core.errors import UserError
 from scoreexp.data import DataModule, SwissRoll
-from scoreexp.denoiser import DenoiserBase, OracleDenoiser
-from scoreexp.denoising import denoise
-from scoreexp.errors import UserError
+from scoreexp.denoisers.denoiser import DenoiserBase, OracleDenoiser
+from scoreexp.lit.callbacks import PointsMonitor, StopOnTarget, points_monitor
 from scoreexp.samplers import Heun, KarrasGrid
-from scoreexp.sampling import sample
 from scoreexp.schedules import VE, VP, SubVP
-from scoreexp.training import train
 
 SMALL = ["callbacks.monitor.samples=60", "network.width=16", "sampler.grid.steps=3", "data.batch_size=32"]
 LEVELS = ["0.02", "0.05", "0.1", "0.2", "0.5", "1", "2"]
@@ -236,7 +236,7 @@ def test_stop_at_a_distance(tmp_path):
 
 @pytest.mark.parametrize("name", ["mnist_ddpm", "mnist_ve"])
 def test_mnist_recipes_are_class_conditional_on_28_pixels(name):
-    from scoreexp.build import build_denoiser, model_record
+    from scoreexp.runs.model import build_denoiser, model_record
 
     cfg = composed("train", f"experiment={name}")
     model = build_denoiser(

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from scoreexp.training import train
+from scoreexp.app.commands.train import train
 
 
 @pytest.fixture

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from scoreexp.jobs import Job
-from scoreexp.sweep import write_sweep
-from scoreexp.training import train
-from scoreexp.wandb_logging import log_report, naming, wandb_logger
+from scoreexp.app.commands.train import train
+from scoreexp.app.jobs import Job
+from scoreexp.app.sweep import write_sweep
+from scoreexp.app.wandb_logging import log_report, naming, wandb_logger
 
 DOCS = Path(__file__).parents[2] / "docs" / "wandb.md"
 BLOCK, HEADER, COMPLETE = 32768, 7, (1, 4)  # the file is a LevelDB log after seven bytes of its own

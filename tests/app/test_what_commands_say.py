@@ -15,20 +15,23 @@ from PIL import Image
 import scoreexp.data
 import scoreexp.lit
 import scoreexp.metrics
-from scoreexp import denoising, evaluating, sampling, step_progress
-from scoreexp.app import run_app
-from scoreexp.denoising import denoise, require_reachable, trained_on_one_picture
-from scoreexp.early_checks import seeds_of
-from scoreexp.errors import UserError
-from scoreexp.evaluating import evaluate
-from scoreexp.lit.checkpoint_file import read_checkpoint
-from scoreexp.lit.checkpoint_path import CheckpointError, require_checkpoint
-from scoreexp.run_directory import new_folder
+from scoreexp.app import progress as step_progress
+from scoreexp.app.commands import denoise as denoising
+from scoreexp.app.commands import evaluate as evaluating
+from scoreexp.app.commands import sample as sampling
+from scoreexp.app.commands.denoise import denoise, require_reachable, trained_on_one_picture
+from scoreexp.app.commands.evaluate import evaluate
+from scoreexp.app.commands.sample import sample
+from scoreexp.app.commands.train import train
+from scoreexp.app.early_checks import seeds_of
+from scoreexp.app.launch import run_app
+from scoreexp.app.progress import Followed, StepProgress
+from scoreexp.core.errors import UserError
+from scoreexp.runs.checkpoint_file import read_checkpoint
+from scoreexp.runs.checkpoint_path import CheckpointError, require_checkpoint
+from scoreexp.runs.directory import new_folder
 from scoreexp.samplers import DDIM, UniformGrid
-from scoreexp.sampling import sample
 from scoreexp.schedules import DDPM, VE, VP
-from scoreexp.step_progress import Followed, StepProgress
-from scoreexp.training import train
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +65,7 @@ def test_a_model_is_read_without_lightning(trained):
     code = f"""
 import sys, scoreexp
 scoreexp.load({str(trained.checkpoint)!r})
-import scoreexp.denoising, scoreexp.sampling
+import scoreexp.app.commands.denoise, scoreexp.app.commands.sample
 print({{"torch", "pytorch_lightning", "torchmetrics", "matplotlib.pyplot"}} & set(sys.modules))
 """
     assert python(code) == "{'torch'}\n"
@@ -326,5 +329,5 @@ def test_the_command_of_a_run_can_be_run_again(trained):
 
 def test_a_key_of_what_the_run_has_is_offered_with_a_plus(capsys):
     arguments = ["ckpt=x.ckpt", "sampler.grid.steps=20"]
-    assert run_app("evaluate", "scoreexp.evaluating:evaluate", argv=arguments) == 1
+    assert run_app("evaluate", "scoreexp.app.commands.evaluate:evaluate", argv=arguments) == 1
     assert "no sampler is chosen here; add the key with +sampler.grid.steps=20" in capsys.readouterr().err

@@ -12,14 +12,14 @@ from conftest import composed
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from scoreexp.batch import Batch
-from scoreexp.conf_dir import conf_dir
-from scoreexp.config_check import check_config
-from scoreexp.denoiser import Denoiser, OracleDenoiser
-from scoreexp.oracles import Gaussian
-from scoreexp.streams import ImageStreams, generator
+from scoreexp.app.commands.train import train
+from scoreexp.app.conf_dir import conf_dir
+from scoreexp.app.config_check import check_config
+from scoreexp.core.batch import Batch
+from scoreexp.core.streams import ImageStreams, generator
+from scoreexp.denoisers.denoiser import Denoiser, OracleDenoiser
+from scoreexp.numerics.oracles import Gaussian
 from scoreexp.train import PROVIDED, SCHEMA
-from scoreexp.training import train
 
 
 def names(group: str) -> list[str]:
@@ -126,8 +126,8 @@ def test_sampler_contract(name, oracle):
 
 @pytest.mark.parametrize("name", names("model"))
 def test_model_contract(name):
-    from scoreexp.build import model_record
-    from scoreexp.training import build_module
+    from scoreexp.app.commands.train import build_module
+    from scoreexp.runs.model import model_record
 
     cfg = composed("train", f"model={name}", "network.channels=16", "data.size=16")
     record = model_record(OmegaConf.to_container(cfg, resolve=True), SHAPE, None)

@@ -11,7 +11,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import get_class, instantiate
 
-from scoreexp.conf_dir import conf_dir
+from scoreexp.app.conf_dir import conf_dir
 from scoreexp.data import DataModule
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))

@@ -1,4 +1,4 @@
-"""A file imports only from its own layer or the ones below it, and only entry points know Hydra or W&B."""
+"""A file imports only from its own room or from lower floors, and only `app/` knows Hydra, OmegaConf and W&B."""
 
 import ast
 from pathlib import Path
@@ -9,61 +9,73 @@ import scoreexp
 
 ROOT = Path(scoreexp.__file__).parent
 
-LAYER = {
-    # L0 pure mathematics, and what everything may use
-    "ops": 0, "streams": 0, "batch": 0, "parameter_types": 0, "errors": 0, "atomic": 0, "oracles": 0, "linalg": 0,
-    "fokker_planck": 0, "spectral_torch": 0, "ode": 0, "untrusted": 0, "signatures": 0, "config_check": 0,
-    "stop_signals": 0,
-    # L1 model algebra
-    "schedules": 1, "preconditioning": 1, "networks": 1, "denoiser": 1, "angular_flow": 1,
-    # L2 methods
-    "objectives": 2, "samplers": 2, "embedding": 2, "likelihood": 2,
-    # L3 data and measurement
-    "data": 3, "metrics": 3, "tiling": 3, "figures": 3, "field_figures": 3, "point_figures": 3,
-    # L4 Lightning
-    "lit": 4, "callbacks": 4,
+FLOORS = (
+    {"core"},
+    {"system"},
+    {"numerics", "schedules"},
+    {"observations", "networks"},
+    {"denoisers", "data"},
+    {"objectives", "samplers", "guidance", "metrics"},
+    {"diagnostics", "restorers", "editing", "figures"},
+    {"runs"},
+    {"embedding"},
+    {"lit"},
+    {"app"},
+)
+FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+DOORS = {
+    "train", "sample", "denoise", "evaluate", "compare", "report", "precompute", "inspect", "doctor",
 }  # fmt: skip
-ENTRY = 5
-L2 = {name for name, layer in LAYER.items() if layer == 2}
-HEAVY = {"hydra", "omegaconf", "wandb"}
-BARE = {"fokker_planck": {"torch", "pytorch_lightning"}, "parameter_types": {"torch"}, "errors": {"torch"}}
+DOOR_LINES = 50
+ONLY_IN_APP = {"hydra", "omegaconf", "wandb"}
+LIGHTNING = {"pytorch_lightning", "torchmetrics"}
+DRAWING = {"matplotlib"}
+
+FILES = sorted(path for path in ROOT.rglob("*.py") if path.parent != ROOT)
 
 
 def imports(path: Path) -> set[str]:
+    """Dotted names of the modules that a file imports, anywhere in it."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            found.add(node.module)
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
     return found
 
 
-def part(path: Path) -> str:
-    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+def room(path: Path) -> str:
+    return path.relative_to(ROOT).parts[0]
 
 
-FILES = sorted(p for p in ROOT.rglob("*.py") if p.parent != ROOT or p.name != "__init__.py")
-
-
-@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_imports_only_from_lower_layers(path):
-    mine = part(path)
-    layer = LAYER.get(mine, ENTRY)
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_only_from_its_own_room_or_lower_floors(path):
+    mine = room(path)
     for module in imports(path):
         package, _, rest = module.partition(".")
-        if package == "scoreexp" and rest:
-            other = rest.split(".")[0]
-            assert LAYER.get(other, ENTRY) <= layer, f"{mine} (L{layer}) imports {module}"
-            assert not (mine in L2 and other in L2 and mine != other), f"{mine} and {other} are both methods"
-        assert layer == ENTRY or package not in HEAVY, f"{mine} (L{layer}) imports {package}"
-        assert package not in BARE.get(mine, set()), f"{mine} imports {package}"
-        if layer < 3:
-            assert package not in {"pytorch_lightning", "matplotlib", "skimage", "torchmetrics"}, (
-                f"{mine} imports {package}"
-            )
+        other = rest.split(".")[0]
+        if package == "scoreexp" and other and (ROOT / other).is_dir():
+            assert other == mine or FLOOR[other] < FLOOR[mine], f"{mine} imports {module}"
+        assert package not in ONLY_IN_APP or mine == "app", f"{mine} imports {package}"
+        assert package not in LIGHTNING or FLOOR[mine] >= FLOOR["data"], f"{mine} imports {package}"
+        assert package not in DRAWING or FLOOR[mine] >= FLOOR["figures"], f"{mine} imports {package}"
 
 
-def test_every_layer_entry_exists():
-    planned = {"embedding", "linalg"}
-    assert {name for name in LAYER if not list(ROOT.glob(f"{name}*"))} <= planned
+@pytest.mark.parametrize("bare", ["core/errors.py", "core/types.py", "numerics/fokker_planck"])
+def test_what_is_checked_before_torch_is_imported_does_not_import_it(bare):
+    place = ROOT / bare
+    for path in sorted(place.rglob("*.py")) if place.is_dir() else [place]:
+        assert not {module.split(".")[0] for module in imports(path)} & {"torch"}, path
+
+
+def test_every_folder_has_a_floor_and_every_floor_a_folder():
+    folders = {path.name for path in ROOT.iterdir() if path.is_dir() and list(path.rglob("*.py"))}
+    assert folders - {"conf"} == set(FLOOR) - {"guidance", "editing"}
+
+
+def test_only_doors_lie_at_the_root():
+    modules = {path.stem: path for path in ROOT.glob("*.py")}
+    assert set(modules) - {"__init__", "__main__"} == DOORS
+    for name in DOORS:
+        assert len(modules[name].read_text().splitlines()) <= DOOR_LINES, f"{name}.py is no door"

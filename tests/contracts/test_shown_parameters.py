@@ -7,8 +7,8 @@ import pytest
 from conftest import composed
 from omegaconf import OmegaConf
 
-from scoreexp.conf_dir import conf_dir
-from scoreexp.signatures import resolve, signature
+from scoreexp.app.conf_dir import conf_dir
+from scoreexp.app.signatures import resolve, signature
 from scoreexp.train import PROVIDED
 
 CHOICES = [(g, path.stem) for g in ("callbacks", "data") for path in sorted((conf_dir() / g).glob("*.yaml"))]

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from scoreexp.atomic import atomic_write
+from scoreexp.system.atomic import atomic_write
 
 
 def test_new_file_appears_whole_and_leaves_nothing_beside_it(tmp_path):

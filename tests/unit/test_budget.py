@@ -4,9 +4,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from scoreexp.callbacks import StageTimer, StopAtBudget
-from scoreexp.errors import UserError
-from scoreexp.training import train
+from scoreexp.app.commands.train import train
+from scoreexp.core.errors import UserError
+from scoreexp.lit.callbacks import StageTimer, StopAtBudget
 
 
 def trainer(accumulate=1, elsewhere=False, **seconds):

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 import scoreexp
-from scoreexp.atomic import WriteError
-from scoreexp.build import model_weights
+from scoreexp.app.commands.train import train
 from scoreexp.lit.checkpoint import CheckpointError, newest_intact, read_checkpoint, write_checkpoint
-from scoreexp.training import train
+from scoreexp.runs.model import model_weights
+from scoreexp.system.atomic import WriteError
 
 
 @pytest.fixture(scope="module")

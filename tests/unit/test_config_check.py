@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from scoreexp.config_check import check_config, known_keys
-from scoreexp.signatures import Definition, TargetError, resolve, signature
+from scoreexp.app.config_check import check_config, known_keys
+from scoreexp.app.signatures import Definition, TargetError, resolve, signature
 
 NETS = """
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from functools import wraps
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple, Optional, Union
 
-from scoreexp.parameter_types import PositiveInt, Probability
+from scoreexp.core.types import PositiveInt, Probability
 
 from . import depths as other
 from .depths import Depth
@@ -304,10 +304,10 @@ def test_known_keys_include_parameters_not_written_in_the_file():
 
 
 def test_resolve_follows_methods_and_refuses_what_is_not_there():
-    method = resolve("scoreexp.streams.ImageStreams.normal")
+    method = resolve("scoreexp.core.streams.ImageStreams.normal")
     assert isinstance(method, Definition)
     read = signature(method)
     assert read is not None
     assert list(read.parameters) == ["like"]
     with pytest.raises(TargetError, match="has no 'norml'"):
-        resolve("scoreexp.streams.ImageStreams.norml")
+        resolve("scoreexp.core.streams.ImageStreams.norml")

@@ -13,9 +13,9 @@ import pytest
 import torch
 from PIL import Image
 
+from scoreexp.core.ranges import to_uint8, to_unit
 from scoreexp.data import CIFAR10, FFHQ, MNIST, CelebA, DataError, Folder, Photo, SwissRoll
 from scoreexp.data.photo import photographs
-from scoreexp.data.ranges import to_uint8, to_unit
 from scoreexp.data.resize import resized
 
 PER_BATCH = 3

@@ -9,9 +9,9 @@ from hydra import compose, initialize_config_dir
 from PIL import Image
 from test_data_files import write_cifar
 
-from scoreexp.conf_dir import conf_dir
+from scoreexp.app.commands.inspect import contact_sheet, inspect_data
+from scoreexp.app.conf_dir import conf_dir
 from scoreexp.data import DataError
-from scoreexp.inspection import contact_sheet, inspect_data
 
 
 def config(*overrides):

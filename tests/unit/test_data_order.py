@@ -11,7 +11,7 @@ import pytorch_lightning as pl
 import torch
 from scipy import ndimage
 
-from scoreexp.batch import Batch
+from scoreexp.core.batch import Batch
 from scoreexp.data import CIFAR10, DataError, DataModule, Photo, Split, SwissRoll
 from scoreexp.data.augment import Augmentation
 from scoreexp.data.order import training_elements

@@ -11,15 +11,15 @@ import torch
 from conftest import TINY, composed
 from torch import distributed, multiprocessing
 
-from scoreexp.callbacks import DistributionMonitor, distribution_monitor, timing
+from scoreexp.app.commands.train import train
+from scoreexp.core.errors import UserError
 from scoreexp.data import Photo, SwissRoll
-from scoreexp.denoiser import OracleDenoiser
-from scoreexp.errors import UserError
+from scoreexp.denoisers.denoiser import OracleDenoiser
+from scoreexp.lit.callbacks import DistributionMonitor, distribution_monitor, timing
 from scoreexp.metrics import FrechetDistance, MissingWeightsError, PixelFeatures, make_reference
-from scoreexp.oracles import Gaussian
+from scoreexp.numerics.oracles import Gaussian
 from scoreexp.samplers import DDIM, UniformGrid
 from scoreexp.schedules import VP
-from scoreexp.training import train
 
 SHAPE = (3, 8, 8)
 N = 10

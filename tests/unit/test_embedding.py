@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from scoreexp.core.streams import ImageStreams
 from scoreexp.embedding import EmbeddedImages, ImageEmbedding, embed_scores
-from scoreexp.fokker_planck import GeometricDiffusion, ScorePrecomputation
-from scoreexp.streams import ImageStreams
+from scoreexp.numerics.fokker_planck import GeometricDiffusion, ScorePrecomputation
 
 PUBLISHED = {"initial_density": "sampled_kde", "boundary": "zero", "solver": "direct", "steps": 100}
 

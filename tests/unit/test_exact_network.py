@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from scoreexp.denoiser import Denoiser, OracleDenoiser
+from scoreexp.core.streams import generator
+from scoreexp.denoisers.denoiser import Denoiser, OracleDenoiser
+from scoreexp.denoisers.preconditioning import X0Prediction
 from scoreexp.networks import ExactPosteriorMean
-from scoreexp.oracles import EmpiricalImages
-from scoreexp.preconditioning import X0Prediction
+from scoreexp.numerics.oracles import EmpiricalImages
 from scoreexp.schedules import DDPM, VE
-from scoreexp.streams import generator
 
 IMAGES = torch.rand(5, 3, 4, 4, generator=generator(0, "images")) * 2 - 1
 

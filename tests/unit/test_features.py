@@ -14,8 +14,8 @@ import torch
 from torch import distributed, multiprocessing, nn
 from torch.nn import functional as F
 
+from scoreexp.core.errors import UserError
 from scoreexp.data.split import Split
-from scoreexp.errors import UserError
 from scoreexp.metrics import (
     ExportedExtractor,
     FrechetDistance,

@@ -10,8 +10,8 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
-from scoreexp import figures
-from scoreexp.figures import comparison, curves, denoising_strip, image_grid
+from scoreexp.figures import images as figures
+from scoreexp.figures.images import comparison, curves, denoising_strip, image_grid
 
 
 def colours(path):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import gaussian_kde
 
-from scoreexp.fokker_planck import (
+from scoreexp.numerics.fokker_planck import (
     GeometricDiffusion,
     PicardDivergence,
     ScorePrecomputation,

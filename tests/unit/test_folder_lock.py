@@ -7,9 +7,9 @@ import time
 
 import pytest
 
-from scoreexp import folder_lock
-from scoreexp.errors import UserError
-from scoreexp.folder_lock import hold
+from scoreexp.core.errors import UserError
+from scoreexp.system import locks as folder_lock
+from scoreexp.system.locks import hold
 
 context = multiprocessing.get_context("fork")
 

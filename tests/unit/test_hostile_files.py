@@ -36,8 +36,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import scoreexp
-from scoreexp.build import build_denoiser, model_record
-from scoreexp.config_check import check_config
+from scoreexp.app.config_check import check_config
+from scoreexp.app.jobs import Job, is_done, stored_status
+from scoreexp.core.errors import UserError
 from scoreexp.data.cache import Block, Contents, prepared, verify
 from scoreexp.data.celeba import _partition
 from scoreexp.data.cifar10 import read_batches
@@ -47,16 +48,15 @@ from scoreexp.data.folder import Folder
 from scoreexp.data.image_io import ImageError, read_image
 from scoreexp.data.mnist import read_idx
 from scoreexp.data.pictures import decode_rgb
-from scoreexp.data.score_cache import read_field, write_field
-from scoreexp.errors import UserError
-from scoreexp.fokker_planck import ScoreField
-from scoreexp.jobs import Job, is_done, stored_status
+from scoreexp.embedding.cache import read_field, write_field
 from scoreexp.lit.checkpoint import CheckpointError
 from scoreexp.lit.csv_logger import CSVLogger
 from scoreexp.metrics import PixelFeatures
 from scoreexp.metrics.reference import make_reference
-from scoreexp.reporting.runs import method_settings, read_run
-from scoreexp.untrusted import read_json
+from scoreexp.numerics.fokker_planck import ScoreField
+from scoreexp.runs.model import build_denoiser, model_record
+from scoreexp.runs.reporting.runs import method_settings, read_run
+from scoreexp.system.untrusted import read_json
 
 INPUTS = 10_000
 CPU_SECONDS = 20
@@ -338,7 +338,7 @@ def reference_file() -> tuple[str, bytes]:
 def model_config() -> dict:
     return {
         "network": {"_target_": "scoreexp.networks.MLP", "width": 8, "blocks": 1},
-        "precond": {"_target_": "scoreexp.preconditioning.EpsPrediction"},
+        "precond": {"_target_": "scoreexp.denoisers.preconditioning.EpsPrediction"},
         "schedule": {"_target_": "scoreexp.schedules.VP"},
     }
 
@@ -538,7 +538,7 @@ def test_many_hostile_files(name, quiet):
 
 def test_a_checkpoint_names_no_function_through_a_module_of_the_package(tmp_path, quiet):
     targets = [
-        ("scoreexp.run_directory.subprocess.getoutput", "outside the trusted"),
+        ("scoreexp.runs.directory.subprocess.getoutput", "outside the trusted"),
         ("scoreexp.networks.layers.torch.load", "outside the trusted"),
         ("scoreexp.metrics.ExportedExtractor", "outside the trusted"),
         ("scoreexp.schedules.${oc.env:HOME}", "interpolations"),

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from scoreexp.linalg import arnoldi, bicgstab, conjugate_gradients, gmres
+from scoreexp.numerics.linalg import arnoldi, bicgstab, conjugate_gradients, gmres
 
 SOLVERS = [conjugate_gradients, bicgstab, gmres]
 

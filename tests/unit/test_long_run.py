@@ -9,7 +9,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
-from scoreexp.training import train
+from scoreexp.app.commands.train import train
 
 FILES = Path("/proc/self/fd")
 STEPS = (60, 120, 200)  # before the evaluation of that step; the first census imports what it touches

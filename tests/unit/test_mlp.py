@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from scoreexp.core.streams import generator
 from scoreexp.networks import MLP
-from scoreexp.streams import generator
 
 TINY = {"width": 8, "blocks": 2, "embedding_channels": 4}
 

@@ -17,10 +17,10 @@ from PIL import Image
 
 import scoreexp
 from scoreexp import denoise, evaluate, inspect, report, sample, train
-from scoreexp.app import run_app
+from scoreexp.app.launch import run_app
+from scoreexp.core.errors import UserError
 from scoreexp.data.errors import DataError
-from scoreexp.data.score_cache import read_field
-from scoreexp.errors import UserError
+from scoreexp.embedding.cache import read_field
 from scoreexp.lit.checkpoint import CheckpointError, read_checkpoint
 from scoreexp.metrics import PixelFeatures, make_reference
 from scoreexp.metrics.features import ExportedExtractor, file_digest

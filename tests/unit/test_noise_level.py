@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from skimage import data
 
-from scoreexp.data.noise_level import estimate_sigma
+from scoreexp.observations.noise.level import estimate_sigma
 
 
 def smooth_picture(height=256, width=200):

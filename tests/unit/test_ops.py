@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from scoreexp.ops import expand_to, mean_per_sample, sum_per_sample
+from scoreexp.core.tensors import expand_to, mean_per_sample, sum_per_sample
 
 
 @pytest.mark.parametrize("event_shape", [(), (2,), (3, 8, 8), (1, 2, 3, 4)])

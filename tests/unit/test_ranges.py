@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from scoreexp.data.ranges import check_unit, sigma_to_model, sigma_to_unit, to_model, to_uint8, to_unit
+from scoreexp.core.ranges import check_unit, sigma_to_model, sigma_to_unit, to_model, to_uint8, to_unit
 
 KINDS = [torch.tensor, lambda values: np.array(values, np.float32)]
 

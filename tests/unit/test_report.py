@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from scoreexp.errors import UserError
-from scoreexp.reporting import COMPARISON_FILE, Plan, write_report
-from scoreexp.reporting.charts import ticks
-from scoreexp.reporting.runs import differences, find_runs, slug
-from scoreexp.reporting.summary import Spread, evaluations, median_curve, tables
+from scoreexp.core.errors import UserError
+from scoreexp.runs.reporting import COMPARISON_FILE, Plan, write_report
+from scoreexp.runs.reporting.charts import ticks
+from scoreexp.runs.reporting.runs import differences, find_runs, slug
+from scoreexp.runs.reporting.summary import Spread, evaluations, median_curve, tables
 
 VOID = {"meta", "img", "br", "link", "line", "rect", "circle", "polyline"}
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from scoreexp.data import DataError, score_cache
-from scoreexp.data.score_cache import cache_file, field_key, read_field, solve_fields, stacked, write_field
 from scoreexp.embedding import ImageEmbedding
-from scoreexp.fokker_planck import GeometricDiffusion, ScorePrecomputation
+from scoreexp.embedding.cache import cache_file, field_key, read_field, solve_fields, stacked, write_field
+from scoreexp.numerics.fokker_planck import GeometricDiffusion, ScorePrecomputation
 
 IMAGES = np.random.default_rng(0).random((3, 8, 8, 3))
 

@@ -8,18 +8,18 @@ import torch
 from conftest import composed
 from hydra.utils import instantiate
 
-from scoreexp.batch import Batch
-from scoreexp.callbacks import DenoisingMonitor, LangevinStudy
-from scoreexp.callbacks.langevin_study import langevin_table
-from scoreexp.data.ranges import to_model
-from scoreexp.denoiser import Denoiser, OracleDenoiser
-from scoreexp.errors import UserError
+from scoreexp.core.batch import Batch
+from scoreexp.core.errors import UserError
+from scoreexp.core.ranges import to_model
+from scoreexp.core.streams import generator
+from scoreexp.denoisers.denoiser import Denoiser, OracleDenoiser
+from scoreexp.denoisers.preconditioning import ScorePrediction
+from scoreexp.lit.callbacks import DenoisingMonitor, LangevinStudy
+from scoreexp.lit.callbacks.langevin_study import langevin_table
 from scoreexp.networks import RegressionUNet, ScoreCNN
-from scoreexp.oracles import Gaussian
-from scoreexp.preconditioning import ScorePrediction
+from scoreexp.numerics.oracles import Gaussian
 from scoreexp.samplers import DDIM, UniformGrid
 from scoreexp.schedules import VP, ConstantNoise
-from scoreexp.streams import generator
 
 SHAPE = (3, 16, 16)
 

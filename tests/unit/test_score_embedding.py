@@ -10,21 +10,21 @@ import torch
 from conftest import composed
 from omegaconf import OmegaConf
 
-import scoreexp.precomputing
-from scoreexp.batch import Batch
-from scoreexp.conf_dir import conf_dir
-from scoreexp.config_check import check_config
-from scoreexp.denoiser import OracleDenoiser
-from scoreexp.errors import UserError
+import scoreexp.app.commands.precompute
+from scoreexp.app.commands.precompute import embed_training_images, precompute
+from scoreexp.app.commands.train import train
+from scoreexp.app.conf_dir import conf_dir
+from scoreexp.app.config_check import check_config
+from scoreexp.core.batch import Batch
+from scoreexp.core.errors import UserError
+from scoreexp.core.streams import ImageStreams
+from scoreexp.denoisers.denoiser import OracleDenoiser
 from scoreexp.lit.checkpoint import read_checkpoint
+from scoreexp.numerics.oracles import Gaussian
 from scoreexp.objectives import DiffusionWeightedScoreMatching
-from scoreexp.oracles import Gaussian
-from scoreexp.precomputing import embed_training_images, precompute
 from scoreexp.samplers import ClampedEulerMaruyama, UniformGrid
 from scoreexp.schedules import ConstantNoise, VEPower
-from scoreexp.streams import ImageStreams
 from scoreexp.train import PROVIDED, SCHEMA
-from scoreexp.training import train
 
 sys.path.insert(0, str(Path(__file__).parent))
 from test_data_files import write_celeba, write_cifar
@@ -188,7 +188,7 @@ def test_large_paths_are_kept_in_a_file(cached, tmp_path, monkeypatch):
     data = instantiate(cfg.data)
     data.setup("fit")
     held, _ = embed_training_images(data, instantiate(cfg.embedding), 0, None)
-    monkeypatch.setattr(scoreexp.precomputing, "_HELD_BYTES", 0)
+    monkeypatch.setattr(scoreexp.app.commands.precompute, "_HELD_BYTES", 0)
     files = set(tmp_path.rglob("*"))
     mapped, _ = embed_training_images(data, instantiate(cfg.embedding), 0, None)
     assert torch.equal(held.images, mapped.images)
@@ -200,7 +200,7 @@ def test_large_paths_are_kept_in_a_file(cached, tmp_path, monkeypatch):
     def full(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(scoreexp.precomputing.os, "posix_fallocate", full)
+    monkeypatch.setattr(scoreexp.app.commands.precompute.os, "posix_fallocate", full)
     with pytest.raises(UserError, match=r"No space left on device.*embedding\.cache"):
         embed_training_images(data, instantiate(cfg.embedding), 0, None)
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from conftest import TINY, composed
 
-from scoreexp.errors import UserError
+from scoreexp.app.commands.train import train
+from scoreexp.core.errors import UserError
 from scoreexp.lit.checkpoint import CheckpointError, read_checkpoint
-from scoreexp.training import train
 
 SIX = ["trainer.max_steps=6", "trainer.val_check_interval=2", "network.dropout=0.1", "data.crop=random"]
 

@@ -6,9 +6,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from scoreexp.callbacks import StopOnTarget
-from scoreexp.errors import UserError
-from scoreexp.training import train
+from scoreexp.app.commands.train import train
+from scoreexp.core.errors import UserError
+from scoreexp.lit.callbacks import StopOnTarget
 
 
 def trainer():

@@ -7,11 +7,11 @@ import sys
 import pytest
 import torch
 
-from scoreexp.streams import ImageStreams, generator, stream_seed
+from scoreexp.core.streams import ImageStreams, generator, stream_seed
 
 
 def test_stream_seed_is_the_same_in_another_process():
-    code = "from scoreexp.streams import stream_seed; print(stream_seed(0, 'train', 17))"
+    code = "from scoreexp.core.streams import stream_seed; print(stream_seed(0, 'train', 17))"
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert int(other) == stream_seed(0, "train", 17)
 

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scoreexp.tiling import apply_tiled
+from scoreexp.restorers.tiling import apply_tiled
 
 
 def picture(height, width, batch=1, channels=2, seed=0):

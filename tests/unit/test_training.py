@@ -11,11 +11,11 @@ import pytorch_lightning as pl
 import torch
 
 import scoreexp
-from scoreexp.callbacks import Checkpoints
+from scoreexp.app.commands.train import train
 from scoreexp.lit import NonFiniteError
+from scoreexp.lit.callbacks import Checkpoints
 from scoreexp.lit.checkpoint import read_checkpoint
 from scoreexp.objectives import DenoisingScoreMatching
-from scoreexp.training import train
 
 
 def saved(run: Path, name: str = "last.ckpt") -> dict:
@@ -192,7 +192,7 @@ def test_weights_that_are_not_finite_are_never_saved(tiny, tmp_path, with_callba
 
 
 def test_exception_in_validation_leaves_raw_and_averaged_weights_apart(tiny, tmp_path, monkeypatch):
-    from scoreexp.callbacks import DenoisingMonitor
+    from scoreexp.lit.callbacks import DenoisingMonitor
 
     def broken(*_, **__):
         raise RuntimeError("broken metric")
@@ -246,13 +246,13 @@ def test_finished_run_stays_finished_and_a_longer_one_goes_on(tiny, tmp_path, ca
 
 def test_directory_with_a_run_is_not_overwritten(tiny):
     train(tiny())
-    with pytest.raises(scoreexp.errors.UserError, match="already holds a run: add resume=auto"):
+    with pytest.raises(scoreexp.core.errors.UserError, match="already holds a run: add resume=auto"):
         train(tiny())
 
 
 def test_resume_with_another_network_is_refused(tiny):
     train(tiny())
-    with pytest.raises(scoreexp.errors.UserError, match="another network"):
+    with pytest.raises(scoreexp.core.errors.UserError, match="another network"):
         train(tiny("network.channels=32", "resume=auto"))
 
 
@@ -274,7 +274,7 @@ def test_evaluation_uses_the_averaged_weights_in_this_and_in_a_new_process(tiny,
     assert not torch.equal(averaged[key], raw[key])
     from hydra.utils import instantiate
 
-    from scoreexp.callbacks import DenoisingMonitor
+    from scoreexp.lit.callbacks import DenoisingMonitor
 
     cfg = tiny()
     monitor = DenoisingMonitor(sampler=instantiate(cfg.sampler), folder=str(tmp_path))
@@ -305,7 +305,7 @@ def test_last_checkpoint_holds_the_final_step(tiny, tmp_path):
 
 def test_unwritable_run_directory_is_refused_before_training(tiny, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(scoreexp.errors.UserError, match="cannot be written to"):
+    with pytest.raises(scoreexp.core.errors.UserError, match="cannot be written to"):
         train(tiny(f"run_dir={tmp_path / 'file' / 'run'}"))
 
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from scoreexp.streams import generator
+from scoreexp.core.streams import generator
 
 _BLOCK = 1024  # places that share a generator, so that one is made per batch and not per image
 

@@ -30,10 +30,10 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 from filelock import FileLock
 
-from scoreexp.atomic import atomic_write
 from scoreexp.data.errors import DataError
 from scoreexp.data.progress import preparation
 from scoreexp.data.split import Split
+from scoreexp.system.atomic import atomic_write
 
 VERSION = 1
 SUFFIX = ".cache"

@@ -12,13 +12,13 @@ from typing import Any, Literal
 
 import numpy as np
 
+from scoreexp.core.types import PositiveInt
 from scoreexp.data.cache import Contents
 from scoreexp.data.corpus import FileCorpus, FileTree
 from scoreexp.data.errors import DataError
 from scoreexp.data.pictures import decode_rgb, fingerprint, picture_blocks
 from scoreexp.data.resize import resized
 from scoreexp.data.split import Split, SplitName
-from scoreexp.parameter_types import PositiveInt
 
 _WIDTH, _HEIGHT = 178, 218
 _PARTITION = {"train": "0", "val": "1", "test": "2"}

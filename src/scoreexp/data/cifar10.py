@@ -19,7 +19,7 @@ from scoreexp.data.corpus import FileCorpus
 from scoreexp.data.download import download
 from scoreexp.data.errors import DataError
 from scoreexp.data.split import Split, SplitName
-from scoreexp.untrusted import stays_inside
+from scoreexp.system.untrusted import stays_inside
 
 _URLS = (
     "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",

@@ -10,7 +10,7 @@ from scoreexp.data.cache import SUFFIX, Contents, prepared
 from scoreexp.data.errors import DataError
 from scoreexp.data.module import DataModule
 from scoreexp.data.split import Split
-from scoreexp.untrusted import stays_inside
+from scoreexp.system.untrusted import stays_inside
 
 _MAX_BYTES = 64 << 20  # of a single file; FFHQ's largest have about 2 MiB
 

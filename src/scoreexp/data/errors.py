@@ -1,6 +1,6 @@
 """What goes wrong with data sets: one line that names the file and the remedy."""
 
-from scoreexp.errors import UserError
+from scoreexp.core.errors import UserError
 
 
 class DataError(UserError, ValueError):

@@ -11,13 +11,13 @@ from typing import Any, Literal
 
 import numpy as np
 
+from scoreexp.core.types import PositiveInt
 from scoreexp.data.cache import Contents
 from scoreexp.data.corpus import FileCorpus, FileTree
 from scoreexp.data.errors import DataError
 from scoreexp.data.pictures import decode_rgb, fingerprint, picture_blocks
 from scoreexp.data.resize import resized
 from scoreexp.data.split import Split, SplitName
-from scoreexp.parameter_types import PositiveInt
 
 _TRAINING = 60_000
 _SIDES = {"thumbnails128x128": 128, "images1024x1024": 1024}

@@ -13,16 +13,16 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from PIL import ExifTags, Image
 
+from scoreexp.core.ranges import to_uint8
+from scoreexp.core.streams import stream_seed
+from scoreexp.core.types import PositiveInt, Probability
 from scoreexp.data.cache import Contents
 from scoreexp.data.corpus import FileCorpus
 from scoreexp.data.errors import DataError
 from scoreexp.data.image_io import FORMATS, READABLE
 from scoreexp.data.pictures import fingerprint, picture_blocks, read_picture, with_channels
-from scoreexp.data.ranges import to_uint8
 from scoreexp.data.resize import centre_square, resized
 from scoreexp.data.split import Split, SplitName
-from scoreexp.parameter_types import PositiveInt, Probability
-from scoreexp.streams import stream_seed
 
 _GREY_MODES = {"1", "L", "LA", "I;16", "I;16B", "I", "F"}
 

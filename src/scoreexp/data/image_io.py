@@ -25,11 +25,11 @@ import numpy as np
 import tifffile
 from PIL import Image
 
-from scoreexp.atomic import atomic_write
-from scoreexp.data.ranges import to_uint8
+from scoreexp.core.errors import UserError
+from scoreexp.core.ranges import to_uint8
 from scoreexp.data.suffixes import READABLE as READABLE
 from scoreexp.data.suffixes import WRITABLE as WRITABLE
-from scoreexp.errors import UserError
+from scoreexp.system.atomic import atomic_write
 
 BitDepth = Literal[8, 16, 32]
 

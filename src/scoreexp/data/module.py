@@ -14,12 +14,12 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from scoreexp.batch import Batch
+from scoreexp.core.batch import Batch
+from scoreexp.core.types import NonNegativeFloat, NonNegativeInt, PositiveInt
 from scoreexp.data.augment import Augmentation
 from scoreexp.data.errors import DataError
 from scoreexp.data.order import Draw, EvaluationOrder, TrainingOrder
 from scoreexp.data.split import Split, SplitName, ValueStatistics, choose
-from scoreexp.parameter_types import NonNegativeFloat, NonNegativeInt, PositiveInt
 
 _STATISTICS_SAMPLES = 4096
 _SPLITS_OF_STAGE: dict[str | None, tuple[SplitName, ...]] = {
@@ -60,7 +60,7 @@ class Samples(Dataset[Batch]):
 class DataModule(pl.LightningDataModule, ABC):
     """Loaders of one data set.
 
-    Batches are `scoreexp.batch.Batch`: ``x`` float32 in [-1, 1], ``cond`` class labels (long) or None,
+    Batches are `scoreexp.core.batch.Batch`: ``x`` float32 in [-1, 1], ``cond`` class labels (long) or None,
     ``index`` the position in the split. The training loader is infinite; its batch k depends on ``seed``
     and k only (see `scoreexp.data.order`). It starts at ``first_batch()``, by default the step of the
     attached trainer.

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, DistributedSampler
 
-from scoreexp.streams import generator
+from scoreexp.core.streams import generator
 
 
 class Draw(NamedTuple):

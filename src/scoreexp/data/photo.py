@@ -13,14 +13,14 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from scoreexp.core.ranges import to_model
+from scoreexp.core.streams import generator
+from scoreexp.core.types import PositiveInt
 from scoreexp.data.errors import DataError
 from scoreexp.data.module import DataModule
 from scoreexp.data.pictures import read_picture, with_channels
-from scoreexp.data.ranges import to_model
 from scoreexp.data.resize import centre_square, resized
 from scoreexp.data.split import Split, SplitName
-from scoreexp.parameter_types import PositiveInt
-from scoreexp.streams import generator
 
 _COLOUR = (
     "astronaut",

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from scoreexp.core.ranges import to_model
+from scoreexp.core.streams import generator
 from scoreexp.data.errors import DataError
-from scoreexp.data.ranges import to_model
-from scoreexp.streams import generator
 
 SplitName = Literal["train", "val", "test"]
 

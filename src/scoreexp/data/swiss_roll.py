@@ -16,12 +16,12 @@ from typing import Any
 
 import torch
 
+from scoreexp.core.streams import generator
+from scoreexp.core.types import PositiveFloat, PositiveInt
 from scoreexp.data.errors import DataError
 from scoreexp.data.module import DataModule
 from scoreexp.data.split import Split, SplitName
-from scoreexp.oracles import GaussianMixture
-from scoreexp.parameter_types import PositiveFloat, PositiveInt
-from scoreexp.streams import generator
+from scoreexp.numerics.oracles import GaussianMixture
 
 _COMPONENTS = 1000
 _OUTER_RADIUS = 0.9

@@ -1,14 +1,14 @@
-"""Lightning's checkpoints, written and read as ``scoreexp.lit.checkpoint_file`` does, which needs no Lightning."""
+"""Lightning's checkpoints, written and read as ``scoreexp.runs.checkpoint_file`` does, which needs no Lightning."""
 
 from pathlib import Path
 from typing import Any
 
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
-from scoreexp.lit.checkpoint_file import newest_intact as newest_intact
-from scoreexp.lit.checkpoint_file import read_checkpoint as read_checkpoint
-from scoreexp.lit.checkpoint_file import write_checkpoint as write_checkpoint
-from scoreexp.lit.checkpoint_path import CheckpointError as CheckpointError
+from scoreexp.runs.checkpoint_file import newest_intact as newest_intact
+from scoreexp.runs.checkpoint_file import read_checkpoint as read_checkpoint
+from scoreexp.runs.checkpoint_file import write_checkpoint as write_checkpoint
+from scoreexp.runs.checkpoint_path import CheckpointError as CheckpointError
 
 
 class DurableCheckpointIO(TorchCheckpointIO):

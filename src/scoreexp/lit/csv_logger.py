@@ -9,8 +9,8 @@ from typing import Any
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
-from scoreexp.atomic import atomic_write, naming
-from scoreexp.errors import UserError
+from scoreexp.core.errors import UserError
+from scoreexp.system.atomic import atomic_write, naming
 
 
 class CSVLogger(Logger):

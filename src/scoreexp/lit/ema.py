@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from scoreexp.parameter_types import Probability
+from scoreexp.core.types import Probability
 
 
 class EMA:

@@ -2,10 +2,10 @@
 
 from torch import Tensor
 
-from scoreexp.errors import UserError
+from scoreexp.core.errors import UserError
+from scoreexp.denoisers.preconditioning import X0Prediction
 from scoreexp.lit.module import ScoreModule
 from scoreexp.networks import ExactPosteriorMean
-from scoreexp.preconditioning import X0Prediction
 
 
 class ExactScore(ScoreModule):

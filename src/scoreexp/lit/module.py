@@ -9,16 +9,16 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from scoreexp.batch import Batch
+from scoreexp.core.batch import Batch
+from scoreexp.core.errors import UserError
+from scoreexp.core.streams import generator, stream_seed
+from scoreexp.core.types import NonNegativeInt
 from scoreexp.data.module import DataModule, Samples
 from scoreexp.data.order import Draw
-from scoreexp.denoiser import Denoiser
-from scoreexp.errors import UserError
+from scoreexp.denoisers.denoiser import Denoiser
 from scoreexp.lit.ema import EMA
 from scoreexp.lit.progress_state import completed_progress
 from scoreexp.objectives import Objective, TimeLaw
-from scoreexp.parameter_types import NonNegativeInt
-from scoreexp.streams import generator, stream_seed
 
 
 class NonFiniteError(UserError, FloatingPointError):
@@ -169,7 +169,7 @@ class ScoreModule(pl.LightningModule):
         return bool(self.trainer.fit_loop.epoch_loop._should_accumulate())
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """The work of a validation batch is the callbacks': see ``scoreexp.callbacks.DenoisingMonitor``."""
+        """The work of a validation batch is the callbacks': see ``scoreexp.lit.callbacks.DenoisingMonitor``."""
 
     def configure_optimizers(self) -> Any:
         optimizer = self.make_optimizer([p for p in self.denoiser.parameters() if p.requires_grad])

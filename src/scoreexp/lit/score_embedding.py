@@ -2,9 +2,9 @@
 
 from torch import Tensor
 
-from scoreexp.batch import Batch
+from scoreexp.core.batch import Batch
+from scoreexp.core.errors import UserError
 from scoreexp.embedding import EmbeddedImages
-from scoreexp.errors import UserError
 from scoreexp.lit.module import ScoreModule
 from scoreexp.objectives import StableTargetScoreMatching
 

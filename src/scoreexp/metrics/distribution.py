@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from scoreexp.streams import generator as stream
+from scoreexp.core.streams import generator as stream
 
 Kernel = Callable[[Tensor, Tensor], Tensor]  # [N, D], [M, D] -> [N, M]
 

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from scoreexp.data.ranges import check_unit, to_uint8
-from scoreexp.errors import UserError
-from scoreexp.parameter_types import PositiveInt
-from scoreexp.streams import generator
+from scoreexp.core.errors import UserError
+from scoreexp.core.ranges import check_unit, to_uint8
+from scoreexp.core.streams import generator
+from scoreexp.core.types import PositiveInt
 
 RESERVED_NAMES = ("inception", "pixels", "random_conv")
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from scoreexp.data.ranges import check_unit
+from scoreexp.core.ranges import check_unit
 
 WINDOW_SIZE = 11
 WINDOW_SIGMA = 1.5

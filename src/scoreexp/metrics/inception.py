@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from scoreexp.errors import UserError
+from scoreexp.core.errors import UserError
 from scoreexp.metrics.features import FeatureExtractor, file_digest
 
 WEIGHTS_FILE = "pt_inception-2015-12-05-6726825d.pth"

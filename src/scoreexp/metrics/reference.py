@@ -13,13 +13,13 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
-from scoreexp.atomic import atomic_write
-from scoreexp.data.ranges import to_uint8, to_unit
+from scoreexp.core.errors import UserError
+from scoreexp.core.ranges import to_uint8, to_unit
 from scoreexp.data.split import Split
-from scoreexp.errors import UserError
 from scoreexp.metrics.features import FeatureExtractor, as_bytes
 from scoreexp.metrics.frechet import FeatureStatistics
-from scoreexp.untrusted import require_stored
+from scoreexp.system.atomic import atomic_write
+from scoreexp.system.untrusted import require_stored
 
 VERSION = 1
 _DIGEST_SAMPLES = 256

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from scoreexp.core.types import PositiveInt
 from scoreexp.metrics.card import MetricCard, MetricValue, metric_name
 from scoreexp.metrics.distribution import (
     KernelEstimate,
@@ -26,7 +27,6 @@ from scoreexp.metrics.distribution import (
 from scoreexp.metrics.features import FeatureExtractor, as_bytes
 from scoreexp.metrics.frechet import FeatureStatistics
 from scoreexp.metrics.reference import Reference
-from scoreexp.parameter_types import PositiveInt
 
 
 class SampleMetric(Metric):

@@ -6,7 +6,7 @@ For data that take one of ``N`` values with equal probability the posterior mean
           w = \mathrm{softmax}_i\left( -\frac{|x_t - \alpha x_i|^2}{2 \sigma^2} \right),
 
 and every network with enough capacity and training tends to it: it says what an experiment on few images measures,
-which is memorisation, and how far each method is from that limit. See `scoreexp.oracles.EmpiricalImages`.
+which is memorisation, and how far each method is from that limit. See `scoreexp.numerics.oracles.EmpiricalImages`.
 """
 
 from typing import Any
@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from scoreexp.oracles import EmpiricalImages
+from scoreexp.numerics.oracles import EmpiricalImages
 
 
 class ExactPosteriorMean(nn.Module):
     """``F(x, c_noise) = E[x_0 | x_t]`` of the stored images, for ``x = x_t / sqrt(alpha^2 + sigma^2)``.
 
-    That is the network of ``scoreexp.preconditioning.X0Prediction``, so it works at every noise level of every schedule.
+    That is the network of ``scoreexp.denoisers.X0Prediction``, so it works at every noise level of every schedule.
     It has no parameters; its state is the images. Until ``store`` is called they are one grey image. Class labels are
     ignored.
 

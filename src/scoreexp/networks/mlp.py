@@ -10,8 +10,8 @@ import math
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from scoreexp.core.types import PositiveInt
 from scoreexp.networks.layers import Conditioning, start_at_zero
-from scoreexp.parameter_types import PositiveInt
 
 
 class LinearBlock(nn.Module):

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from scoreexp.core.types import PositiveFloat, PositiveInt, Probability
 from scoreexp.networks.layers import (
     Conditioning,
     GroupNorm,
@@ -30,7 +31,6 @@ from scoreexp.networks.layers import (
     check_image_shape,
     start_at_zero,
 )
-from scoreexp.parameter_types import PositiveFloat, PositiveInt, Probability
 
 MEAN_VARIANCE = 1 / math.sqrt(2)
 """Scale of a sum of two independent terms at which its variance is the mean of theirs."""

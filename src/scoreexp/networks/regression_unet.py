@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from scoreexp.core.types import PositiveInt
 from scoreexp.networks.layers import check_image_shape
-from scoreexp.parameter_types import PositiveInt
 
 
 class RegressionUNet(nn.Module):

@@ -5,8 +5,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from scoreexp.core.types import PositiveInt
 from scoreexp.networks.layers import check_image_shape
-from scoreexp.parameter_types import PositiveInt
 
 
 class ScoreCNN(nn.Module):

@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from scoreexp.core.types import PositiveFloat, PositiveInt, Probability
 from scoreexp.networks.layers import (
     GROUP_SIZE,
     Conditioning,
@@ -29,7 +30,6 @@ from scoreexp.networks.layers import (
     check_image_shape,
     start_at_zero,
 )
-from scoreexp.parameter_types import PositiveFloat, PositiveInt, Probability
 
 
 class ResidualBlock(nn.Module):

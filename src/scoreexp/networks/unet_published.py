@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from scoreexp.core.types import PositiveInt
 from scoreexp.networks.layers import GroupNorm, SelfAttention, check_image_shape
-from scoreexp.parameter_types import PositiveInt
 
 GROUPS = 8
 

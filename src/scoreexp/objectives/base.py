@@ -7,9 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from scoreexp.batch import Batch
-from scoreexp.denoiser import DenoiserBase
-from scoreexp.ops import expand_to
+from scoreexp.core.batch import Batch
+from scoreexp.core.tensors import expand_to
+from scoreexp.denoisers.denoiser import DenoiserBase
 from scoreexp.schedules import Schedule
 
 

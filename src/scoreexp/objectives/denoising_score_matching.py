@@ -17,11 +17,11 @@ References:
 
 from torch import Tensor
 
-from scoreexp.batch import Batch
-from scoreexp.denoiser import DenoiserBase
+from scoreexp.core.batch import Batch
+from scoreexp.core.tensors import expand_to, mean_per_sample
+from scoreexp.denoisers.denoiser import DenoiserBase
 from scoreexp.objectives.base import Objective, perturb
 from scoreexp.objectives.weightings import Weighting
-from scoreexp.ops import expand_to, mean_per_sample
 
 
 class DenoisingScoreMatching(Objective):

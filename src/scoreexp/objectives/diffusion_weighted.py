@@ -19,11 +19,11 @@ References:
 import torch
 from torch import Tensor
 
-from scoreexp.batch import Batch
-from scoreexp.denoiser import DenoiserBase
+from scoreexp.core.batch import Batch
+from scoreexp.core.tensors import expand_to, mean_per_sample
+from scoreexp.core.types import PositiveFloat
+from scoreexp.denoisers.denoiser import DenoiserBase
 from scoreexp.objectives.base import Objective, perturb
-from scoreexp.ops import expand_to, mean_per_sample
-from scoreexp.parameter_types import PositiveFloat
 
 
 class DiffusionWeightedScoreMatching(Objective):

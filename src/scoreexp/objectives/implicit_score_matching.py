@@ -30,13 +30,13 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from scoreexp.batch import Batch
-from scoreexp.denoiser import DenoiserBase, eps_from_x0
+from scoreexp.core.batch import Batch
+from scoreexp.core.streams import generator
+from scoreexp.core.tensors import expand_to, mean_per_sample
+from scoreexp.core.types import PositiveInt
+from scoreexp.denoisers.denoiser import DenoiserBase, eps_from_x0
 from scoreexp.objectives.base import NoisyData, Objective, noise_name, perturb
 from scoreexp.objectives.weightings import Weighting
-from scoreexp.ops import expand_to, mean_per_sample
-from scoreexp.parameter_types import PositiveInt
-from scoreexp.streams import generator
 
 
 class ImplicitScoreMatching(Objective):

@@ -23,13 +23,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from scoreexp.batch import Batch
-from scoreexp.denoiser import DenoiserBase
+from scoreexp.core.batch import Batch
+from scoreexp.core.streams import generator
+from scoreexp.core.tensors import expand_to, mean_per_sample
+from scoreexp.core.types import PositiveInt
+from scoreexp.denoisers.denoiser import DenoiserBase
 from scoreexp.objectives.base import NoisyData, Objective, noise_name, perturb
 from scoreexp.objectives.weightings import Weighting
-from scoreexp.ops import expand_to, mean_per_sample
-from scoreexp.parameter_types import PositiveInt
-from scoreexp.streams import generator
 
 _CHUNK = 256  # reference samples whose float64 copy is held at a time
 

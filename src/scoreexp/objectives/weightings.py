@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from scoreexp.parameter_types import NonNegativeFloat, PositiveFloat
+from scoreexp.core.types import NonNegativeFloat, PositiveFloat
 
 
 class Weighting(ABC):

@@ -18,11 +18,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from scoreexp.denoiser import DenoiserBase
+from scoreexp.core.streams import ImageStreams
+from scoreexp.denoisers.denoiser import DenoiserBase
 from scoreexp.samplers.grids import TimeGrid
 from scoreexp.samplers.starts import start_from_observation
 from scoreexp.schedules import Schedule
-from scoreexp.streams import ImageStreams
 
 Callback = Callable[[int, int, Tensor, Tensor | None], None]
 

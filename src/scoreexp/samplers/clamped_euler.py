@@ -5,12 +5,12 @@ from typing import Any
 
 from torch import Tensor
 
-from scoreexp.denoiser import DenoiserBase
-from scoreexp.parameter_types import NonNegativeFloat, PositiveFloat
+from scoreexp.core.streams import ImageStreams
+from scoreexp.core.types import NonNegativeFloat, PositiveFloat
+from scoreexp.denoisers.denoiser import DenoiserBase
 from scoreexp.samplers.base import Sampler, batch_of
 from scoreexp.samplers.grids import TimeGrid
 from scoreexp.schedules import Schedule
-from scoreexp.streams import ImageStreams
 
 
 class ClampedEulerMaruyama(Sampler):

@@ -5,11 +5,11 @@ from typing import Any
 
 from torch import Tensor
 
-from scoreexp.denoiser import DenoiserBase, eps_from_x0
-from scoreexp.parameter_types import Probability
+from scoreexp.core.streams import ImageStreams
+from scoreexp.core.types import Probability
+from scoreexp.denoisers.denoiser import DenoiserBase, eps_from_x0
 from scoreexp.samplers.base import Sampler, batch_of, falling_noise_levels
 from scoreexp.samplers.grids import TimeGrid
-from scoreexp.streams import ImageStreams
 
 
 class DDIM(Sampler):

@@ -5,10 +5,10 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from scoreexp.denoiser import DenoiserBase
+from scoreexp.core.streams import ImageStreams
+from scoreexp.denoisers.denoiser import DenoiserBase
 from scoreexp.samplers.base import Sampler, batch_of, falling_noise_levels
 from scoreexp.samplers.grids import TimeGrid
-from scoreexp.streams import ImageStreams
 
 
 class DDPM(Sampler):

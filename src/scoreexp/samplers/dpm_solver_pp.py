@@ -5,9 +5,9 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from scoreexp.denoiser import DenoiserBase
+from scoreexp.core.streams import ImageStreams
+from scoreexp.denoisers.denoiser import DenoiserBase
 from scoreexp.samplers.base import Sampler, batch_of, falling_noise_levels
-from scoreexp.streams import ImageStreams
 
 
 class _Previous(NamedTuple):

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoreexp.denoiser import DenoiserBase
+from scoreexp.core.streams import ImageStreams
+from scoreexp.denoisers.denoiser import DenoiserBase
 from scoreexp.samplers.base import Sampler, batch_of, falling_noise_levels
-from scoreexp.streams import ImageStreams
 
 
 def euler_maruyama_step(

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from scoreexp.parameter_types import NonNegativeFloat, PositiveFloat, PositiveInt
+from scoreexp.core.types import NonNegativeFloat, PositiveFloat, PositiveInt
 from scoreexp.schedules import Schedule
 
 

@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoreexp.denoiser import DenoiserBase
-from scoreexp.parameter_types import NonNegativeFloat, PositiveFloat
+from scoreexp.core.streams import ImageStreams
+from scoreexp.core.types import NonNegativeFloat, PositiveFloat
+from scoreexp.denoisers.denoiser import DenoiserBase
 from scoreexp.samplers.base import Sampler, batch_of, falling_noise_levels
 from scoreexp.samplers.grids import TimeGrid
-from scoreexp.streams import ImageStreams
 
 
 class Heun(Sampler):

@@ -5,10 +5,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from scoreexp.denoiser import DenoiserBase, x0_from_eps
+from scoreexp.core.streams import ImageStreams
+from scoreexp.denoisers.denoiser import DenoiserBase, x0_from_eps
 from scoreexp.samplers.base import Sampler, batch_of, falling_noise_levels
 from scoreexp.samplers.grids import TimeGrid
-from scoreexp.streams import ImageStreams
 
 # Adams-Bashforth weights of the predictions, the newest first
 _WEIGHTS = {"S": (3 / 2, -1 / 2), "F": (55 / 24, -59 / 24, 37 / 24, -9 / 24)}

@@ -5,13 +5,13 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from scoreexp.denoiser import DenoiserBase
-from scoreexp.ops import expand_to, sum_per_sample
-from scoreexp.parameter_types import NonNegativeInt, PositiveFloat
+from scoreexp.core.streams import ImageStreams
+from scoreexp.core.tensors import expand_to, sum_per_sample
+from scoreexp.core.types import NonNegativeInt, PositiveFloat
+from scoreexp.denoisers.denoiser import DenoiserBase
 from scoreexp.samplers.base import Sampler, batch_of
 from scoreexp.samplers.euler_maruyama import euler_maruyama_step
 from scoreexp.samplers.grids import TimeGrid
-from scoreexp.streams import ImageStreams
 
 
 class PredictorCorrector(Sampler):

@@ -4,12 +4,12 @@ from typing import Any
 
 from torch import Tensor
 
-from scoreexp.angular_flow import AngularFlow
-from scoreexp.denoiser import DenoiserBase
-from scoreexp.ode import OdeSolver
+from scoreexp.core.streams import ImageStreams
+from scoreexp.denoisers.angular_flow import AngularFlow
+from scoreexp.denoisers.denoiser import DenoiserBase
+from scoreexp.numerics.ode import OdeSolver
 from scoreexp.samplers.base import Sampler, falling_noise_levels
 from scoreexp.samplers.grids import TimeGrid
-from scoreexp.streams import ImageStreams
 
 
 class ProbabilityFlow(Sampler):
@@ -17,7 +17,7 @@ class ProbabilityFlow(Sampler):
 
     .. math:: \frac{dx}{dt} = a x - \tfrac12 g^2 \nabla \log p_t(x),
 
-    integrated in the angle ``arctan(sigma / alpha)`` (see ``scoreexp.angular_flow``), so that the result does not
+    integrated in the angle ``arctan(sigma / alpha)`` (see ``scoreexp.denoisers.angular_flow``), so that the result does not
     depend on how the schedule runs through the noise levels. With the adaptive ``RK45`` the accuracy comes from its
     tolerances, each sample has its own steps, and a grid of two times, the first and the last, is enough; more times
     only add states to keep. With ``RungeKutta`` each interval of the grid is one step.

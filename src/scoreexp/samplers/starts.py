@@ -6,9 +6,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from scoreexp.denoiser import DenoiserBase
+from scoreexp.core.streams import ImageStreams
+from scoreexp.denoisers.denoiser import DenoiserBase
 from scoreexp.schedules import Schedule
-from scoreexp.streams import ImageStreams
 
 
 def start_from_prior(

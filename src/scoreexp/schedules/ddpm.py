@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from scoreexp.parameter_types import PositiveFloat, PositiveInt
+from scoreexp.core.types import PositiveFloat, PositiveInt
 from scoreexp.schedules.base import VariancePreserving
 
 # of one step: a time n/T that was rounded belongs to the step that ends there, not to the next one

@@ -4,7 +4,7 @@ import math
 
 from torch import Tensor
 
-from scoreexp.parameter_types import PositiveFloat
+from scoreexp.core.types import PositiveFloat
 from scoreexp.schedules.base import VarianceExploding
 
 

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from scoreexp.parameter_types import PositiveFloat
+from scoreexp.core.types import PositiveFloat
 from scoreexp.schedules.base import VarianceExploding
 
 

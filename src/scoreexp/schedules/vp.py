@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from scoreexp.parameter_types import PositiveFloat
+from scoreexp.core.types import PositiveFloat
 from scoreexp.schedules.base import VariancePreserving
 
 

@@ -1,0 +1,1 @@
+"""The commands: the only files that import Hydra, OmegaConf or W&B."""

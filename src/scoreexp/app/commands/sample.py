@@ -1,0 +1,149 @@
+"""Draw pictures or points from a trained model: a seed names a sample, whatever the batch it is drawn in."""
+
+import csv
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+
+from scoreexp.app.early_checks import seeds_of
+from scoreexp.app.progress import StepProgress
+from scoreexp.core.errors import UserError
+from scoreexp.core.ranges import to_unit
+from scoreexp.core.streams import ImageStreams
+from scoreexp.data.image_io import write_image
+from scoreexp.denoisers.denoiser import Denoiser
+from scoreexp.figures.images import image_grid
+from scoreexp.figures.points import scatter
+from scoreexp.runs.directory import git_revision, new_folder, shown, write_json
+from scoreexp.runs.model import load
+from scoreexp.samplers import Sampler, start_from_prior
+from scoreexp.system.atomic import atomic_write
+from scoreexp.system.devices import choose_device
+
+SHOWN = 64  # pictures in the overview
+
+
+def sample(cfg: DictConfig) -> Path:
+    """Draw ``cfg.n`` samples, see ``conf/sample.yaml``; returns the folder that holds them and ``meta.json``.
+
+    Pictures become one PNG each and a grid, points a table (``points.npz`` and ``points.csv``) and a scatter plot.
+    """
+    seeds = seeds_of(cfg.n, cfg.seeds)
+    device = choose_device(cfg.device)
+    model = load(cfg.ckpt, weights=cfg.weights, device=str(device))
+    shape = model.event_shape
+    if shape is None or len(shape) not in (1, 3):
+        raise UserError(
+            f"{cfg.ckpt} models samples of shape {shape}, neither pictures nor points: give another checkpoint"
+        )
+    classes = model.record["num_classes"]
+    if cfg.label is not None and (classes is None or not 0 <= cfg.label < classes):
+        allowed = "none: the model has no classes" if classes is None else f"0 to {classes - 1}"
+        raise UserError(f"label={cfg.label}: allowed is {allowed}")
+    sampler: Sampler = instantiate(cfg.sampler)
+    folder = _folder(cfg)
+    with new_folder(folder, "give another with out=DIR"):
+        _draw_into(folder, model, sampler, seeds, cfg, device)
+    return folder
+
+
+def _draw_into(
+    folder: Path, model: Denoiser, sampler: Sampler, seeds: list[int], cfg: DictConfig, device: torch.device
+) -> None:
+    started = time.perf_counter()
+    shape = model.event_shape or ()
+    batches = [seeds[i : i + cfg.batch_size] for i in range(0, len(seeds), cfg.batch_size)]
+    drawn = []
+    with StepProgress("sampling", len(batches)) as progress:
+        for done, batch in enumerate(batches):
+            progress.part_done(done, len(batches))
+            streams = ImageStreams(batch)
+            cond = None if cfg.label is None else torch.full((len(batch),), cfg.label, device=device)
+            start = start_from_prior(model, shape, streams, device=device)
+            result = sampler(model, start, streams=streams, cond=cond, callback=progress.step)
+            drawn.append(result.x.cpu())
+    samples = torch.cat(drawn)
+    what, overview, warning = (_write_pictures if len(shape) == 3 else _write_points)(folder, seeds, samples)
+    meta: dict[str, Any] = {
+        "checkpoint": str(cfg.ckpt),
+        "weights": cfg.weights,
+        "sampler": OmegaConf.to_container(cfg.sampler, resolve=True),
+        "seeds": seeds,
+        "label": cfg.label,
+        "nfe_per_sample": result.nfe,
+        "seconds": round(time.perf_counter() - started, 3),
+        "revision": git_revision(),
+        "torch": torch.__version__,
+        "device": str(device),
+    }
+    write_json(folder / "meta.json", meta)
+    if warning:
+        print(f"warning: {warning}", flush=True)
+    print(f"{what:<14} {shown(folder)} ({len(samples)}, {result.nfe} network evaluations each)")
+    if overview is not None:
+        part = f" (the first {SHOWN} of {len(samples)})" if len(shape) == 3 and len(samples) > SHOWN else ""
+        print(f"overview       {shown(overview)}{part}")
+    other = "" if cfg.seeds is not None else ", other samples (seeds=100)"
+    print(
+        f"try next       another sampler (sampler=heun), more steps (sampler.grid.steps=100){other}",
+        flush=True,
+    )
+
+
+def _write_pictures(folder: Path, seeds: list[int], samples: Tensor) -> tuple[str, Path | None, str | None]:
+    """One PNG per seed and a grid; returns what was written, the overview and a warning."""
+    images = to_unit(samples).clamp(0, 1)
+    for seed, image in zip(seeds, images, strict=True):
+        write_image(folder / f"seed_{seed:06d}.png", np.moveaxis(image.numpy(), 0, -1))
+    image_grid(images[:SHOWN], folder / "grid.png")
+    return "pictures", folder / "grid.png", _degenerate(images)
+
+
+def _write_points(folder: Path, seeds: list[int], samples: Tensor) -> tuple[str, Path | None, str | None]:
+    """A row per seed, as NPZ and CSV, and a scatter plot of points in the plane; returns as ``_write_pictures``."""
+    points = samples.numpy()
+    with atomic_write(folder / "points.npz") as temporary, temporary.open("wb") as file:
+        np.savez(file, seeds=np.asarray(seeds), points=points)
+    with atomic_write(folder / "points.csv") as temporary, temporary.open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["seed", *(f"x{i}" for i in range(points.shape[1]))])
+        table.writerows([seed, *row] for seed, row in zip(seeds, points.tolist(), strict=True))
+    overview = None
+    if points.shape[1] == 2:
+        overview = folder / "points.png"
+        scatter(samples, overview, title=f"{len(points)} samples")
+    at_one_place = len(points) > 1 and float(points.std(axis=0).max()) < 1e-3
+    return (
+        "points",
+        overview,
+        "the points are all at one place: is the model trained?" if at_one_place else None,
+    )
+
+
+def _folder(cfg: DictConfig) -> Path:
+    """The folder of this draw's own."""
+    if cfg.out is None:
+        run = Path(cfg.ckpt).expanduser().resolve().parent.parent
+        return run / "samples" / time.strftime("%Y-%m-%d_%H-%M-%S")
+    folder = Path(cfg.out).expanduser()
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"out={cfg.out} is not an empty folder: give a new one")
+    return folder
+
+
+def _degenerate(images: torch.Tensor) -> str | None:
+    """A remark on pictures that hold nothing, or None."""
+    if float(images.std(dim=(1, 2, 3)).mean()) < 0.01:
+        return "the pictures are of one colour: the model is probably not trained yet"
+    if float(((images <= 0.002) | (images >= 0.998)).float().mean()) > 0.7:
+        return "most pixels are black or white: the sampler diverged or the model is not trained yet"
+    shifted = images[..., :-1] - images[..., 1:]
+    if float(shifted.var() / (2 * images.var())) > 0.9:
+        return "the pictures are still white noise: the model is not trained yet"
+    return None

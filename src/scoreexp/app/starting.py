@@ -1,0 +1,114 @@
+"""Where a run begins: anew, where it was left, where another run was, or with another run's weights."""
+
+import contextlib
+import shutil
+from pathlib import Path
+from typing import Any
+
+from scoreexp.core.errors import UserError
+from scoreexp.lit import ScoreModule
+from scoreexp.lit.checkpoint import CheckpointError, newest_intact, read_checkpoint
+from scoreexp.runs.directory import RunDirectory
+from scoreexp.runs.model import MODEL_PARTS, model_weights
+from scoreexp.system.atomic import atomic_write
+
+# An optimiser's stored state would overrule a changed one.
+_TRAINED_BY = ("objective", "time_law", "optimizer", "model")
+
+
+def own_checkpoint(run: RunDirectory, record: dict[str, Any]) -> Path | None:
+    """The checkpoint with which a run goes on, or None where it has saved none.
+
+    Raises:
+        UserError: none is intact, or it is of another model.
+    """
+    if not run.continued:
+        return None
+    path, problems = newest_intact(run.checkpoints)
+    for problem in problems:
+        print(f"warning: {problem}", flush=True)
+    if path is None:
+        if problems:
+            raise UserError(
+                f"run_dir {run.path} holds no intact checkpoint: start again with another run_dir"
+            )
+        return None
+    _require_same_model(read_checkpoint(path), record, f"run_dir {run.path}", "give another run_dir")
+    return path
+
+
+def require_further_steps(ckpt: Path, record: dict[str, Any], max_steps: int) -> None:
+    """Refuse another run's checkpoint that this run cannot go on from.
+
+    Raises:
+        CheckpointError: it cannot be read.
+        UserError: it is of another model, or has all of the run's steps behind it.
+    """
+    saved = read_checkpoint(ckpt)
+    _require_same_model(
+        saved, record, f"ckpt {ckpt}", "take its weights only, with init_from instead of ckpt"
+    )
+    if 0 <= max_steps <= saved["global_step"]:
+        raise UserError(
+            f"ckpt {ckpt} has trained {saved['global_step']} steps: set trainer.max_steps above that to go on"
+        )
+
+
+def _require_same_model(saved: dict[str, Any], record: dict[str, Any], where: str, else_: str) -> None:
+    stored = saved["scoreexp"]
+    for part in (*MODEL_PARTS, *_TRAINED_BY):
+        if _settings(stored["config"], part) != _settings(record["config"], part):
+            raise UserError(
+                f"{where} was trained with another {part}: repeat the configuration beside it (config.yaml) to go on with "
+                f"it, or {else_}"
+            )
+    if stored["event_shape"] != record["event_shape"]:
+        raise UserError(
+            f"{where} was trained on samples of shape {stored['event_shape']}, the data now have "
+            f"{record['event_shape']}: repeat its data configuration, or {else_}"
+        )
+
+
+def _settings(config: dict[str, Any], part: str) -> Any:
+    """The settings of a part but those that change nothing but speed."""
+    node = config.get(part)
+    return {key: value for key, value in node.items() if key != "compile"} if isinstance(node, dict) else node
+
+
+def adopt(ckpt: Path, last: Path) -> None:
+    """Begin a run as a copy of the one that ``ckpt`` belongs to, as it was then: write ``last``, its first checkpoint.
+
+    The table of metrics and the best checkpoint come along where they lie beside ``ckpt``.
+    """
+    step = int(read_checkpoint(ckpt)["global_step"])
+    _copy(ckpt.parent.parent / "metrics.csv", last.parent.parent / "metrics.csv")
+    best = ckpt.with_name("best.ckpt")
+    with contextlib.suppress(CheckpointError):  # missing or damaged
+        if read_checkpoint(best)["global_step"] <= step:
+            _copy(best, last.with_name("best.ckpt"))
+    _copy(ckpt, last)
+
+
+def _copy(source: Path, target: Path) -> None:
+    if source.is_file():
+        with atomic_write(target) as temporary:
+            shutil.copyfile(source, temporary)
+
+
+def take_weights(module: ScoreModule, path: str | Path) -> None:
+    """Begin with the weights of a checkpoint, the averaged ones if it has an average.
+
+    Raises:
+        CheckpointError: it cannot be read, or its network is another one.
+    """
+    weights = model_weights(read_checkpoint(path))
+    for denoiser in (module.denoiser, module.averaged):
+        if denoiser is None:
+            continue
+        try:
+            denoiser.load_state_dict(weights)
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[-1].strip()[:160]
+            raise CheckpointError(
+                f"init_from {path} does not fit this run's network ({reason}): give the network configuration of its run"
+            ) from error

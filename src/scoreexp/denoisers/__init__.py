@@ -1,0 +1,25 @@
+"""Denoisers: E[x_0 | x_t] from a network and its preconditioning, or exact from a known distribution."""
+
+from scoreexp.denoisers.denoiser import Denoiser, DenoiserBase, OracleDenoiser
+from scoreexp.denoisers.preconditioning import (
+    Coefficients,
+    EDMPrediction,
+    EpsPrediction,
+    Preconditioning,
+    ScorePrediction,
+    VPrediction,
+    X0Prediction,
+)
+
+__all__ = [
+    "Coefficients",
+    "Denoiser",
+    "DenoiserBase",
+    "EDMPrediction",
+    "EpsPrediction",
+    "OracleDenoiser",
+    "Preconditioning",
+    "ScorePrediction",
+    "VPrediction",
+    "X0Prediction",
+]

@@ -1,0 +1,148 @@
+r"""The denoiser: the posterior mean of clean data, from which everything else follows.
+
+For ``x_t = alpha x_0 + sigma z`` the posterior mean ``E[x_0 | x_t]`` determines the pixel-space score
+(Tweedie's formula), the expected noise and the velocity:
+
+.. math:: \nabla \log p_t(x_t) = \frac{\alpha \hat x_0 - x_t}{\sigma^2}, \qquad
+          \hat\epsilon = \frac{x_t - \alpha \hat x_0}{\sigma}, \qquad
+          \hat v = \alpha \hat\epsilon - \sigma \hat x_0 .
+
+This module is the only place that converts between them. ``v`` keeps this definition for every schedule, so
+``x_0 = (alpha x_t - sigma v) / (alpha^2 + sigma^2)``.
+
+References:
+    B. Efron, "Tweedie's Formula and Selection Bias", 2011, https://doi.org/10.1198/jasa.2011.tm11181;
+    T. Salimans, J. Ho, "Progressive Distillation for Fast Sampling of Diffusion Models", 2022,
+    https://arxiv.org/abs/2202.00512.
+"""
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+from scoreexp.core.tensors import expand_to
+from scoreexp.denoisers.preconditioning import Preconditioning
+from scoreexp.numerics.oracles import Oracle
+from scoreexp.schedules import Schedule
+
+Scale = Tensor | float  # alpha or sigma: a number, or a tensor that broadcasts against x_t
+
+
+def eps_from_x0(x0: Tensor, x_t: Tensor, alpha: Scale, sigma: Scale) -> Tensor:
+    """``eps = (x_t - alpha x_0) / sigma``."""
+    return (x_t - alpha * x0) / sigma
+
+
+def score_from_x0(x0: Tensor, x_t: Tensor, alpha: Scale, sigma: Scale) -> Tensor:
+    """``score = (alpha x_0 - x_t) / sigma^2``."""
+    return (alpha * x0 - x_t) / sigma**2
+
+
+def v_from_x0(x0: Tensor, x_t: Tensor, alpha: Scale, sigma: Scale) -> Tensor:
+    """``v = alpha eps - sigma x_0``."""
+    return alpha * eps_from_x0(x0, x_t, alpha, sigma) - sigma * x0
+
+
+def x0_from_eps(eps: Tensor, x_t: Tensor, alpha: Scale, sigma: Scale) -> Tensor:
+    """``x_0 = (x_t - sigma eps) / alpha``."""
+    return (x_t - sigma * eps) / alpha
+
+
+def x0_from_score(score: Tensor, x_t: Tensor, alpha: Scale, sigma: Scale) -> Tensor:
+    """``x_0 = (x_t + sigma^2 score) / alpha``."""
+    return (x_t + sigma**2 * score) / alpha
+
+
+def x0_from_v(v: Tensor, x_t: Tensor, alpha: Scale, sigma: Scale) -> Tensor:
+    """``x_0 = (alpha x_t - sigma v) / (alpha^2 + sigma^2)``."""
+    return (alpha * x_t - sigma * v) / (alpha**2 + sigma**2)
+
+
+class DenoiserBase(ABC):
+    """What objectives and samplers know of a model.
+
+    Attributes:
+        schedule: the noise schedule that ``t`` refers to.
+        event_shape: shape ``*`` of one sample, if the model has a fixed one.
+    """
+
+    schedule: Schedule
+    event_shape: tuple[int, ...] | None
+
+    @abstractmethod
+    def __call__(self, x_t: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+        """The posterior mean ``E[x_0 | x_t]``.
+
+        Args:
+            x_t: noisy data ``[B, *]``.
+            t: times ``[B]`` in the schedule's range, best in float64 on the CPU.
+            cond: class labels ``[B]`` (long), or None.
+
+        Returns:
+            ``x0_hat [B, *]``, in the dtype and on the device of ``x_t``.
+        """
+
+    def score(self, x_t: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+        """The pixel-space score ``grad log p_t(x_t)``, ``[B, *]``."""
+        return score_from_x0(self(x_t, t, cond), x_t, *self._scales(x_t, t))
+
+    def eps(self, x_t: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+        """The expected noise ``E[z | x_t]``, ``[B, *]``."""
+        return eps_from_x0(self(x_t, t, cond), x_t, *self._scales(x_t, t))
+
+    def v(self, x_t: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+        """The expected velocity ``E[alpha z - sigma x_0 | x_t]``, ``[B, *]``."""
+        return v_from_x0(self(x_t, t, cond), x_t, *self._scales(x_t, t))
+
+    def _scales(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        alpha, sigma = self.schedule(t.to(device="cpu", dtype=torch.float64))
+        return expand_to(alpha, x_t), expand_to(sigma, x_t)
+
+
+class Denoiser(nn.Module, DenoiserBase):
+    """Network, preconditioning and schedule: ``x0_hat = c_skip x_t + c_out F(c_in x_t, c_noise, cond)``.
+
+    The coefficients are computed in float64 from ``t`` and cast to the dtype of ``x_t``. Only the network has
+    parameters; the keys of the state dict are ``network.*``.
+
+    Args:
+        network: ``F(x[B, *], c_noise[B], cond[B] | None) -> [B, *]``.
+        preconditioning: what ``F`` stands for.
+        schedule: the noise schedule.
+    """
+
+    def __init__(self, network: nn.Module, preconditioning: Preconditioning, schedule: Schedule) -> None:
+        super().__init__()
+        self.network = network
+        self.preconditioning = preconditioning
+        self.schedule = schedule
+        self.event_shape: tuple[int, ...] | None = getattr(network, "event_shape", None)
+
+    def forward(self, x_t: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+        c = self.preconditioning(*self.schedule(t.to(device="cpu", dtype=torch.float64)))
+        c_noise = expand_to(c.c_noise, x_t).flatten()
+        output = self.network(expand_to(c.c_in, x_t) * x_t, c_noise, cond)
+        return expand_to(c.c_skip, x_t) * x_t + expand_to(c.c_out, x_t) * output
+
+
+class OracleDenoiser(DenoiserBase):
+    """The exact denoiser of a known data distribution.
+
+    Args:
+        oracle: the distribution.
+        schedule: the noise schedule.
+
+    Raises:
+        ValueError: if called with class labels, which the distribution does not know.
+    """
+
+    def __init__(self, oracle: Oracle, schedule: Schedule) -> None:
+        self.oracle = oracle
+        self.schedule = schedule
+        self.event_shape = oracle.event_shape
+
+    def __call__(self, x_t: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+        if cond is not None:
+            raise ValueError("cond was given, but an oracle has no classes: call it with cond=None")
+        return self.oracle.posterior_mean(x_t, *self.schedule(t.to(device="cpu", dtype=torch.float64)))

@@ -1,0 +1,131 @@
+r"""What the network predicts, as four coefficients.
+
+Every parameterisation of the denoiser is
+
+.. math:: \hat x_0 = c_{skip} x_t + c_{out} F(c_{in} x_t, c_{noise}),
+
+so the network ``F`` sees an input of about unit variance and the noise level
+``c_noise = log(sigma / alpha) / 4`` (about -2.5 to 1.5), never a raw scale. The classes differ in what ``F``
+stands for. For data of unit variance ``c_in = 1 / sqrt(alpha^2 + sigma^2)``, which is 1 for
+variance-preserving schedules.
+
+References:
+    T. Karras, M. Aittala, T. Aila, S. Laine, "Elucidating the Design Space of Diffusion-Based Generative
+    Models", 2022, https://arxiv.org/abs/2206.00364, section 5 and table 1.
+"""
+
+from abc import ABC, abstractmethod
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from scoreexp.core.types import PositiveFloat
+
+
+class Coefficients(NamedTuple):
+    """``x0_hat = c_skip x_t + c_out F(c_in x_t, c_noise)``; each ``[B]``."""
+
+    c_skip: Tensor
+    c_out: Tensor
+    c_in: Tensor
+    c_noise: Tensor
+
+
+class Preconditioning(ABC):
+    """Maps the scales ``alpha[B]`` and ``sigma[B]`` (both > 0) to the four coefficients, in their dtype."""
+
+    @abstractmethod
+    def __call__(self, alpha: Tensor, sigma: Tensor) -> Coefficients: ...
+
+
+def _noise_level(alpha: Tensor, sigma: Tensor) -> Tensor:
+    return (sigma / alpha).log() / 4
+
+
+class EpsPrediction(Preconditioning):
+    """``F`` is the noise ``eps = (x_t - alpha x_0) / sigma``.
+
+    Reference: J. Ho, A. Jain, P. Abbeel, "Denoising Diffusion Probabilistic Models", 2020,
+    https://arxiv.org/abs/2006.11239.
+    """
+
+    def __call__(self, alpha: Tensor, sigma: Tensor) -> Coefficients:
+        return Coefficients(
+            1 / alpha, -sigma / alpha, 1 / torch.hypot(alpha, sigma), _noise_level(alpha, sigma)
+        )
+
+
+class ScorePrediction(Preconditioning):
+    """``F`` is the scaled score ``sigma grad log p_t(x_t)``, which is ``-eps``.
+
+    The division by sigma that score networks carry on their output is ``c_out`` here.
+
+    Reference: Y. Song et al., "Score-Based Generative Modeling through Stochastic Differential Equations",
+    2021, https://arxiv.org/abs/2011.13456.
+    """
+
+    def __call__(self, alpha: Tensor, sigma: Tensor) -> Coefficients:
+        return Coefficients(
+            1 / alpha, sigma / alpha, 1 / torch.hypot(alpha, sigma), _noise_level(alpha, sigma)
+        )
+
+
+class X0Prediction(Preconditioning):
+    """``F`` is the clean data ``x_0`` itself."""
+
+    def __call__(self, alpha: Tensor, sigma: Tensor) -> Coefficients:
+        zero, one = torch.zeros_like(alpha), torch.ones_like(alpha)
+        return Coefficients(zero, one, 1 / torch.hypot(alpha, sigma), _noise_level(alpha, sigma))
+
+
+class VPrediction(Preconditioning):
+    """``F`` is the velocity ``(alpha eps - sigma x_0) / sqrt(alpha^2 + sigma^2)``.
+
+    For variance-preserving schedules this is ``v = alpha eps - sigma x_0``; for others the root keeps it at
+    unit scale.
+
+    Reference: T. Salimans, J. Ho, "Progressive Distillation for Fast Sampling of Diffusion Models", 2022,
+    https://arxiv.org/abs/2202.00512, appendix D.
+    """
+
+    def __call__(self, alpha: Tensor, sigma: Tensor) -> Coefficients:
+        norm = torch.hypot(alpha, sigma)
+        return Coefficients(alpha / norm**2, -sigma / norm, 1 / norm, _noise_level(alpha, sigma))
+
+
+class EDMPrediction(Preconditioning):
+    r"""``F`` has unit variance and amplifies its errors least, for data of standard deviation ``sigma_data``.
+
+    With ``r = sigma / alpha`` the EDM coefficients of ``x_t / alpha`` are
+
+    .. math:: c_{skip} = \frac{\sigma_d^2}{r^2 + \sigma_d^2}, \quad
+              c_{out} = \frac{r \sigma_d}{\sqrt{r^2 + \sigma_d^2}}, \quad
+              c_{in} = \frac{1}{\sqrt{r^2 + \sigma_d^2}} .
+
+    Reference: T. Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models", 2022,
+    https://arxiv.org/abs/2206.00364, table 1.
+
+    Args:
+        sigma_data: standard deviation of the data, > 0, in units of the [-1, 1] range.
+
+    Raises:
+        ValueError: if ``sigma_data`` is not positive.
+    """
+
+    def __init__(self, sigma_data: PositiveFloat = 0.5) -> None:
+        if not sigma_data > 0:
+            raise ValueError(
+                f"sigma_data={sigma_data}: choose a standard deviation > 0 (0.5 for images in [-1, 1])"
+            )
+        self.sigma_data = sigma_data
+
+    def __call__(self, alpha: Tensor, sigma: Tensor) -> Coefficients:
+        data = self.sigma_data * alpha
+        norm = torch.hypot(data, sigma)
+        return Coefficients(
+            self.sigma_data * data / norm**2,
+            self.sigma_data * sigma / norm,
+            1 / norm,
+            _noise_level(alpha, sigma),
+        )

@@ -1,0 +1,1 @@
+"""What a model knows: likelihoods and checks of a trained score model."""

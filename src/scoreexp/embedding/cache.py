@@ -1,0 +1,265 @@
+"""Solved score fields of images, kept on disk: one file per image under a key of everything they depend on.
+
+The key is a hash of the pixels, of every parameter of the precomputation, and of the source text of
+``scoreexp.numerics.fokker_planck`` and of the solver, so a changed solver never meets an old file. Files are zip archives
+whose checksums are compared when they are read; a file that is damaged, cut short or not one of ours is reported and
+solved anew. Fields with values that are not finite are never written.
+"""
+
+import hashlib
+import inspect
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from filelock import FileLock
+
+import scoreexp.numerics.fokker_planck
+from scoreexp.core.streams import stream_seed
+from scoreexp.data.errors import DataError
+from scoreexp.embedding.transport import ImageEmbedding
+from scoreexp.numerics.fokker_planck import ScoreField, ScorePrecomputation
+from scoreexp.system.atomic import atomic_write, clear_orphans
+from scoreexp.system.untrusted import require_stored
+
+FORMAT = 1
+_ARRAYS = (
+    "times",
+    "log_p",
+    "score",
+    "kept",
+    "step_times",
+    "iterations",
+    "residuals",
+    "linear_iterations",
+)
+_PER_IMAGE_AXIS = {"log_p": 1, "score": 1, "iterations": 1, "residuals": 2, "linear_iterations": 1}
+_PIXELS_AT_ONCE = 2**16
+
+
+class Solved(NamedTuple):
+    """The fields of some consecutive images.
+
+    Attributes:
+        fields: one per image, without the batch axis, ``log_p`` and ``score`` float32.
+        cached: whether each was read from the cache; its seconds are those of its solution.
+        problems: one line for each file that was there but not to be trusted.
+    """
+
+    fields: list[ScoreField]
+    cached: list[bool]
+    problems: list[str]
+
+
+@lru_cache
+def code_version(solver: type) -> str:
+    """Hash of the source files of ``scoreexp.numerics.fokker_planck`` and of the solver's own module."""
+    files = set(Path(scoreexp.numerics.fokker_planck.__file__).parent.glob("*.py"))
+    files.add(Path(inspect.getfile(solver)))
+    digest = hashlib.blake2b(digest_size=16)
+    for path in sorted(files, key=lambda path: path.name):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+def image_hash(image: np.ndarray) -> str:
+    """Hash of the values, shape and type of an image."""
+    digest = hashlib.blake2b(f"{image.dtype.str}{image.shape}".encode(), digest_size=16)
+    digest.update(np.ascontiguousarray(image).tobytes())
+    return digest.hexdigest()
+
+
+def field_key(image: np.ndarray, embedding: ImageEmbedding, seed: int) -> str:
+    """The name of the score field of ``image[H, W, C]``: 32 hexadecimal digits.
+
+    ``seed`` counts only where the starting density is drawn at random.
+
+    Raises:
+        DataError: if the precomputation has a drift, a function that no key can tell from another.
+    """
+    p = embedding.precomputation
+    if p.drift is not None:
+        raise DataError("score fields with a drift cannot be cached: set embedding.cache=null")
+    moments = np.union1d(p.times, (p.times[1:] + p.times[:-1]) / 2).tolist()
+    parameters = {
+        "format": FORMAT,
+        "code": code_version(ScorePrecomputation if p.solver == "auto" else type(p.solver)),
+        "image": image_hash(image),
+        "g": [float(p.g(t)) for t in moments] if callable(p.g) else float(p.g),
+        "times": p.times.tolist(),
+        "kept": embedding.kept,
+        "initial_density": p.initial_density,
+        "boundary": p.boundary,
+        "solver": repr(p.solver),
+        "tol": p.tol,
+        "max_iter": p.max_iter,
+        "spacing": p.spacing,
+        "seed": seed if p.initial_density == "sampled_kde" else None,
+    }
+    return hashlib.blake2b(json.dumps(parameters, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def cache_file(folder: Path, key: str) -> Path:
+    """Where the field of this key lies."""
+    return folder / key[:2] / f"{key}.npz"
+
+
+def write_field(path: Path, key: str, field: ScoreField) -> None:
+    """Write a field, whole or not at all.
+
+    Raises:
+        DataError: if it has values that are not finite, or the folder cannot be written to.
+    """
+    if not (np.isfinite(field.log_p).all() and np.isfinite(field.score).all()):
+        raise DataError(f"the score field {key} has values that are not finite: it is not written")
+    description = {
+        "format": FORMAT,
+        "key": key,
+        "solver": field.solver,
+        "boundary": field.boundary,
+        "tol": field.tol,
+        "seconds": field.seconds,
+    }
+    arrays = {name: getattr(field, name) for name in _ARRAYS}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.parent / "lock"):  # so a half-written file beside it was left by a killed process
+            clear_orphans(path.parent, f"*{path.suffix}")
+            with atomic_write(path) as temporary:
+                np.savez(temporary, description=np.array(json.dumps(description)), **arrays)
+    except OSError as error:
+        raise DataError(
+            f"cannot write the score field {path} ({error.strerror or error}): set embedding.cache to a writable "
+            "folder, or null for none"
+        ) from error
+
+
+def read_field(path: Path, key: str) -> ScoreField:
+    """Read a field.
+
+    Raises:
+        DataError: one line that says why the file is not to be trusted.
+    """
+    try:
+        require_stored(path)
+        with np.load(path, allow_pickle=False) as archive:
+            description: dict[str, Any] = json.loads(str(archive["description"]))
+            arrays = {name: archive[name] for name in _ARRAYS}
+        if description["format"] != FORMAT or description["key"] != key:
+            raise DataError(f"the score field {path} belongs to other data or parameters")
+        field = ScoreField(
+            **arrays,
+            solver=str(description["solver"]),
+            boundary=str(description["boundary"]),
+            tol=float(description["tol"]),
+            seconds={str(k): float(v) for k, v in description["seconds"].items()},
+        )
+        _require_whole(field)
+    except DataError:
+        raise
+    except Exception as e:  # numpy and zipfile raise a dozen types for a bad file
+        reason = (str(e).splitlines() or [type(e).__name__])[0][:100]
+        raise DataError(f"the score field {path} is damaged or not one ({reason})") from e
+    if not (np.isfinite(field.log_p).all() and np.isfinite(field.score).all()):
+        raise DataError(f"the score field {path} has values that are not finite")
+    return field
+
+
+def _require_whole(field: ScoreField) -> None:
+    steps, axes = len(field.step_times), field.log_p.shape[1:-2]
+    shapes = {
+        "score": (*field.log_p.shape[:-2], 2, *field.log_p.shape[-2:]),
+        "kept": (len(field.log_p),),
+        "times": (len(field.log_p),),
+        "iterations": (steps, *axes),
+        "residuals": (steps, *field.residuals.shape[1:2], *axes),
+        "linear_iterations": (steps, *axes),
+    }
+    for name, shape in shapes.items():
+        if getattr(field, name).shape != shape:
+            raise ValueError(f"{name} has shape {getattr(field, name).shape} instead of {shape}")
+    for name in _ARRAYS:
+        kinds = "iu" if name in ("kept", "iterations", "linear_iterations") else "f"
+        if getattr(field, name).dtype.kind not in kinds:
+            raise ValueError(f"{name} has values of type {getattr(field, name).dtype}")
+
+
+def solve_fields(
+    images: np.ndarray, embedding: ImageEmbedding, *, seed: int, done: Callable[[int], None] = lambda n: None
+) -> Iterator[Solved]:
+    """Score fields of ``images[N, H, W, C]`` in [0, 1], from the cache or solved, some images at a time.
+
+    Each solved field is written before the next is begun, so an interrupted run goes on where it stopped. The
+    positions of ``sampled_kde`` are drawn from a stream of (seed, image).
+
+    Args:
+        images: pixel values.
+        embedding: names the precomputation, the kept steps and the cache.
+        seed: names the random starting densities.
+        done: called with the number of images finished since its last call.
+
+    Raises:
+        DataError: if an image cannot be solved to finite values.
+        ValueError: if an image is outside [0, 1] or too small, or the parameters do not fit the solver.
+    """
+    sampled = embedding.precomputation.initial_density == "sampled_kde"
+    at_once = 1 if sampled else max(1, _PIXELS_AT_ONCE // int(np.prod(images.shape[1:3])))
+    folder = None if embedding.cache is None else Path(embedding.cache).expanduser()
+    for first in range(0, len(images), at_once):
+        part = images[first : first + at_once]
+        keys = [None if folder is None else field_key(image, embedding, seed) for image in part]
+        fields: dict[int, ScoreField] = {}
+        problems = []
+        for i, key in enumerate(keys):
+            if folder is None or key is None or not (path := cache_file(folder, key)).exists():
+                continue
+            try:
+                fields[i] = read_field(path, key)
+            except DataError as error:
+                problems.append(f"{error}: solved anew")
+        cached = [i in fields for i in range(len(part))]
+        missing = [i for i in range(len(part)) if i not in fields]
+        if missing:
+            rng = None
+            if sampled:
+                rng = np.random.default_rng(stream_seed(seed, "initial density", image_hash(part[0])))
+            solution = embedding.precomputation(part[missing], keep=embedding.kept, rng=rng, dtype=np.float32)
+            for i, field in zip(missing, _separate(solution)):
+                if not (np.isfinite(field.log_p).all() and np.isfinite(field.score).all()):
+                    raise DataError(
+                        f"the score field of image {first + i} has values that are not finite: take smaller steps or "
+                        "another embedding.precomputation.solver"
+                    )
+                if folder is not None and (key := keys[i]) is not None:
+                    write_field(cache_file(folder, key), key, field)
+                fields[i] = field
+        done(len(part))
+        yield Solved([fields[i] for i in range(len(part))], cached, problems)
+
+
+def _separate(batch: ScoreField) -> list[ScoreField]:
+    """One field per image; each bears an equal share of the seconds."""
+    count = batch.log_p.shape[1]
+
+    def part(i: int) -> ScoreField:
+        own: dict[str, Any] = {
+            name: np.take(getattr(batch, name), i, axis) for name, axis in _PER_IMAGE_AXIS.items()
+        }
+        return replace(batch, **own, seconds={stage: value / count for stage, value in batch.seconds.items()})
+
+    return [part(i) for i in range(count)]
+
+
+def stacked(fields: list[ScoreField]) -> ScoreField:
+    """One field of several images, as if they had been solved together; their seconds add up."""
+    all_images: dict[str, Any] = {
+        name: np.stack([getattr(field, name) for field in fields], axis)
+        for name, axis in _PER_IMAGE_AXIS.items()
+    }
+    stages = sorted({stage for field in fields for stage in field.seconds})
+    seconds = {stage: sum(field.seconds.get(stage, 0.0) for field in fields) for stage in stages}
+    return replace(fields[0], **all_images, seconds=seconds)

@@ -1,0 +1,1 @@
+"""Figures: images, points in the plane, image-plane score fields."""

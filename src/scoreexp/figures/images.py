@@ -1,0 +1,157 @@
+"""Pictures of results: drawn from arrays, written to a file, never shown on a screen.
+
+They do without pyplot, which would choose a backend for the whole process and keep every figure until it is closed.
+"""
+
+import contextlib
+import gc
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image
+from torch import Tensor
+
+from scoreexp.core.ranges import to_uint8
+from scoreexp.metrics import psnr, ssim
+from scoreexp.system.atomic import atomic_write
+
+
+def save_figure(figure: Figure, path: str | Path, dpi: int = 110) -> None:
+    """Write ``figure`` to ``path`` whole or not at all."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary, dpi=dpi)
+
+
+def _pixels(image: Tensor) -> np.ndarray:
+    """``[C, H, W]`` in [0, 1] as ``[H, W, 3]`` or ``[H, W]`` bytes."""
+    array = np.moveaxis(np.asarray(to_uint8(image)), 0, -1)
+    return array[..., 0] if array.shape[-1] == 1 else array
+
+
+@contextlib.contextmanager
+def freed_at_once() -> Iterator[None]:
+    """Free a figure that is drawn and written inside; around a whole function, as its decorator.
+
+    A figure is a web of cycles, which Python would leave until some 100,000 objects have gathered, a dozen evaluations
+    later. Without automatic collections nothing in here leaves the youngest generations, which are quick to search.
+    """
+    automatic = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.collect(0)  # frees the frames that the errors of matplotlib's label parser keep, and with them
+        gc.collect(1)  # the figure that these hold
+        if automatic:
+            gc.enable()
+
+
+@freed_at_once()
+def denoising_strip(rows: Sequence[Sequence[Tensor]], path: str | Path, title: str = "") -> None:
+    """Rows of pictures ``clean, noisy, intermediate ..., denoised`` with PSNR and SSIM against the clean one.
+
+    Args:
+        rows: for each picture its states ``[C, H, W]`` in [0, 1]; the first is the clean one.
+        path: the PNG to write.
+        title: shown above.
+    """
+    count, side, gap, line = len(rows[0]), 1.8, 0.08, 0.42  # inches
+    width, height = count * (side + gap) + gap, len(rows) * (side + line) + 0.35
+    figure = Figure(figsize=(width, height))
+    for r, states in enumerate(rows):
+        for k, state in enumerate(states):
+            left, bottom = gap + k * (side + gap), height - 0.35 - (r + 1) * (side + line) + gap
+            axis = figure.add_axes((left / width, bottom / height, side / width, side / height))
+            axis.imshow(_pixels(state), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+            axis.set_axis_off()
+            label = {0: "clean", 1: "noisy", count - 1: "denoised"}.get(k, f"intermediate {k - 1}")
+            if k:
+                pair = state[None], states[0][None]
+                label += f"\n{float(psnr(*pair)):.1f} dB"
+                if min(state.shape[-2:]) >= 11:
+                    label += f", SSIM {float(ssim(*pair)):.3f}"
+            figure.text(
+                (left + side / 2) / width, (bottom + side + 0.05) / height, label, ha="center", fontsize=9
+            )
+    figure.text(0.5, 1 - 0.2 / height, title, ha="center", fontsize=10)
+    save_figure(figure, path)
+
+
+def save_pixels(image: Tensor, path: str | Path) -> None:
+    """Write a picture ``[C, H, W]`` in [0, 1] as a PNG of its own size, whole or not at all."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as temporary:
+        Image.fromarray(_pixels(image)).save(temporary)
+
+
+@freed_at_once()
+def image_grid(images: Tensor, path: str | Path, title: str = "") -> None:
+    """A near-square grid of ``images[B, C, H, W]`` in [0, 1]."""
+    columns = math.ceil(math.sqrt(len(images)))
+    rows = math.ceil(len(images) / columns)
+    figure = Figure(figsize=(1.3 * columns, 1.3 * rows + 0.3), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for axis, image in zip(axes.flat, images, strict=False):
+        axis.imshow(_pixels(image), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+    figure.suptitle(title, fontsize=10)
+    save_figure(figure, path)
+
+
+@freed_at_once()
+def curves(
+    rows: Sequence[Mapping[str, float]],
+    names: Sequence[str],
+    path: str | Path,
+    *,
+    ylabel: str,
+    log: bool = False,
+    targets: Mapping[str, float] | None = None,
+) -> bool:
+    """Plot columns ``names`` of a metrics table against the step; returns whether there was anything to plot.
+
+    Args:
+        rows: the table, one mapping per logged step, with the key ``step``.
+        names: columns to plot; absent ones are left out.
+        path: the PNG to write.
+        ylabel: label of the vertical axis.
+        log: logarithmic vertical axis.
+        targets: horizontal lines, label to value.
+    """
+    present = [name for name in names if any(name in row for row in rows)]
+    if not present:
+        return False
+    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
+    axis = figure.subplots()
+    for name in present:
+        points = [(row["step"], row[name]) for row in rows if name in row]
+        axis.plot(
+            *zip(*points, strict=True), marker="o" if len(points) < 40 else None, ms=3, lw=1.2, label=name
+        )
+    for label, value in (targets or {}).items():
+        axis.axhline(value, color="gray", lw=0.8, ls="--", label=f"{label} {value:g}")
+    if log:
+        axis.set_yscale("log")
+    axis.set(xlabel="step", ylabel=ylabel)
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=8)
+    save_figure(figure, path)
+    return True
+
+
+@freed_at_once()
+def comparison(pictures: Sequence[np.ndarray], titles: Sequence[str], path: str | Path) -> None:
+    """Pictures ``[H, W, C]`` in [0, 1] side by side."""
+    figure = Figure(figsize=(4.2 * len(pictures), 4.5), layout="constrained")
+    axes = figure.subplots(1, len(pictures), squeeze=False)
+    for axis, picture, title in zip(axes.flat, pictures, titles, strict=True):
+        shown = picture[..., 0] if picture.shape[-1] == 1 else picture
+        axis.imshow(np.clip(shown, 0, 1), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        axis.set_title(title)
+        axis.set_axis_off()
+    save_figure(figure, path)

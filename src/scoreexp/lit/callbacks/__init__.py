@@ -1,0 +1,13 @@
+"""Lightning callbacks: evaluation by denoising, stopping, checkpoints, timing, progress, signals."""
+
+from scoreexp.lit.callbacks.budget import StopAtBudget as StopAtBudget
+from scoreexp.lit.callbacks.checkpoints import Checkpoints as Checkpoints
+from scoreexp.lit.callbacks.distribution_monitor import DistributionMonitor as DistributionMonitor
+from scoreexp.lit.callbacks.langevin_study import LangevinStudy as LangevinStudy
+from scoreexp.lit.callbacks.monitor import DenoisingMonitor as DenoisingMonitor
+from scoreexp.lit.callbacks.points_monitor import PointsMonitor as PointsMonitor
+from scoreexp.lit.callbacks.progress import TrainingProgress as TrainingProgress
+from scoreexp.lit.callbacks.signals import Interrupted as Interrupted
+from scoreexp.lit.callbacks.signals import StopOnSignal as StopOnSignal
+from scoreexp.lit.callbacks.stopping import StopOnTarget as StopOnTarget
+from scoreexp.lit.callbacks.timing import StageTimer as StageTimer

@@ -1,0 +1,294 @@
+"""Measure how far generated pictures are from real ones, during training."""
+
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from scoreexp.core.errors import UserError
+from scoreexp.core.ranges import to_uint8, to_unit
+from scoreexp.core.streams import ImageStreams
+from scoreexp.core.types import NonNegativeInt, PositiveFloat, PositiveInt
+from scoreexp.data.module import DataModule
+from scoreexp.data.split import Split, SplitName
+from scoreexp.denoisers.denoiser import DenoiserBase
+from scoreexp.figures.images import image_grid
+from scoreexp.lit.module import ScoreModule
+from scoreexp.metrics import (
+    FeatureExtractor,
+    FrechetDistance,
+    KernelDistance,
+    MetricValue,
+    MissingWeightsError,
+    PrecisionRecall,
+    Reference,
+    SampleMetric,
+    SlicedWasserstein,
+    make_reference,
+    metric_name,
+    split_digest,
+    split_images,
+)
+from scoreexp.samplers import Sampler, SampleResult, start_from_prior
+from scoreexp.system.atomic import atomic_write
+
+SAMPLE_METRICS: dict[str, type[SampleMetric]] = {
+    "frechet": FrechetDistance,
+    "kernel": KernelDistance,
+    "precision_recall": PrecisionRecall,
+    "sliced_wasserstein": SlicedWasserstein,
+}
+GRID = 64  # pictures in an overview
+
+_log = logging.getLogger(__name__)
+
+
+class TooFewPicturesError(UserError):
+    """Generated pictures cannot be compared with a single real one."""
+
+
+def draw_samples(
+    model: DenoiserBase,
+    sampler: Sampler,
+    seeds: Sequence[int],
+    *,
+    num_classes: int | None,
+    device: torch.device | str,
+) -> SampleResult:
+    """One sample per seed, whatever the batch it is drawn in; of a model with classes that of label ``seed % classes``."""
+    if model.event_shape is None:
+        raise UserError("the model does not say of what shape its samples are: load it from a checkpoint")
+    streams = ImageStreams(seeds)
+    cond = (
+        None if num_classes is None else torch.tensor([seed % num_classes for seed in seeds], device=device)
+    )
+    start = start_from_prior(model, model.event_shape, streams, device=device)
+    return sampler(model, start, streams=streams, cond=cond)
+
+
+def real_samples(data: DataModule, split: SplitName, n: int | None) -> tuple[Split, np.ndarray]:
+    """A split and the positions of the samples that generated ones are compared with: the first n, or all.
+
+    Of the training split only the samples that are trained on count.
+    """
+    chosen = data.split(split)
+    positions = data.train_positions if split == "train" else np.arange(len(chosen))
+    return chosen, positions[:n]
+
+
+def data_recipe(data: DataModule, split: Split, positions: np.ndarray) -> str:
+    """The data set, its shape and a digest of the chosen samples."""
+    shape = " x ".join(str(side) for side in data.event_shape)
+    return f"{type(data).__name__}, {shape}, {split_digest(split, positions)}"
+
+
+def reference_of(
+    data: DataModule, extractor: FeatureExtractor, split: SplitName, n: int | None, *, keep_features: bool
+) -> Reference:
+    """Features of real pictures, kept in the data set's own cache folder if it has one.
+
+    Raises:
+        TooFewPicturesError: there are fewer than two pictures.
+    """
+    chosen, positions = real_samples(data, split, n)
+    if len(positions) < 2:
+        raise TooFewPicturesError(
+            f"generated pictures are to be compared with {len(positions)} real one(s) of the {split} split: "
+            "at least 2 are needed, take other data (data.crop=random for photographs)"
+        )
+    cache = data.cache or (None if data.root is None else data.root / ".scoreexp-cache")
+    return make_reference(
+        lambda: split_images(chosen, positions),
+        extractor,
+        n=len(positions),
+        split=split,
+        recipe=data_recipe(data, chosen, positions),
+        keep_features=keep_features,
+        cache=cache,
+    )
+
+
+class DistributionMonitor(pl.Callback):
+    """Log a distance between generated and real pictures, such as ``val/frechet_random_conv_500``.
+
+    The pictures are those of the seeds ``first_seed ... first_seed + n - 1`` drawn with the weights that validation
+    uses (the averaged ones if there are), so every measurement starts from the same noise, and
+    ``python -m scoreexp.evaluate`` gives the same value for the same seeds and sampler. It happens inside of an
+    evaluation, the first after an interval has passed and the one after the last step, and counts as evaluation
+    in the times of a run. On several devices each draws its share; the value does not depend on their number.
+
+    A model with classes draws the label ``seed % classes``. The weights of a published network may be missing: training
+    goes on without the metric, and the log says at its beginning and end that it was not run.
+
+    Args:
+        sampler: how pictures are drawn.
+        features: makes the extractor (a Hydra ``_partial_``); only that of the published Inception network makes
+            the value an FID or KID.
+        folder: where the overview of each measurement and the last values with their cards (``values.json``) go.
+        metric: what is measured, see ``scoreexp.metrics``.
+        n: number of generated pictures.
+        first_seed: of the generated pictures.
+        split: what they are compared with.
+        reference_n: compare with the first n pictures of it only; null is all.
+        batch_size: pictures drawn at once per device; does not change them.
+        every_n_steps: steps between measurements; with neither interval every evaluation measures.
+        every_n_seconds: seconds between measurements, those of evaluation included.
+
+    Raises:
+        ValueError: if a value is outside its domain.
+    """
+
+    def __init__(
+        self,
+        *,
+        sampler: Sampler,
+        features: Callable[[], FeatureExtractor],
+        folder: str,
+        metric: Literal["frechet", "kernel", "precision_recall", "sliced_wasserstein"] = "frechet",
+        n: PositiveInt = 500,
+        first_seed: NonNegativeInt = 0,
+        split: Literal["train", "val", "test"] = "train",
+        reference_n: PositiveInt | None = None,
+        batch_size: PositiveInt = 64,
+        every_n_steps: PositiveInt | None = None,
+        every_n_seconds: PositiveFloat | None = None,
+    ) -> None:
+        if metric not in SAMPLE_METRICS:
+            raise ValueError(f"distribution metric is {metric!r}: allowed are {', '.join(SAMPLE_METRICS)}")
+        if split not in ("train", "val", "test"):
+            raise ValueError(f"distribution split is {split!r}: allowed are train, val and test")
+        at_least: tuple[tuple[str, int | None, int], ...] = (
+            ("n", n, 2),
+            ("first_seed", first_seed, 0),
+            ("reference_n", reference_n, 2),
+            ("batch_size", batch_size, 1),
+            ("every_n_steps", every_n_steps, 1),
+        )
+        for name, value, lowest in at_least:
+            if value is not None and value < lowest:
+                raise ValueError(f"distribution {name} is {value}: allowed is {lowest} or more")
+        if every_n_seconds is not None and not every_n_seconds > 0:
+            raise ValueError(f"distribution every_n_seconds is {every_n_seconds}: allowed is > 0")
+        self.sampler, self.features, self.folder = sampler, features, Path(folder)
+        self.metric, self.n, self.first_seed = metric, n, first_seed
+        self.split: SplitName = split
+        self.reference_n, self.batch_size = reference_n, batch_size
+        self.every_n_steps, self.every_n_seconds = every_n_steps, every_n_seconds
+        self.not_run: str | None = None
+        self._measured_at: int | None = None
+        self._since = time.monotonic()
+        self._collector: SampleMetric | None = None
+
+    @property
+    def names(self) -> list[str]:
+        """What is logged, without the prefix ``val/``; empty before ``setup`` and where weights are missing."""
+        if self._collector is None:
+            return []
+        kinds = ("precision", "recall") if self.metric == "precision_recall" else (self.metric,)
+        return [metric_name(kind, self._collector.extractor, self.n) for kind in kinds]
+
+    @property
+    def state_key(self) -> str:
+        return self._generate_state_key(metric=self.metric, n=self.n, split=self.split)
+
+    def state_dict(self) -> dict[str, Any]:
+        elapsed = 0.0 if self.every_n_seconds is None else time.monotonic() - self._since
+        return {"measured_at": self._measured_at, "elapsed": elapsed}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._measured_at = state_dict["measured_at"]
+        self._since = time.monotonic() - state_dict["elapsed"]
+
+    def setup(self, trainer: pl.Trainer, pl_module: ScoreModule, stage: str) -> None:
+        if self._collector is not None or stage not in ("fit", "validate"):
+            return
+        shape = pl_module.denoiser.event_shape
+        if len(shape or ()) != 3:
+            raise UserError(
+                f"callbacks.distribution compares pictures, but samples have the shape {shape}: set callbacks=points"
+            )
+        extractor: FeatureExtractor | None = None
+        reason = "its weights are missing on another device"
+        try:
+            extractor = self.features()
+        except MissingWeightsError as error:
+            reason = str(error)
+        if trainer.strategy.reduce_boolean_decision(extractor is None, all=False) or extractor is None:
+            self.not_run = reason
+            self._say_not_run(trainer)
+            return
+        device = trainer.strategy.root_device
+        data: DataModule = trainer.datamodule  # type: ignore[attr-defined]
+        moments_only = self.metric == "frechet"
+        reference = reference_of(
+            data, extractor.to(device), self.split, self.reference_n, keep_features=not moments_only
+        )
+        self._collector = SAMPLE_METRICS[self.metric](extractor, reference, self.n)
+        if device.type != "mps":  # which has no double precision
+            self._collector.to(device)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.not_run is not None:
+            self._say_not_run(trainer)
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: ScoreModule) -> None:
+        collector = self._collector
+        if collector is None or trainer.sanity_checking or not self._is_due(trainer):
+            return
+        collector.reset()
+        shown: list[Tensor] = []
+        for numbers, images in self._pictures(trainer, pl_module):
+            collector.update(images, index=numbers)
+            shown += images[: max(0, GRID - len(shown))].cpu()
+        values = collector.results()
+        collector.reset()
+        for value in values:
+            pl_module.log(f"val/{value.name}", value.value)
+        pl_module.log("step", float(trainer.global_step))
+        self._measured_at, self._since = trainer.global_step, time.monotonic()
+        if trainer.is_global_zero:
+            self._write(trainer.global_step, values, shown)
+
+    def _is_due(self, trainer: pl.Trainer) -> bool:
+        step, steps, seconds = trainer.global_step, self.every_n_steps, self.every_n_seconds
+        if self._measured_at == step:
+            return False
+        due = (
+            (steps is None and seconds is None)
+            or (trainer.state.fn != "fit" or trainer.should_stop or step == trainer.max_steps)
+            or (steps is not None and step - (self._measured_at or 0) >= steps)
+            or (seconds is not None and time.monotonic() - self._since >= seconds)
+        )
+        return trainer.strategy.reduce_boolean_decision(due, all=False)  # clocks differ between devices
+
+    def _pictures(self, trainer: pl.Trainer, pl_module: ScoreModule) -> Iterator[tuple[Tensor, Tensor]]:
+        """This device's share: numbers ``[B]`` and 8-bit pictures ``[B, C, H, W]``."""
+        mine = torch.arange(trainer.global_rank, self.n, trainer.world_size)
+        for numbers in mine.split(self.batch_size):
+            result = draw_samples(
+                pl_module.evaluation_denoiser,
+                self.sampler,
+                (self.first_seed + numbers).tolist(),
+                num_classes=pl_module.record.get("num_classes"),
+                device=pl_module.device,
+            )
+            yield numbers, to_uint8(to_unit(result.x))
+
+    def _write(self, step: int, values: Sequence[MetricValue], shown: Sequence[Tensor]) -> None:
+        title = f"step {step}: " + ", ".join(f"{value.name} {value.value:.4g}" for value in values)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        image_grid(torch.stack(list(shown)).float() / 255, self.folder / f"step_{step:07d}.png", title)
+        content = {"step": step, "values": [value.to_dict() for value in values]}
+        with atomic_write(self.folder / "values.json") as temporary:
+            temporary.write_text(json.dumps(content, indent=2) + "\n")
+
+    def _say_not_run(self, trainer: pl.Trainer) -> None:
+        if trainer.is_global_zero:
+            _log.warning("the %s distance of generated pictures is not run: %s", self.metric, self.not_run)

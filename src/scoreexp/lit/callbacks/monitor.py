@@ -1,0 +1,156 @@
+"""Denoise the same noisy pictures again and again during training: the metric that runs are stopped and compared on."""
+
+import shutil
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from scoreexp.core.batch import Batch
+from scoreexp.core.ranges import sigma_to_model, to_unit
+from scoreexp.core.streams import ImageStreams, stream_seed
+from scoreexp.core.types import NonNegativeInt, PositiveFloat, PositiveInt
+from scoreexp.denoisers.denoiser import DenoiserBase
+from scoreexp.figures.images import denoising_strip, save_pixels
+from scoreexp.lit.module import ScoreModule
+from scoreexp.metrics import MSE, PSNR, SSIM, GlobalSSIM
+from scoreexp.samplers import Sampler, SampleResult
+from scoreexp.schedules import Schedule
+from scoreexp.system.atomic import atomic_write
+
+CONFIRMED = ("ssim", "ssim_global")
+
+
+class DenoisingMonitor(pl.Callback):
+    """Log ``val/ssim``, ``val/ssim_global``, ``val/psnr``, ``val/mse`` of denoised validation pictures.
+
+    The observation is y = x + sigma z with z a function of (seed, picture index), the same at every evaluation; it is
+    not clipped. The sampler starts at the time at which the schedule has that noise level. ``val/ssim_confirmed``
+    and ``val/ssim_global_confirmed`` are the minima of the last ``confirm`` evaluations, logged once there are that many:
+    a single lucky evaluation does not count.
+
+    Args:
+        sampler: how pictures are denoised.
+        sigma: noise level of the observation, in units of the [0, 1] range (twice that in the model's [-1, 1]).
+        confirm: number of evaluations in a row that the confirmed values stand on.
+        folder: where the picture strips go, and in ``last/`` the first picture of the last evaluation, pixel by pixel.
+        pictures: pictures shown in a strip.
+        intermediate: states between noisy and denoised shown in a strip.
+        seed: names the noise.
+    """
+
+    def __init__(
+        self,
+        *,
+        sampler: Sampler,
+        folder: str,
+        sigma: PositiveFloat = 0.5,
+        confirm: PositiveInt = 2,
+        pictures: NonNegativeInt = 4,
+        intermediate: NonNegativeInt = 3,
+        seed: int = 0,
+    ) -> None:
+        if sigma <= 0:
+            raise ValueError(
+                f"monitor sigma is {sigma}: allowed is > 0, in units of the [0, 1] range; 0.1 to 0.5 are usual"
+            )
+        if confirm < 1:
+            raise ValueError(f"monitor confirm is {confirm}: allowed is 1 or more evaluations")
+        self.sampler, self.sigma, self.confirm, self.seed = sampler, sigma, confirm, seed
+        self.folder, self.pictures, self.intermediate = Path(folder), pictures, intermediate
+        self.metrics = {"mse": MSE(), "psnr": PSNR(), "ssim": SSIM(), "ssim_global": GlobalSSIM()}
+        self.recent = {name: deque[float](maxlen=confirm) for name in CONFIRMED}
+        self.best_ssim = -float("inf")
+        self._shown: list[list[Tensor]] = []
+        self._nfe = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"recent": {k: list(v) for k, v in self.recent.items()}, "best_ssim": self.best_ssim}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.recent = {k: deque(v, maxlen=self.confirm) for k, v in state_dict["recent"].items()}
+        self.best_ssim = state_dict["best_ssim"]
+
+    def require_reachable(self, schedule: Schedule) -> None:
+        """Refuse, before anything is trained, a noise level from which the sampler cannot start on ``schedule``."""
+        self.sampler.start(schedule, torch.zeros(1, 1), sigma_to_model(self.sigma))
+
+    def observe(self, x: Tensor, index: Tensor) -> Tensor:
+        """The noisy observation of clean pictures ``x[B, C, H, W]`` with data-set positions ``index[B]``."""
+        streams = ImageStreams([stream_seed(self.seed, "observation", i) for i in index.tolist()])
+        return x + sigma_to_model(self.sigma) * streams.normal(x)
+
+    def denoise(
+        self, model: DenoiserBase, y: Tensor, index: Tensor, cond: Tensor | None = None, keep: int = 0
+    ) -> SampleResult:
+        """The observations ``y[B, C, H, W]`` of pictures ``index[B]`` denoised; random samplers draw by (seed, picture)."""
+        start, t_start = self.sampler.start(model.schedule, y, sigma_to_model(self.sigma))
+        streams = ImageStreams([stream_seed(self.seed, "denoise", i) for i in index.tolist()])
+        return self.sampler(model, start, streams=streams, t_start=t_start, cond=cond, keep=keep)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.max_steps == trainer.global_step:  # the final weights are evaluated, whatever the interval
+            trainer.should_stop = True
+
+    def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._shown = []
+        for metric in self.metrics.values():
+            metric.to(pl_module.device).reset()
+
+    def on_validation_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: ScoreModule,
+        outputs: Any,
+        batch: Batch,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        model = pl_module.evaluation_denoiser
+        x, index = batch.x, batch.index
+        if not len(x):  # fewer pictures than devices
+            return
+        y = self.observe(x, index)
+        result = self.denoise(model, y, index, batch.cond, keep=self.intermediate + 2)
+        self._nfe = result.nfe
+        clean, denoised = to_unit(x), to_unit(result.x).clamp(0, 1)
+        for metric in self.metrics.values():
+            metric.update(denoised, clean)
+        if trainer.is_global_zero and len(self._shown) < self.pictures:
+            between = zip(result.trajectory[1:-1], result.times[1:-1].tolist(), strict=True)
+            states = [x, y, *(state / model.schedule.at(t)[0] for state, t in between), result.x]
+            for i in range(min(len(x), self.pictures - len(self._shown))):
+                self._shown.append([to_unit(state[i]).clamp(0, 1).cpu() for state in states])
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: ScoreModule) -> None:
+        values = {name: float(metric.compute()) for name, metric in self.metrics.items()}
+        if trainer.sanity_checking:
+            return
+        for name in CONFIRMED:
+            self.recent[name].append(values[name])
+            if len(self.recent[name]) == self.confirm:
+                values[f"{name}_confirmed"] = min(self.recent[name])
+        for name, value in values.items():
+            pl_module.log(f"val/{name}", value)
+        pl_module.log("val/nfe", float(self._nfe))
+        pl_module.log("step", float(trainer.global_step))
+        self._write_strips(trainer, values["ssim"])
+
+    def _write_strips(self, trainer: pl.Trainer, ssim: float) -> None:
+        if not (trainer.is_global_zero and self._shown):
+            return
+        title = f"step {trainer.global_step}, noise sigma = {self.sigma:g}, {self._nfe} network evaluations"
+        strip = self.folder / f"step_{trainer.global_step:07d}.png"
+        denoising_strip(self._shown, strip, title)
+        states = self._shown[0]
+        for name, state in {"clean": states[0], "noisy": states[1], "denoised": states[-1]}.items():
+            save_pixels(state, self.folder / "last" / f"{name}.png")
+        if ssim > self.best_ssim:
+            self.best_ssim = ssim
+            with atomic_write(self.folder / "best.png") as temporary:
+                shutil.copyfile(strip, temporary)

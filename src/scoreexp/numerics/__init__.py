@@ -1,0 +1,1 @@
+"""Numerical mathematics: linear algebra, differential equations, distributions with known scores."""

@@ -1,0 +1,122 @@
+"""Initial density and Fokker-Planck solve of a batch of images with one set of parameters."""
+
+from collections.abc import Callable, Iterable
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import ArrayLike, DTypeLike
+
+from scoreexp.core.types import PositiveFloat, PositiveInt
+from scoreexp.numerics.fokker_planck.field import ScoreField
+from scoreexp.numerics.fokker_planck.grid import Array
+from scoreexp.numerics.fokker_planck.initial import InitialDensity, initial_log_density
+from scoreexp.numerics.fokker_planck.problem import Boundary, Drift, Solver, StageClock
+from scoreexp.numerics.fokker_planck.solve import SolverName, make_solver, solve_log_density
+
+
+class GeometricDiffusion:
+    """g(t) = sigma^t, whose variance is int_0^t g^2 = (sigma^(2t) - 1) / (2 ln sigma)."""
+
+    def __init__(self, sigma: PositiveFloat = 5.0) -> None:
+        if not 0 < sigma < np.inf:
+            raise ValueError(f"sigma={sigma} must be positive and finite")
+        self.sigma = float(sigma)
+
+    def __call__(self, t: float) -> float:
+        return self.sigma**t
+
+
+class ScorePrecomputation:
+    """Score fields of images: ``initial_log_density`` of each, then one ``solve_log_density`` for all.
+
+    Args:
+        g: diffusion coefficient, a number or a callable of t.
+        horizon: last time T; the steps are T / steps.
+        steps: number of time steps N.
+        initial_density: how an image is read as a density.
+        boundary, solver, tol, max_iter: as for ``solve_log_density``.
+        solver_options: the parameters of a solver that is given by its name.
+        spacing: grid step; None puts the image on the unit square.
+        drift: f(points, t), or None.
+    """
+
+    def __init__(
+        self,
+        *,
+        g: PositiveFloat | Callable[[float], float] = 0.5,
+        horizon: PositiveFloat = 1.0,
+        steps: PositiveInt = 100,
+        initial_density: Literal["smoothed", "sampled_kde", "value_pairs"] = "smoothed",
+        boundary: Literal["neumann", "zero"] = "neumann",
+        solver: Literal["auto", "spectral", "factorised", "direct", "bicgstab", "gmres", "krylov_projection"]
+        | Solver = "spectral",
+        solver_options: dict[str, Any] | None = None,
+        tol: PositiveFloat = 1e-6,
+        max_iter: PositiveInt = 5,
+        spacing: PositiveFloat | None = None,
+        drift: Drift | None = None,
+    ) -> None:
+        if not 0 < horizon < np.inf or steps < 1:
+            raise ValueError(f"horizon={horizon} and steps={steps} must be positive")
+        if initial_density not in get_args(InitialDensity):
+            allowed = ", ".join(get_args(InitialDensity))
+            raise ValueError(f"initial_density {initial_density!r} is unknown: choose one of {allowed}")
+        self.g = g
+        self.times = np.linspace(0.0, horizon, steps + 1)
+        self.initial_density = initial_density
+        self.boundary: Boundary = boundary
+        if solver_options and (solver == "auto" or not isinstance(solver, str)):
+            raise ValueError(f"solver_options={solver_options} need a named solver other than 'auto'")
+        self.solver: SolverName | Solver
+        if solver == "auto" or not isinstance(solver, str):
+            self.solver = solver
+        else:
+            self.solver = make_solver(solver, **(solver_options or {}))
+        self.tol = tol
+        self.max_iter = max_iter
+        self.spacing = spacing
+        self.drift = drift
+
+    def initial(self, images: ArrayLike, rng: np.random.Generator | None = None) -> Array:
+        """Starting log-densities [B, H, W] (``value_pairs``: [B, C, H, W]) of images[B, H, W, C]."""
+        images = np.asarray(images)
+        if images.ndim != 4 or not len(images):
+            raise ValueError(f"images have shape {images.shape}: give [B, H, W, C] with at least one image")
+        return np.stack([initial_log_density(image, self.initial_density, rng=rng) for image in images])
+
+    def __call__(
+        self,
+        images: ArrayLike,
+        *,
+        keep: Iterable[int] | None = None,
+        rng: np.random.Generator | None = None,
+        dtype: DTypeLike = np.float64,
+    ) -> ScoreField:
+        """ScoreField of images[B, H, W, C] in [0, 1]; its seconds include ``initial_density``.
+
+        Args:
+            images: [B, H, W, C], values in [0, 1].
+            keep: indices of the times to keep; None keeps all N + 1.
+            rng: generator of the positions of ``sampled_kde``.
+            dtype: of the stored fields.
+
+        Raises ValueError for bad images and the errors of ``solve_log_density``.
+        """
+        clock = StageClock()
+        with clock("initial_density"):
+            log_p0 = self.initial(images, rng)
+        field = solve_log_density(
+            log_p0,
+            g=self.g,
+            times=self.times,
+            drift=self.drift,
+            boundary=self.boundary,
+            solver=self.solver,
+            tol=self.tol,
+            max_iter=self.max_iter,
+            spacing=self.spacing,
+            keep=keep,
+            dtype=dtype,
+        )
+        field.seconds.update(clock.seconds)
+        return field

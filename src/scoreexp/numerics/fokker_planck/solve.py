@@ -1,0 +1,262 @@
+"""``solve_log_density``: check the input, run a solver, collect its steps."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, fields
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import ArrayLike, DTypeLike, NDArray
+
+from scoreexp.numerics.fokker_planck.auto import fastest
+from scoreexp.numerics.fokker_planck.direct import Direct
+from scoreexp.numerics.fokker_planck.factorised import Factorised
+from scoreexp.numerics.fokker_planck.field import ScoreField
+from scoreexp.numerics.fokker_planck.grid import Array, Grid
+from scoreexp.numerics.fokker_planck.krylov import GMRES, BiCGSTAB, KrylovProjection
+from scoreexp.numerics.fokker_planck.problem import (
+    Boundary,
+    Diffusion,
+    Drift,
+    Problem,
+    Solver,
+    StageClock,
+    Step,
+)
+from scoreexp.numerics.fokker_planck.spectral import Spectral
+
+SolverName = Literal["auto", "spectral", "factorised", "direct", "bicgstab", "gmres", "krylov_projection"]
+SOLVERS: dict[str, type[Any]] = {
+    solver.name: solver for solver in (Spectral, Factorised, Direct, BiCGSTAB, GMRES, KrylovProjection)
+}
+
+
+@dataclass(frozen=True)
+class TimeSlice:
+    """One kept time of a solve: ``index`` among the given times, log_p [..., H, W], score [..., 2, H, W]."""
+
+    index: int
+    time: float
+    log_p: Array
+    score: Array
+
+
+def solve_log_density(
+    log_p0: ArrayLike,
+    *,
+    g: Diffusion,
+    times: ArrayLike,
+    drift: Drift | None = None,
+    boundary: Boundary = "neumann",
+    solver: SolverName | Solver = "spectral",
+    tol: float = 1e-6,
+    max_iter: int = 5,
+    spacing: float | tuple[float, float] | None = None,
+    keep: Iterable[int] | None = None,
+    dtype: DTypeLike = np.float64,
+) -> ScoreField:
+    """Solve the log-density Fokker-Planck equation of dx = f dt + g(t) dW from m_0 = log_p0:
+
+        m_t = -div f + (g^2/2) lap m - f . grad m + (g^2/2) |grad m|^2,    score = grad m.
+
+    The score is the central difference of log_p, with one-sided differences at the border: of second order
+    for ``neumann``, of first order for ``zero`` as in the published scheme.
+
+    Args:
+        log_p0: [..., H, W], finite, sides of at least 3; leading axes are batches.
+        g: diffusion coefficient, a positive number or a callable of t, smooth within each step.
+        times: [N + 1], strictly increasing; log_p0 belongs to the first.
+        drift: f(points[2, ...], t) -> [2, ...] in (row, column) components, or None.
+        boundary: "neumann" (no flux through the border; ``spectral`` and ``factorised`` keep the mass to round-off, the
+            schemes for log p up to their error) or "zero" (neighbours outside the grid are dropped, as published: it
+            pins m = 0, that is p = 1, there, so mass is not kept).
+        solver: a name (its defaults), "auto" for the fastest that is valid (the result names it), or an instance
+            that carries its own parameters, such as
+            ``Spectral("continuum")``.
+        tol: relative change at which the Picard iteration of a step stops.
+        max_iter: most Picard iterations per step.
+        spacing: grid step, or (row, column) steps; None puts the image on the unit square.
+        keep: indices of the times to keep (negative ones count from the end); None keeps all.
+        dtype: of the stored fields; solvers compute in float64.
+
+    Returns:
+        ScoreField; ``convergence_warning()`` tells whether every step met the tolerance.
+
+    Raises:
+        ValueError: bad input, or a solver that does not support the boundary or the drift.
+        PicardDivergence: the fixed-point iteration diverges (time steps too large).
+        LinearSolverFailure: a linear system is singular or its iterative solver failed.
+    """
+    clock = StageClock()
+    problem, method = _checked(log_p0, g, times, drift, boundary, solver, tol, max_iter, spacing, keep)
+    kept = np.array(sorted(problem.wanted))
+    steps, shape = len(problem.times) - 1, problem.batch_shape
+    log_p = np.empty((len(kept), *shape, *problem.grid.shape), dtype)
+    score = np.empty((len(kept), *shape, 2, *problem.grid.shape), dtype)
+    history = np.empty((steps, 0, len(problem.log_p0)))
+    linear_iterations = np.zeros((steps, len(problem.log_p0)), dtype=np.intp)
+    position = {int(index): k for k, index in enumerate(kept)}
+    for step in _steps(problem, method, clock):
+        if step.residuals.size:
+            if not history.size:
+                history = np.full((steps, *step.residuals.shape), np.nan)
+            history[step.index - 1] = step.residuals
+        if step.linear_iterations is not None:
+            linear_iterations[step.index - 1] = step.linear_iterations
+        if step.index in position:
+            k = position[step.index]
+            log_p[k] = step.log_p.reshape(log_p.shape[1:])
+            score[k] = _score(problem, step.log_p, clock)
+    residuals = history.reshape(steps, history.shape[1], *shape)
+    return ScoreField(
+        times=problem.times[kept],
+        log_p=log_p,
+        score=score,
+        kept=kept,
+        solver=method.name,
+        boundary=boundary,
+        tol=tol,
+        step_times=problem.times[1:],
+        iterations=np.isfinite(residuals).sum(axis=1),
+        residuals=residuals,
+        linear_iterations=linear_iterations.reshape(steps, *shape),
+        seconds=clock.seconds,
+    )
+
+
+def iterate_log_density(
+    log_p0: ArrayLike,
+    *,
+    g: Diffusion,
+    times: ArrayLike,
+    drift: Drift | None = None,
+    boundary: Boundary = "neumann",
+    solver: SolverName | Solver = "spectral",
+    tol: float = 1e-6,
+    max_iter: int = 5,
+    spacing: float | tuple[float, float] | None = None,
+    keep: Iterable[int] | None = None,
+) -> Iterator[TimeSlice]:
+    """The same solve, one kept time after the other, for fields that are too large to hold at all times.
+
+    Arguments and errors as for ``solve_log_density``; bad input raises here, before the first time is asked
+    for.
+    """
+    problem, method = _checked(log_p0, g, times, drift, boundary, solver, tol, max_iter, spacing, keep)
+    clock = StageClock()
+    shape = (*problem.batch_shape, *problem.grid.shape)
+    return (
+        TimeSlice(
+            step.index,
+            float(problem.times[step.index]),
+            step.log_p.reshape(shape),
+            _score(problem, step.log_p, clock),
+        )
+        for step in _steps(problem, method, clock)
+        if step.index in problem.wanted
+    )
+
+
+def make_solver(name: str, **parameters: Any) -> Solver:
+    """A solver by its name (not "auto") with its own parameters; ValueError for an unknown name or parameter."""
+    if name not in SOLVERS:
+        raise ValueError(f"solver {name!r} is unknown: choose one of auto, {', '.join(SOLVERS)}")
+    known = [each.name for each in fields(SOLVERS[name])]
+    unknown = sorted(set(parameters) - set(known))
+    if unknown:
+        allowed = ", ".join(known) or "none"
+        raise ValueError(f"solver {name!r} has no parameter {', '.join(unknown)}: it takes {allowed}")
+    return SOLVERS[name](**parameters)
+
+
+def _steps(problem: Problem, method: Solver, clock: StageClock) -> Iterator[Step]:
+    if 0 in problem.wanted:
+        yield Step(0, problem.log_p0)
+    yield from method(problem, clock)
+
+
+def _score(problem: Problem, log_p: Array, clock: StageClock) -> Array:
+    with clock("score"):
+        score = problem.grid.gradient(log_p, edge_order=2 if problem.boundary == "neumann" else 1)
+    return score.reshape(*problem.batch_shape, 2, *problem.grid.shape)
+
+
+def _checked(
+    log_p0: ArrayLike,
+    g: Diffusion,
+    times: ArrayLike,
+    drift: Drift | None,
+    boundary: Boundary,
+    solver: str | Solver,
+    tol: float,
+    max_iter: int,
+    spacing: float | tuple[float, float] | None,
+    keep: Iterable[int] | None,
+) -> tuple[Problem, Solver]:
+    start = np.asarray(log_p0, dtype=np.float64)
+    grid = Grid.of(start.shape[-2:], spacing)
+    if not start.size:
+        raise ValueError(f"log_p0 has shape {start.shape}: give at least one image")
+    if not np.isfinite(start).all():
+        raise ValueError("log_p0 has NaN or infinite values: floor the density before taking its logarithm")
+    times = np.asarray(times, dtype=np.float64)
+    if times.ndim != 1 or len(times) < 2 or not np.isfinite(times).all() or (np.diff(times) <= 0).any():
+        raise ValueError(
+            f"times of shape {times.shape} must be finite and strictly increasing, at least 2 in one axis"
+        )
+    if boundary not in get_args(Boundary):
+        raise ValueError(f"boundary {boundary!r} is unknown: choose one of {', '.join(get_args(Boundary))}")
+    if not tol > 0:
+        raise ValueError(f"tol={tol} must be positive")
+    if max_iter < 1:
+        raise ValueError(f"max_iter={max_iter} must be at least 1")
+    method = _resolved(solver, drift, boundary)
+    diffusion = _diffusion(g, times)
+    batch_shape = start.shape[:-2]
+    problem = Problem(
+        log_p0=start.reshape(-1, *grid.shape),
+        batch_shape=batch_shape,
+        grid=grid,
+        times=times,
+        diffusion=diffusion,
+        drift=drift,
+        boundary=boundary,
+        tol=tol,
+        max_iter=max_iter,
+        wanted=_wanted(keep, len(times)),
+    )
+    return problem, method
+
+
+def _diffusion(g: Diffusion, times: NDArray[np.float64]) -> Any:
+    diffusion = g if callable(g) else lambda t: float(g)
+    for t in times:
+        value = diffusion(float(t))
+        if not (np.isfinite(value) and value > 0):
+            raise ValueError(f"g({t:.6g})={value} must be positive and finite at every time")
+    return diffusion
+
+
+def _wanted(keep: Iterable[int] | None, count: int) -> frozenset[int]:
+    if keep is None:
+        return frozenset(range(count))
+    indices = [int(index) for index in keep]
+    bad = [index for index in indices if not -count <= index < count]
+    if bad or not indices:
+        raise ValueError(f"keep={bad or indices}: give at least one index, each in [{-count}, {count - 1}]")
+    return frozenset(index % count for index in indices)
+
+
+def _resolved(solver: str | Solver, drift: Drift | None, boundary: Boundary) -> Solver:
+    """The solver itself, checked to support the drift and the boundary."""
+    if solver == "auto":
+        return fastest(boundary, drift)
+    method = make_solver(solver) if isinstance(solver, str) else solver
+
+    def supported(by: Solver | type[Any]) -> bool:
+        return boundary in by.boundaries and (drift is None or by.supports_drift)
+
+    if not supported(method):
+        able = [name for name, other in SOLVERS.items() if supported(other)]
+        what = f"boundary={boundary!r}" + ("" if drift is None else " with a drift")
+        raise ValueError(f"solver {method.name!r} does not support {what}: choose one of {', '.join(able)}")
+    return method

@@ -1,0 +1,37 @@
+"""What every noise model is: the law of the observation ``y`` given the clean signal ``x = A(x_0)``."""
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor
+
+from scoreexp.core.streams import ImageStreams
+
+
+class NoiseModel(ABC):
+    """``p(y | x)``, for drawing data, for training, for likelihoods and for every restorer.
+
+    ``x`` and ``y`` have shape ``[B, *]`` and are in the units of the model, [-1, 1] for images. A new noise model writes
+    the three abstract methods, and ``posterior_mean`` where Tweedie's formula is known for it.
+    """
+
+    @abstractmethod
+    def sample(self, x: Tensor, streams: ImageStreams) -> Tensor:
+        """A draw of ``y [B, *]`` given ``x [B, *]``, one random stream per sample."""
+
+    @abstractmethod
+    def variance(self, x: Tensor) -> Tensor:
+        """``Var[y | x]``, elementwise ``[B, *]``."""
+
+    @abstractmethod
+    def log_likelihood(self, y: Tensor, x: Tensor) -> Tensor:
+        """``log p(y | x)``, summed over all but the first axis: ``[B]``, in nats."""
+
+    def posterior_mean(self, y: Tensor, score: Tensor) -> Tensor:
+        """``E[x | y]`` from ``score = grad log p(y) [B, *]``, the pixel-space score of the noisy data.
+
+        Raises:
+            ValueError: no such formula is known for this noise.
+        """
+        raise ValueError(
+            f"{type(self).__name__} has no Tweedie formula: use a restorer that works from its likelihood"
+        )

@@ -1,0 +1,63 @@
+"""An observation: data, and how they came about from what is sought."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+from torch import Tensor
+
+from scoreexp.core.streams import ImageStreams
+from scoreexp.observations.noise import NoiseModel
+from scoreexp.observations.operators import Operator
+
+
+@dataclass(frozen=True)
+class Observation:
+    """``y = noise(A(x))``: what is known of an unknown ``x``.
+
+    >>> import torch
+    >>> from scoreexp.observations import GaussianNoise, Identity
+    >>> Observation(torch.zeros(1, 3, 8, 8), Identity(), GaussianNoise(0.2)).noise.sigma
+    0.2
+
+    Attributes:
+        y: the data ``[B, *]``, in the units of the model ([-1, 1] for images under the identity).
+        operator: ``A``; the identity for denoising.
+        noise: the law of ``y`` given ``A(x)``.
+
+    Raises:
+        TypeError: if a field is of another kind.
+    """
+
+    y: Tensor
+    operator: Operator
+    noise: NoiseModel
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.y, Tensor) and self.y.is_floating_point() and self.y.ndim >= 2):
+            what = (
+                f"{self.y.dtype} {tuple(self.y.shape)}" if isinstance(self.y, Tensor) else repr(self.y)[:40]
+            )
+            raise TypeError(f"y is {what}: give a floating point tensor [B, *]")
+        if not isinstance(self.operator, Operator):
+            raise TypeError(f"operator is {self.operator!r}: give an Operator, such as Identity()")
+        if not isinstance(self.noise, NoiseModel):
+            raise TypeError(f"noise is {self.noise!r}: give a NoiseModel, such as GaussianNoise(0.1)")
+
+    @classmethod
+    def simulate(cls, x: Tensor, operator: Operator, noise: NoiseModel, streams: ImageStreams) -> Self:
+        """The observation of known data ``x [B, *]``, one random stream per sample."""
+        return cls(noise.sample(operator(x), streams), operator, noise)
+
+    def require_shape(self, event_shape: Sequence[int]) -> None:
+        """Refuse data that the operator cannot have made of samples of ``event_shape``.
+
+        Raises:
+            ValueError: the message has both shapes.
+        """
+        made, found = self.operator.output_shape(event_shape), tuple(self.y.shape[1:])
+        if made != found:
+            raise ValueError(
+                f"y has samples of shape {found}, but {type(self.operator).__name__} makes {made} of samples of shape "
+                f"{tuple(event_shape)}: give the operator that made y"
+            )

@@ -1,0 +1,188 @@
+"""The directory of a run: what was asked, on what it ran, what came out."""
+
+import contextlib
+import importlib.metadata
+import json
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from scoreexp.core.errors import UserError
+from scoreexp.system.atomic import atomic_write, clear_orphans
+from scoreexp.system.locks import hold
+from scoreexp.system.processes import is_first_process
+from scoreexp.system.untrusted import read_json
+
+PACKAGES = ("scoreexp", "torch", "pytorch-lightning", "hydra-core", "torchmetrics", "numpy", "scipy")
+
+
+def write_json(path: Path, data: Mapping[str, Any]) -> None:
+    """Write ``data`` as JSON, whole or not at all."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(data, indent=2, default=str) + "\n")
+
+
+def shown(path: Path) -> str:
+    """``path`` as a user would type it: relative to the current folder where it lies below it."""
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
+
+
+@contextlib.contextmanager
+def new_folder(folder: Path, remedy: str) -> Iterator[None]:
+    """Make a folder for what the body writes, and remove it again where the body fails or is stopped before it does.
+
+    Raises:
+        UserError: it cannot be made; the message ends with ``remedy``.
+    """
+    absent = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be written to ({error.strerror}): {remedy}") from error
+    try:
+        yield
+    except BaseException:
+        for path in absent:
+            with contextlib.suppress(OSError):  # not empty
+                path.rmdir()
+        raise
+
+
+def git_revision() -> str | None:
+    """Revision of the checkout that the package runs from, with ``-dirty`` if it has changes; None outside a checkout."""
+    here = Path(__file__).parent
+    command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        inside = subprocess.run(
+            ["git", "-C", str(here), "ls-files", "--error-unmatch", __file__], capture_output=True, timeout=10
+        )
+        if inside.returncode:
+            return None
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def device_name(device: torch.device) -> str:
+    """A name that makes timings comparable: the GPU's, or the processor's with its thread count."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
+
+
+class RunDirectory:
+    """A run's directory; nothing is written before ``opened``.
+
+    Args:
+        path: the directory.
+        resume: ``never`` refuses a directory that holds a run; ``auto`` goes on with it.
+
+    Raises:
+        UserError: the directory holds a run and ``resume`` is ``never``.
+    """
+
+    def __init__(self, path: str | Path, resume: str) -> None:
+        self.path = Path(path)
+        if resume not in ("never", "auto"):
+            raise UserError(f"resume is {resume!r}: allowed are never and auto")
+        self._resume = resume
+        self.continued = self._holds_a_run()
+
+    def _holds_a_run(self) -> bool:
+        there = (self.path / "manifest.json").exists()
+        if (
+            there and self._resume == "never" and is_first_process()
+        ):  # the others see what it has just written
+            raise UserError(
+                f"run_dir {self.path} already holds a run: add resume=auto to go on with it, or give another run_dir"
+            )
+        return there
+
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[None]:
+        """Make the folders, and keep other runs out of them while the body runs.
+
+        Raises:
+            UserError: they cannot be made or written to, or another run uses them.
+        """
+        self._create()
+        if not is_first_process():
+            yield
+            return
+        with hold(self.path):
+            self.continued = self._holds_a_run()  # another one may have ended in the meantime
+            yield
+
+    def _create(self) -> None:
+        try:
+            for folder in (self.path, self.checkpoints, self.pictures):
+                folder.mkdir(parents=True, exist_ok=True)
+                with tempfile.TemporaryFile(dir=folder) as probe:
+                    probe.write(b"can be written to")
+        except OSError as error:
+            raise UserError(
+                f"run_dir {self.path} cannot be written to ({error.strerror}): give another with run_dir=DIR"
+            ) from error
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def pictures(self) -> Path:
+        return self.path / "pictures"
+
+    def describe(self, config: str, device: torch.device, seed: int) -> None:
+        """Write ``config.yaml`` and ``manifest.json``; a resumed run adds to its manifest.
+
+        Args:
+            config: the resolved configuration as YAML.
+            device: what it trains on.
+            seed: of the run.
+        """
+        manifest_path = self.path / "manifest.json"
+        now, command = time.strftime("%Y-%m-%dT%H:%M:%S%z"), ["python", *sys.orig_argv[1:]]
+        if self.continued:
+            self._clear_orphans()
+            manifest = read_json(manifest_path)
+            resumed = {"at": now, "command": command, "revision": git_revision()}
+            manifest.setdefault("resumed", []).append(resumed)
+        else:
+            manifest = {
+                "started": now,
+                "command": command,
+                "revision": git_revision(),
+                "versions": {name: package_version(name) for name in PACKAGES}
+                | {"python": platform.python_version()},
+                "platform": platform.platform(),
+                "device": device_name(device),
+                "seed": seed,
+            }
+            with atomic_write(self.path / "config.yaml") as temporary:
+                temporary.write_text(config)
+        write_json(manifest_path, manifest)
+
+    def _clear_orphans(self) -> None:
+        """Remove what was being written when the run was killed."""
+        for name in ("config.yaml", "manifest.json", "metrics.csv", "metrics.json"):
+            clear_orphans(self.path, name)
+        for folder in (self.checkpoints, self.pictures, self.pictures / "last"):
+            clear_orphans(folder)
+
+
+def package_version(package: str) -> str | None:
+    """Installed version of a package, or None."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,168 @@
+"""From plain configuration to objects, and from a checkpoint back to a model."""
+
+import warnings
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from scoreexp.core.construct import construct, locate
+from scoreexp.core.errors import UserError
+from scoreexp.core.moves import current_name
+from scoreexp.denoisers.denoiser import Denoiser
+from scoreexp.runs.checkpoint_file import FORMAT, read_checkpoint
+from scoreexp.runs.checkpoint_path import CheckpointError
+
+MODEL_PARTS = {
+    "schedule": "scoreexp.schedules",
+    "precond": "scoreexp.denoisers",
+    "network": "scoreexp.networks",
+}  # and the package whose classes it is built from
+
+
+def model_record(
+    config: Mapping[str, Any], event_shape: Sequence[int], num_classes: int | None
+) -> dict[str, Any]:
+    """What a checkpoint says of its model: plain data, enough to rebuild it.
+
+    Args:
+        config: resolved run configuration.
+        event_shape: shape of one sample, from the data.
+        num_classes: number of classes, or None.
+    """
+    return {
+        "format": FORMAT,
+        "config": dict(config),
+        "event_shape": [int(n) for n in event_shape],
+        "num_classes": num_classes,
+    }
+
+
+def build_denoiser(record: Mapping[str, Any]) -> Denoiser:
+    """The untrained model that ``record`` describes."""
+    config = record["config"]
+    network = construct(
+        config["network"],
+        "network",
+        event_shape=tuple(record["event_shape"]),
+        num_classes=record["num_classes"],
+    )
+    denoiser = Denoiser(
+        network, construct(config["precond"], "precond"), construct(config["schedule"], "schedule")
+    )
+    denoiser.event_shape = tuple(record["event_shape"])
+    return denoiser
+
+
+def require_trusted(node: Any, where: str, trust: Collection[str]) -> None:
+    """Refuse a configuration that names anything but classes of the model's packages and those of ``trust``."""
+    if isinstance(node, Mapping):
+        for key, value in node.items():
+            require_trusted(value, f"{where}.{key}", trust)
+        if "_target_" in node:
+            require_trusted_target(str(node["_target_"]), where, trust)
+    elif isinstance(node, (list, tuple)):
+        for i, value in enumerate(node):
+            require_trusted(value, f"{where}[{i}]", trust)
+    elif isinstance(node, str) and "${" in node:  # it could make up any text, and read the environment
+        raise CheckpointError(
+            f"the checkpoint's {where} is {node!r}: interpolations are resolved when a checkpoint is written, "
+            "so it was not written by scoreexp"
+        )
+
+
+def require_trusted_target(target: str, where: str, trust: Collection[str]) -> None:
+    admitted = {*MODEL_PARTS.values(), *trust}
+    package, target = target.split(".")[0], current_name(target)
+    found = target
+    if _is_in(target, admitted):  # what the name leads to may lie elsewhere: modules import others
+        made = locate(target)
+        found = f"{getattr(made, '__module__', '?')}.{getattr(made, '__qualname__', '?')}"
+    if not _is_in(found, admitted) or (package == "scoreexp" and not isinstance(made, type)):
+        remedy = f"if you trust the file, load it in Python with trust=[{package!r}]"
+        raise CheckpointError(
+            f"the checkpoint's {where} is built by {target!r}, outside the trusted {', '.join(sorted(admitted))}: "
+            + ("do not use the file" if package == "scoreexp" else remedy)
+        )
+
+
+def _is_in(name: str, packages: Collection[str]) -> bool:
+    return any(name.startswith(f"{package}.") for package in packages)
+
+
+def _strip(key: str) -> str:
+    """The key as an eager, single-device run writes it."""
+    for wrapper in ("_orig_mod.", "module."):
+        key = key.replace(wrapper, "")
+    return key
+
+
+def model_weights(
+    checkpoint: Mapping[str, Any], weights: Literal["averaged", "raw"] = "averaged"
+) -> dict[str, Any]:
+    """The denoiser's weights in a checkpoint; ``averaged`` falls back to raw where there is no average."""
+    state = {_strip(key): value for key, value in checkpoint["state_dict"].items()}
+    prefix = (
+        "averaged."
+        if weights == "averaged" and any(k.startswith("averaged.") for k in state)
+        else "denoiser."
+    )
+    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+
+
+def _require_shapes(record: Mapping[str, Any], weights: Mapping[str, Any]) -> None:
+    """Fit the weights to a model without memory first: a configuration may name sizes that no machine has room for."""
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that nothing is copied
+        build_denoiser(record).load_state_dict(weights)
+
+
+def load(
+    path: str | Path,
+    *,
+    weights: Literal["averaged", "raw"] = "averaged",
+    trust: Collection[str] = (),
+    device: str = "cpu",
+) -> Denoiser:
+    """The whole model of a checkpoint, in evaluation mode.
+
+    Nothing in the file is executed: tensors and plain data only are read, and only classes of scoreexp are built from
+    its configuration unless ``trust`` admits another package. ``model.record`` holds the run's configuration.
+
+    Args:
+        path: a ``.ckpt`` file of a run directory.
+        weights: ``averaged`` (what validation reported; raw if the run kept no average) or ``raw``.
+        trust: further top-level packages whose classes the file may name.
+        device: where to put the model.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, foreign, or of another architecture.
+    """
+    if weights not in ("averaged", "raw"):
+        raise UserError(f"weights is {weights!r}: allowed are 'averaged' and 'raw'")
+    checkpoint = read_checkpoint(path)
+    record = checkpoint["scoreexp"]
+    try:
+        for part in MODEL_PARTS:
+            require_trusted(record["config"].get(part), part, trust)
+        stored = model_weights(checkpoint, weights)
+        if not trust:  # foreign classes may need memory to be built
+            _require_shapes(record, stored)
+        denoiser = build_denoiser(record)
+        denoiser.load_state_dict(stored)
+    except UserError:
+        raise
+    except Exception as error:  # a changed class, a missing key, a wrong shape
+        reason = str(error).strip().splitlines()
+        detail = (
+            (reason[1] if len(reason) > 1 and "size mismatch" not in reason[0] else reason[0])[:160]
+            if reason
+            else ""
+        )
+        raise CheckpointError(
+            f"{path} does not fit the architecture that its configuration names ({type(error).__name__}: {detail.strip()}): "
+            "load it with the version of scoreexp that wrote it (see manifest.json of its run)"
+        ) from error
+    denoiser.record = record
+    return denoiser.to(device).eval().requires_grad_(False)

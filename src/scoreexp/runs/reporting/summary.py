@@ -1,0 +1,270 @@
+"""Methods held against each other: medians over seeds, speed-ups, and which results may be compared at all."""
+
+import json
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+from scoreexp.runs.reporting.runs import Plan, Run, conditions
+
+QUALITY = ("ssim", "ssim_global", "psnr")
+
+
+class Spread(NamedTuple):
+    """Median and range of one value over seeds; infinite values are those that were not reached."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Sequence[float | None]) -> "Spread | None":
+        known = [value for value in values if value is not None]
+        return cls(statistics.median(known), min(known), max(known)) if known else None
+
+
+class SpeedUp(NamedTuple):
+    """How many times faster than the baseline; ``bound`` is ``>`` or ``<`` where one side did not reach the target."""
+
+    ratio: float
+    bound: str = ""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The finished runs of one method.
+
+    Attributes:
+        method: its name.
+        runs: all its runs.
+        finished: those that count.
+        reached: number of finished runs that reached the target.
+        seconds: to the target (not reached: infinite), or spent where there is no target.
+        spent: of pre-computation and training, to the end.
+        precompute: seconds of pre-computation.
+        steps: to the target, or made where there is no target.
+        last: quality at the last evaluation, and the monitored value.
+        best: quality at the best one.
+        nfe: network evaluations per denoised picture.
+        parameters: weights of the network.
+        untrained: whether it is the exact score.
+    """
+
+    method: str
+    runs: list[Run]
+    finished: list[Run]
+    reached: int
+    seconds: Spread | None
+    spent: Spread | None
+    precompute: Spread | None
+    steps: Spread | None
+    last: dict[str, Spread | None]
+    best: dict[str, Spread | None]
+    nfe: float | None
+    parameters: int | None
+    untrained: bool
+
+
+@dataclass(frozen=True)
+class Table:
+    """Results that may be compared: the same data, observation, target and hardware.
+
+    Attributes:
+        conditions: what all its runs share, flat.
+        device: on what they ran.
+        monitor: the logged value of the target.
+        target: the target, or None.
+        rows: one per method, in the order given.
+        speed_ups: against the baseline, by method.
+    """
+
+    conditions: dict[str, Any]
+    device: str
+    monitor: str
+    target: float | None
+    rows: list[Summary]
+    speed_ups: dict[str, SpeedUp]
+
+    @property
+    def metric(self) -> str:
+        """The evaluated value behind the monitor, such as ``val/ssim_global``."""
+        return self.monitor.removesuffix("_confirmed")
+
+
+def target_of(run: Run, plan: Plan | None) -> tuple[str, float | None]:
+    """The value that a run was to reach and its target."""
+    if plan is not None:
+        return plan.monitor, plan.target
+    stop = (run.config.get("callbacks") or {}).get("stop") or {}
+    return str(stop.get("monitor", "val/ssim_confirmed")), stop.get("target")
+
+
+def tables(runs: Sequence[Run], plan: Plan | None = None, baseline: str | None = None) -> list[Table]:
+    """Results in tables of what may be compared.
+
+    Args:
+        runs: all runs; those that have not begun are in no table.
+        plan: the comparison that they belong to.
+        baseline: the method that speed-ups refer to; by default the plan's.
+    """
+    baseline = baseline or (plan.baseline if plan is not None else None)
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        if run.config:
+            monitor, target = target_of(run, plan)
+            key = [conditions(run.config), run.manifest.get("device"), monitor, target]
+            groups.setdefault(json.dumps(key, sort_keys=True), []).append(run)
+    return [_table(group, plan, baseline) for group in groups.values()]
+
+
+def _table(runs: Sequence[Run], plan: Plan | None, baseline: str | None) -> Table:
+    monitor, target = target_of(runs[0], plan)
+    methods = list(dict.fromkeys(run.method for run in runs))
+    rows = [summarise(name, [run for run in runs if run.method == name], monitor, target) for name in methods]
+    device = str(runs[0].manifest.get("device", "unknown"))
+    return Table(conditions(runs[0].config), device, monitor, target, rows, speed_ups(rows, baseline, target))
+
+
+def summarise(method: str, runs: Sequence[Run], monitor: str, target: float | None) -> Summary:
+    """The runs of one method on the same data."""
+    finished = [run for run in runs if run.state == "done"]
+    hits = [run.reached(monitor, target) if target is not None else None for run in finished]
+    if target is None:
+        seconds = Spread.of([run.cost for run in finished])
+        steps = Spread.of([run.steps for run in finished])
+    else:
+        seconds = Spread.of([hit.seconds if hit else math.inf for hit in hits])
+        steps = Spread.of([hit.step if hit else math.inf for hit in hits])
+    known_nfe = [nfe for run in finished if (nfe := run.last("val/nfe")) is not None]
+    parameters = [run.metrics["parameters"] for run in finished if "parameters" in run.metrics]
+    return Summary(
+        method=method,
+        runs=list(runs),
+        finished=finished,
+        reached=sum(hit is not None for hit in hits),
+        seconds=seconds,
+        spent=Spread.of([run.cost for run in finished]),
+        precompute=Spread.of([run.precompute for run in finished]),
+        steps=steps,
+        last={
+            name: Spread.of([run.last(f"val/{name}") for run in finished])
+            for name in dict.fromkeys((*QUALITY, monitor.removeprefix("val/").removesuffix("_confirmed")))
+        },
+        best={name: Spread.of([run.best(f"val/{name}") for run in finished]) for name in QUALITY},
+        nfe=known_nfe[0] if known_nfe else None,
+        parameters=parameters[0] if parameters else None,
+        untrained=any(run.untrained for run in runs),
+    )
+
+
+def speed_ups(rows: Sequence[Summary], baseline: str | None, target: float | None) -> dict[str, SpeedUp]:
+    """Median seconds of the baseline over those of each method; the exact score, which trains nothing, has none.
+
+    Where the median run of one side did not reach the target, the seconds that it was granted are a bound.
+    """
+    reference = next((row for row in rows if row.method == baseline), None)
+    if target is None or reference is None or reference.seconds is None:
+        return {}
+    ratios = {}
+    for row in rows:
+        if row.untrained or row.seconds is None:
+            continue
+        base, own = reference.seconds.median, row.seconds.median
+        granted = [_granted(summary) for summary in (reference, row)]
+        if math.isinf(base) and math.isinf(own):
+            continue
+        if math.isinf(base):
+            ratios[row.method] = SpeedUp(granted[0] / own, ">")
+        elif math.isinf(own):
+            ratios[row.method] = SpeedUp(base / granted[1], "<")
+        elif own > 0:
+            ratios[row.method] = SpeedUp(base / own)
+    return ratios
+
+
+def _granted(summary: Summary) -> float:
+    """Median seconds that the runs of a method have had."""
+    return summary.spent.median if summary.spent is not None else math.nan
+
+
+def ranked_best(rows: Sequence[Summary], value: str) -> set[str]:
+    """The trained methods with the best median of a column; none where only one can be compared.
+
+    Args:
+        rows: the methods of one table.
+        value: ``seconds``, or ``last/NAME`` or ``best/NAME`` of a quality.
+    """
+    medians = {}
+    for row in rows:
+        kind, _, name = value.partition("/")
+        spread = row.seconds if kind == "seconds" else getattr(row, kind)[name]
+        if spread is not None and math.isfinite(spread.median) and not row.untrained:
+            medians[row.method] = spread.median
+    if len(medians) < 2:
+        return set()
+    best = min(medians.values()) if value == "seconds" else max(medians.values())
+    return {method for method, median in medians.items() if median == best}
+
+
+class Evaluated(NamedTuple):
+    """Values of one metric under one card.
+
+    Attributes:
+        metric: its name.
+        card: how it was computed.
+        values: per method.
+        caveats: said about it by the runs.
+    """
+
+    metric: str
+    card: dict[str, Any]
+    values: dict[str, Spread]
+    caveats: list[str]
+
+
+def evaluations(runs: Sequence[Run]) -> list[Evaluated]:
+    """What ``evaluation.json`` of the runs says; values with different cards stand apart."""
+    groups: dict[tuple[str, str], dict[str, list[float]]] = {}
+    caveats: dict[tuple[str, str], list[str]] = {}
+    for run in runs:
+        for metric, value in (run.evaluation.get("values") or {}).items():
+            card = (run.evaluation.get("cards") or {}).get(metric) or {}
+            key = metric, json.dumps(card, sort_keys=True, default=str)
+            groups.setdefault(key, {}).setdefault(run.method, []).append(float(value))
+            said = (run.evaluation.get("caveats") or {}).get(metric) or []
+            caveats.setdefault(key, []).extend([said] if isinstance(said, str) else said)
+    found = []
+    for (metric, card), by_method in groups.items():
+        spreads = {m: spread for m, values in by_method.items() if (spread := Spread.of(values)) is not None}
+        found.append(Evaluated(metric, json.loads(card), spreads, list(dict.fromkeys(caveats[metric, card]))))
+    return sorted(found, key=lambda e: e.metric)
+
+
+def median_curve(
+    curves: Sequence[Sequence[tuple[float, float]]], points: int = 80
+) -> list[tuple[float, float]]:
+    """The median over runs of piecewise linear curves; a run that has ended keeps its last value.
+
+    It reaches from where all runs have been evaluated to the median of their ends.
+    """
+    curves = [sorted(curve) for curve in curves if curve]
+    if not curves:
+        return []
+    start = max(curve[0][0] for curve in curves)
+    end = statistics.median(curve[-1][0] for curve in curves)
+    if end <= start:
+        return [(start, statistics.median(_at(curve, start) for curve in curves))]
+    grid = [start + (end - start) * i / (points - 1) for i in range(points)]
+    return [(x, statistics.median(_at(curve, x) for curve in curves)) for x in grid]
+
+
+def _at(curve: Sequence[tuple[float, float]], x: float) -> float:
+    if x >= curve[-1][0]:
+        return curve[-1][1]
+    for (x0, y0), (x1, y1) in pairwise(curve):
+        if x0 <= x <= x1:
+            return y0 if x1 == x0 else y0 + (y1 - y0) * (x - x0) / (x1 - x0)
+    return curve[0][1]

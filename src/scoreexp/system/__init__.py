@@ -1,0 +1,1 @@
+"""The machine: atomic files, locks, untrusted files, signals, processes, devices."""
