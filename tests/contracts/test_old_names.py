@@ -1,0 +1,67 @@
+"""What earlier builds wrote keeps working: checkpoints, configurations and dotted names under ``tests/fixtures``."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import scoreexp
+from scoreexp.core.construct import locate
+from scoreexp.core.moves import MOVED, current_name, with_current_names
+from scoreexp.core.streams import generator
+from scoreexp.runs.checkpoint_file import read_checkpoint
+
+FIXTURES = Path(__file__).parents[1] / "fixtures"
+V0_1 = FIXTURES / "v0_1"
+EXPECTED = json.loads((V0_1 / "expected.json").read_text())
+
+
+@pytest.mark.parametrize("name", (V0_1 / "names.txt").read_text().split())
+def test_a_name_of_0_1_is_found(name):
+    found = locate(name)
+    assert getattr(found, "__name__", name.rpartition(".")[2]) == name.rpartition(".")[2]
+
+
+@pytest.mark.parametrize("name", sorted(EXPECTED))
+def test_a_checkpoint_of_0_1_gives_what_it_gave(name):
+    expected = EXPECTED[name]
+    model = scoreexp.load(V0_1 / f"{name}.ckpt")
+    t = torch.full((2,), expected["t"], dtype=torch.float64)
+    x_t = torch.randn(2, *model.event_shape, generator=generator(0, "fixture"))
+    x0_hat = model(x_t, t).double()
+    assert x0_hat.mean().item() == pytest.approx(expected["mean"], abs=1e-6)
+    assert x0_hat.norm().item() == pytest.approx(expected["norm"], rel=1e-6)
+    assert x0_hat.flatten()[:4].tolist() == pytest.approx(expected["first"], abs=1e-5)
+
+
+@pytest.mark.parametrize("name", sorted(EXPECTED))
+def test_the_configuration_of_a_checkpoint_names_what_exists(name):
+    def targets(node):
+        if isinstance(node, dict):
+            yield from (value for key, value in node.items() if key == "_target_")
+            for value in node.values():
+                yield from targets(value)
+        elif isinstance(node, list):
+            for value in node:
+                yield from targets(value)
+
+    found = list(targets(read_checkpoint(V0_1 / f"{name}.ckpt")["scoreexp"]["config"]))
+    assert len(found) > 5
+    for target in found:
+        assert current_name(target) == target
+        locate(target)
+
+
+def test_no_name_moves_to_one_that_has_moved_itself():
+    for new in MOVED.values():
+        assert current_name(new) == new
+
+
+def test_names_that_stay_are_left_alone():
+    node = {
+        "_target_": "scoreexp.samplers.DDIM",
+        "grid": [{"_target_": "torch.optim.Adam", "x": None}],
+        "y": 1,
+    }
+    assert with_current_names(node) == node
