@@ -327,7 +327,9 @@ def test_conf_dir_is_the_one_of_this_checkout():
 
 
 def test_missing_conf_dir_names_the_places(monkeypatch, tmp_path):
-    monkeypatch.setattr("scoreexp.app.conf_dir.__file__", str(tmp_path / "lib" / "scoreexp" / "conf_dir.py"))
+    monkeypatch.setattr(
+        "scoreexp.app.conf_dir.__file__", str(tmp_path / "lib" / "scoreexp" / "app" / "conf_dir.py")
+    )
     with pytest.raises(UserError, match="looked for at") as raised:
         conf_dir()
     assert str(tmp_path / "lib" / "scoreexp" / "conf") in str(raised.value)

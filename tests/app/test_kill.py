@@ -25,7 +25,7 @@ from scoreexp.app.commands.compare import compare
 from scoreexp.app.commands.precompute import precompute
 from scoreexp.app.commands.train import train
 from scoreexp.app.jobs import read_status
-from scoreexp.data import score_cache
+from scoreexp.embedding import cache as score_cache
 from scoreexp.lit.callbacks import Checkpoints, DenoisingMonitor
 from scoreexp.lit.checkpoint import read_checkpoint
 from scoreexp.objectives import DenoisingScoreMatching

@@ -41,16 +41,18 @@ def _without_protection(monkeypatch):
 
 def command(name: str, *arguments: str) -> int:
     tasks = {
-        "train": (train, "training:train"),
-        "denoise": (denoise, "denoising:denoise"),
-        "sample": (sample, "sampling:sample"),
-        "evaluate": (evaluate, "evaluating:evaluate"),
-        "inspect": (inspect, "inspection:inspect_data"),
-        "report": (report, "comparing:report"),
+        "train": (train, "train:train"),
+        "denoise": (denoise, "denoise:denoise"),
+        "sample": (sample, "sample:sample"),
+        "evaluate": (evaluate, "evaluate:evaluate"),
+        "inspect": (inspect, "inspect:inspect_data"),
+        "report": (report, "compare:report"),
     }
     module, task = tasks[name]
     provided = getattr(module, "PROVIDED", {})
-    return run_app(name, f"scoreexp.{task}", schema=module.SCHEMA, provided=provided, argv=list(arguments))
+    return run_app(
+        name, f"scoreexp.app.commands.{task}", schema=module.SCHEMA, provided=provided, argv=list(arguments)
+    )
 
 
 @pytest.fixture(scope="module")

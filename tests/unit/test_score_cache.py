@@ -5,8 +5,9 @@ import dataclasses
 import numpy as np
 import pytest
 
-from scoreexp.data import DataError, score_cache
+from scoreexp.data import DataError
 from scoreexp.embedding import ImageEmbedding
+from scoreexp.embedding import cache as score_cache
 from scoreexp.embedding.cache import cache_file, field_key, read_field, solve_fields, stacked, write_field
 from scoreexp.numerics.fokker_planck import GeometricDiffusion, ScorePrecomputation
 

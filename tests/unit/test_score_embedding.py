@@ -333,7 +333,7 @@ def precomputing(tmp_path, *overrides):
 
 
 def test_precompute_goes_on_where_it_was_interrupted(tmp_path, monkeypatch, capsys):
-    from scoreexp.data import score_cache
+    from scoreexp.embedding import cache as score_cache
 
     calls, original = [], score_cache.write_field
 

@@ -87,7 +87,7 @@ def field_key(image: np.ndarray, embedding: ImageEmbedding, seed: int) -> str:
     moments = np.union1d(p.times, (p.times[1:] + p.times[:-1]) / 2).tolist()
     parameters = {
         "format": FORMAT,
-        "code": code_version(ScorePrecomputation if p.solver == "auto" else type(p.solver)),
+        "code": code_version(ScorePrecomputation if p.solver == "auto" else type(p.solver)),  # type: ignore[arg-type]
         "image": image_hash(image),
         "g": [float(p.g(t)) for t in moments] if callable(p.g) else float(p.g),
         "times": p.times.tolist(),

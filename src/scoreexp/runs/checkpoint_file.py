@@ -88,7 +88,12 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         )
     if not isinstance(checkpoint["scoreexp"].get("config"), dict):
         raise CheckpointError(f"{path} holds no configuration: give a .ckpt file from a run directory")
-    checkpoint["scoreexp"]["config"] = with_current_names(checkpoint["scoreexp"]["config"])
+    try:
+        checkpoint["scoreexp"]["config"] = with_current_names(checkpoint["scoreexp"]["config"])
+    except RecursionError as error:
+        raise CheckpointError(
+            f"{path} holds a configuration that is nested too deep: do not use it"
+        ) from error
     return checkpoint
 
 

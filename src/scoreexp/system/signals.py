@@ -6,5 +6,5 @@ import signal
 def stop_signals() -> list[signal.Signals]:
     """Ctrl-C, SIGTERM and, where there is one and ``nohup`` does not have it ignored, the end of the terminal."""
     hangup = getattr(signal, "SIGHUP", None)
-    heard = hangup is not None and signal.getsignal(hangup) != signal.SIG_IGN
-    return [signal.SIGINT, signal.SIGTERM, *([hangup] if heard else [])]
+    heard = [hangup] if hangup is not None and signal.getsignal(hangup) != signal.SIG_IGN else []
+    return [signal.SIGINT, signal.SIGTERM, *heard]
