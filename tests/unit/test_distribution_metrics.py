@@ -7,10 +7,12 @@ import pytest
 import torch
 from scipy.stats import wasserstein_distance
 
+from scoreexp.core.streams import generator as stream
 from scoreexp.metrics import (
     distribution,
     gaussian_kernel,
     kid,
+    median,
     median_distance,
     memorisation,
     mmd,
@@ -112,9 +114,9 @@ def test_unbiased_mmd_is_zero_on_average_and_the_biased_one_is_not():
 
 def test_median_heuristic():
     x = torch.tensor([[0.0], [1.0]])
-    y = torch.tensor([[3.0], [7.0]])  # distances 1 2 3 4 6 7; torch takes the lower middle
-    assert median_distance(x, y) == 3
-    assert mmd(x, y) == mmd(x, y, kernel=gaussian_kernel(3.0))
+    y = torch.tensor([[3.0], [7.0]])  # distances 1 2 3 4 6 7
+    assert median_distance(x, y) == 3.5
+    assert mmd(x, y) == mmd(x, y, kernel=gaussian_kernel(3.5))
     with pytest.raises(ValueError, match="median distance is 0"):
         mmd(torch.ones(5, 2), torch.ones(4, 2))
 
@@ -187,6 +189,83 @@ def test_precision_by_its_definition():
     inside = ((generated[:, None] - real[None]).norm(dim=2) <= radius).any(1)
     assert precision_recall(generated, real, k=2).precision == inside.double().mean()
     assert precision_recall(real, generated, k=2).recall == inside.double().mean()
+
+
+def exact_overlap(generated, real, k=3):
+    """Precision and recall by differences in numpy."""
+
+    def share(x, manifold):
+        own = np.linalg.norm(manifold[:, None] - manifold[None], axis=2)
+        radius = np.sort(own, axis=1)[:, k]
+        return (np.linalg.norm(x[:, None] - manifold[None], axis=2) <= radius).any(1).mean()
+
+    generated, real = (v.flatten(1).double().numpy() for v in (generated, real))
+    return share(generated, real), share(real, generated)
+
+
+def pixels(n, seed):
+    """Random 8-bit images in [0, 1]."""
+    values = torch.randint(0, 256, (n, 3, 8, 8), generator=torch.Generator().manual_seed(seed))
+    return values.float() / 255
+
+
+@pytest.mark.parametrize(
+    ("generated", "real", "expected"),
+    [
+        (pixels(200, 0)[:1].expand(60, 3, 8, 8), pixels(200, 0), (1, 1 / 200)),  # collapsed to one real image
+        (pixels(50, 1), pixels(50, 1).repeat(4, 1, 1, 1), (1, 1)),  # each real image held four times
+        (pixels(40, 2).repeat(5, 1, 1, 1), pixels(40, 2), (1, 1)),  # each generated five times
+    ],
+)
+def test_copies_lie_inside_the_manifold(generated, real, expected):
+    assert tuple(map(float, precision_recall(generated, real))) == expected
+    assert exact_overlap(generated, real) == expected
+
+
+def test_half_memorised():
+    real = pixels(120, 3)
+    generated = torch.cat([real[:60], real[:20].repeat(2, 1, 1, 1), (real[60:] + pixels(60, 4)) / 2])
+    found = precision_recall(generated, real)
+    assert tuple(map(float, found)) == pytest.approx(exact_overlap(generated, real), abs=1e-12)
+
+
+def test_copies_among_features():
+    """Features through random weights, some of which are 0, of a real set that holds one image ten times."""
+    weights = normal(192, 2048, seed=5).float()
+    images = torch.cat([pixels(60, 6), pixels(1, 7).expand(10, 3, 8, 8)])
+    real = (images.flatten(1) @ weights).relu()
+    generated = real[-1:].expand(20, 2048)
+    found = precision_recall(generated, real)
+    assert found.precision == 1
+    assert tuple(map(float, found)) == exact_overlap(generated, real)
+
+
+def test_of_equally_near_ones_the_first_is_named_whatever_the_rest():
+    y = torch.cat([pixels(30, 8), pixels(30, 8)])
+    near = nearest_neighbours(pixels(30, 8), y, k=2)
+    assert near.distance.eq(0).all()
+    assert near.position.tolist() == [[i, i + 30] for i in range(30)]
+
+
+def test_the_deviation_over_subsets_has_their_number_as_divisor():
+    x, y = normal(20, 3), normal(20, 3, seed=1)
+    found = kid(x, y, subsets=7, subset_size=8)
+    generator = stream("kid", 20, 20)
+    values = []
+    for _ in range(7):
+        one, other = (v[torch.randperm(20, generator=generator)[:8]] for v in (x, y))
+        values.append(mmd(one, other, kernel=polynomial_kernel(3)).item())
+    assert found.std.item() == pytest.approx(np.std(values), rel=1e-9)
+    assert found.mean.item() == pytest.approx(np.mean(values), rel=1e-9)
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 6])
+def test_median_of_odd_and_even_numbers(n):
+    x = normal(n, 1, seed=9)
+    assert median(x).item() == pytest.approx(np.median(x.numpy()), rel=1e-15)
+    held_out, train = normal(n, 3, seed=10), normal(9, 3, seed=11)
+    relative = memorisation(held_out, train, held_out).relative
+    assert np.median(relative.numpy()) == pytest.approx(1, rel=1e-12)
 
 
 # -- errors -----------------------------------------------------------------------------------------

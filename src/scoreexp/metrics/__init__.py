@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from scoreexp.metrics.distribution import (
         gaussian_kernel,
         kid,
+        median,
         median_distance,
         memorisation,
         mmd,
@@ -43,6 +44,7 @@ else:  # a figure needs no torchmetrics
             "distribution": [
                 "gaussian_kernel",
                 "kid",
+                "median",
                 "median_distance",
                 "memorisation",
                 "mmd",
@@ -94,6 +96,7 @@ __all__ = [
     "gaussian_kernel",
     "kid",
     "make_reference",
+    "median",
     "median_distance",
     "memorisation",
     "metric_name",

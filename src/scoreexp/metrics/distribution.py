@@ -6,7 +6,7 @@ number of samples and is comparable only with values for the same numbers.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -18,13 +18,16 @@ Kernel = Callable[[Tensor, Tensor], Tensor]  # [N, D], [M, D] -> [N, M]
 
 COPY_RATIO = 1 / 3
 _BLOCK = 1024  # rows of a matrix of pairs that are in memory at once
+_VALUES = 2**24  # numbers that are in memory at once
 _MEDIAN_SAMPLES = 1000
+_BY_DIFFERENCES = "donot_use_mm_for_euclid_dist"
 
 
 class KernelEstimate(NamedTuple):
     """Mean and standard deviation of a kernel distance over subsets, scalars.
 
-    The deviation is that of single subsets, as published tables give it; it is not a number for one subset.
+    The deviation is that of the values of single subsets about their mean, with the number of subsets as divisor, as
+    torchmetrics and torch-fidelity give it. It is not the error of the mean, and not a number for one subset.
     """
 
     mean: Tensor
@@ -119,7 +122,7 @@ def gaussian_kernel(bandwidth: float) -> Kernel:
         raise ValueError(
             f"gaussian_kernel got bandwidth={bandwidth}: give a number > 0, such as median_distance(x, y)"
         )
-    return lambda x, y: torch.exp(-torch.cdist(x, y).square() / (2 * bandwidth**2))
+    return lambda x, y: torch.exp(-_all_distances(x, y).square() / (2 * bandwidth**2))
 
 
 def polynomial_kernel(degree: int = 3) -> Kernel:
@@ -143,12 +146,12 @@ def median_distance(x: Tensor, y: Tensor) -> float:
         v[torch.linspace(0, len(v) - 1, min(len(v), _MEDIAN_SAMPLES)).round().long().to(v.device)]
         for v in (x, y)
     ]
-    median = float(torch.nn.functional.pdist(_precise(torch.cat(spaced))).median())
-    if not median > 0:
+    middle = float(median(torch.nn.functional.pdist(_precise(torch.cat(spaced)))))
+    if not middle > 0:
         raise ValueError(
             "at least half of the pairs of samples are equal, so their median distance is 0: give a bandwidth"
         )
-    return median
+    return middle
 
 
 def mmd(x: Tensor, y: Tensor, *, kernel: Kernel | None = None, unbiased: bool = True) -> Tensor:
@@ -230,7 +233,7 @@ def kid(
         chosen = (v[torch.randperm(len(v), generator=generator)[:size].to(v.device)] for v in (x, y))
         values.append(mmd(*chosen, kernel=kernel))
     estimates = torch.stack(values)
-    std = estimates.std() if len(values) > 1 else estimates.new_tensor(math.nan)
+    std = estimates.std(correction=0) if len(values) > 1 else estimates.new_tensor(math.nan)
     return KernelEstimate(estimates.mean(), std)
 
 
@@ -250,11 +253,8 @@ def nearest_neighbours(x: Tensor, y: Tensor, *, k: int = 1) -> Neighbours:
         raise ValueError(
             f"nearest_neighbours got k={k} for {len(y)} samples to choose from: give 1 to {len(y)}"
         )
-    index = torch.cat([distances.topk(k, largest=False).indices for distances in _distances(x, y)])
-    # cdist multiplies matrices, which leaves rounding errors where samples are equal.
-    chosen = zip(x.split(_BLOCK), index.split(_BLOCK), strict=True)
-    distance = torch.cat([(_precise(a)[:, None] - _precise(y[i])).norm(dim=2) for a, i in chosen])
-    return Neighbours(distance, index)
+    found = [_nearest(block, y, k) for block in x.split(_BLOCK)]
+    return Neighbours(*(torch.cat(parts) for parts in zip(*found, strict=True)))
 
 
 def memorisation(samples: Tensor, train: Tensor, held_out: Tensor | None = None) -> Memorisation:
@@ -290,7 +290,7 @@ def memorisation(samples: Tensor, train: Tensor, held_out: Tensor | None = None)
     )  # two equal ones: as near as each other
     relative = None
     if held_out is not None:
-        relative = first / nearest_neighbours(held_out, train).distance.median()
+        relative = first / median(nearest_neighbours(held_out, train).distance)
     return Memorisation(first, near.position[:, 0], ratio, relative)
 
 
@@ -321,17 +321,66 @@ def precision_recall(generated: Tensor, real: Tensor, *, k: int = 3) -> Manifold
     return ManifoldOverlap(_share_inside(generated, real, k), _share_inside(real, generated, k))
 
 
+def median(x: Tensor) -> Tensor:
+    """The usual median of all values: of an even number the mean of the middle two (``torch.median`` takes the lower).
+
+    >>> median(torch.tensor([4.0, 1.0, 2.0, 8.0]))
+    tensor(3.)
+    """
+    values = x.flatten().sort().values
+    return (values[(len(values) - 1) // 2] + values[len(values) // 2]) / 2
+
+
+# Distances are compared here: is a sample inside a ball, which one is nearest. The matrix product that makes many of them
+# fast is off by about 1e-7 where samples are equal, as they are after memorisation and mode collapse. It only chooses the
+# pairs that may matter; what is compared are distances by differences, from one function for all pairs.
+
+
 def _share_inside(x: Tensor, manifold: Tensor, k: int) -> Tensor:
     # The nearest of its own set is the sample itself.
     radius = nearest_neighbours(manifold, manifold, k=k + 1).distance[:, k]
-    return torch.cat([(distances <= radius).any(1) for distances in _distances(x, manifold)]).double().mean()
+    return torch.cat([_inside(block, manifold, radius) for block in x.split(_BLOCK)]).double().mean()
 
 
-def _distances(x: Tensor, y: Tensor) -> Iterator[Tensor]:
-    """Rows of the matrix of distances, a block at a time."""
-    y = _precise(y)
-    for block in x.split(_BLOCK):
-        yield torch.cdist(_precise(block), y)
+def _inside(x: Tensor, centres: Tensor, radius: Tensor) -> Tensor:
+    """Whether each ``x[B, D]`` lies in a ball round one of ``centres[M, D]``: ``[B]``."""
+    squared, tolerance = _rough_squares(x, centres)
+    excess = squared - radius.square()
+    inside = (excess < -tolerance).any(1)
+    row, column = (~inside[:, None] & (excess <= tolerance)).nonzero(as_tuple=True)
+    for part in range(0, len(row), _BLOCK):
+        i, j = row[part : part + _BLOCK], column[part : part + _BLOCK]
+        inside[i[_pairwise(x[i], centres[j][:, None])[:, 0] <= radius[j]]] = True
+    return inside
+
+
+def _nearest(x: Tensor, y: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Distances and positions ``[B, k]`` of the k nearest of ``y[M, D]`` to each ``x[B, D]``; of equal ones the first."""
+    squared, tolerance = _rough_squares(x, y)
+    limit = squared.topk(k, largest=False).values[:, -1:] + 2 * tolerance
+    width = int((squared <= limit).sum(1).max())
+    candidates = squared.topk(width, largest=False).indices.sort(1).values
+    rows = max(1, _VALUES // (width * x.shape[1]))
+    parts = zip(x.split(rows), candidates.split(rows), strict=True)
+    distance, order = torch.cat([_pairwise(a, y[i]) for a, i in parts]).sort(stable=True, dim=1)
+    return distance[:, :k], candidates.gather(1, order[:, :k])
+
+
+def _rough_squares(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Squared distances ``[B, M]`` by a matrix product, and a bound ``[B, 1]`` of their rounding errors."""
+    x, y = _precise(x), _precise(y)
+    own, other = x.square().sum(1, keepdim=True), y.square().sum(1)
+    bound = 4 * (x.shape[1] + 8) * torch.finfo(x.dtype).eps * (own + other.max())
+    return own + other - 2 * x @ y.T, bound
+
+
+def _pairwise(x: Tensor, y: Tensor) -> Tensor:
+    """Distances of ``x[B, D]`` to ``y[B, m, D]``: ``[B, m]``, from differences; equal pairs have equal values."""
+    return torch.cdist(_precise(x)[:, None], _precise(y), compute_mode=_BY_DIFFERENCES)[:, 0]
+
+
+def _all_distances(x: Tensor, y: Tensor) -> Tensor:
+    return torch.cdist(x, y, compute_mode=_BY_DIFFERENCES)
 
 
 def _kernel_sum(kernel: Kernel, x: Tensor, y: Tensor, *, diagonal: bool) -> Tensor:

@@ -50,6 +50,7 @@ from scoreexp.metrics import (
     PixelFeatures,
     SampleMetric,
     gaussian_kernel,
+    median,
     median_distance,
     memorisation,
     mmd,
@@ -557,7 +558,7 @@ def _nearest_neighbours(subject: Subject, samples: Tensor, folder: Path) -> list
         "compared_by": by,
     }
     near = nearest_neighbours(generated, real)
-    distance = float(near.distance.median())
+    distance = float(median(near.distance))
     name = f"nearest_neighbour_{by}_{n}"
     found = [Measured(name, distance, n, by, {"name": name, **card}, "median distance to the training set")]
     if len(real) > 1:
