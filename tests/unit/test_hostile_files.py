@@ -56,7 +56,7 @@ from scoreexp.metrics.reference import make_reference
 from scoreexp.numerics.fokker_planck import ScoreField
 from scoreexp.runs.model import build_denoiser, model_record
 from scoreexp.runs.reporting.runs import method_settings, read_run
-from scoreexp.system.untrusted import read_json
+from scoreexp.system.json_files import read_json
 
 INPUTS = 10_000
 CPU_SECONDS = 20

@@ -7,7 +7,6 @@ last checkpoint. Jobs running at once share the processor's cores evenly, and ea
 enough, so that their times can be compared; ``status.json`` says what each job had.
 """
 
-import json
 import os
 import platform
 import re
@@ -31,9 +30,8 @@ from rich.table import Table
 from rich.text import Text
 
 from scoreexp.core.errors import UserError
-from scoreexp.system.atomic import atomic_write
+from scoreexp.system.json_files import read_json, write_json
 from scoreexp.system.signals import stop_signals
-from scoreexp.system.untrusted import read_json
 
 STATUS_FILE = "status.json"
 LOG_FILE = "output.log"
@@ -383,8 +381,7 @@ def _signal_group(group: int, signum: int) -> None:
 
 
 def _write_status(folder: Path, record: Mapping[str, Any]) -> None:
-    with atomic_write(folder / STATUS_FILE) as temporary:
-        temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / STATUS_FILE, record)
 
 
 def _now() -> str:

@@ -3,7 +3,6 @@
 A launcher is called with jobs, the sweep's folder and the devices of one job, and returns a status per job.
 """
 
-import json
 import platform
 import time
 from collections import deque
@@ -17,8 +16,7 @@ from rich.text import Text
 from scoreexp.app.jobs import Job, JobStatus, forget_running, is_done, run_jobs, stored_status, visible_gpus
 from scoreexp.core.errors import UserError
 from scoreexp.core.types import PositiveInt
-from scoreexp.system.atomic import atomic_write
-from scoreexp.system.untrusted import read_json
+from scoreexp.system.json_files import read_json, write_json
 
 SUBMISSION_FILE = "submission.json"
 WATCH_SECONDS = {"local": 0.2, "slurm": 10.0}
@@ -149,8 +147,7 @@ class SubmititLauncher:
                 return queued
         job.folder.mkdir(parents=True, exist_ok=True)
         handle = executor.submit(SubmittedJob(job, self.force))
-        with atomic_write(record) as temporary:
-            temporary.write_text(json.dumps({"cluster": self.cluster, "job_id": handle.job_id}) + "\n")
+        write_json(record, {"cluster": self.cluster, "job_id": handle.job_id})
         self._say(f"{job.name} submitted as job {handle.job_id}")
         return handle
 

@@ -6,7 +6,6 @@ named by the values it sweeps, such as ``photo32_ours+seed_1``, so a sweep with 
 """
 
 import hashlib
-import json
 import os
 import re
 import shlex
@@ -27,8 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 from scoreexp.app.composition import CommandLine, override_of
 from scoreexp.app.jobs import Job, JobStatus, describe_failures
 from scoreexp.core.errors import UserError
-from scoreexp.system.atomic import atomic_write
-from scoreexp.system.untrusted import read_json
+from scoreexp.system.json_files import read_json, write_json
 
 SWEEP_FILE = "sweep.json"
 MAX_NAME = 80  # characters of a folder's name
@@ -164,8 +162,7 @@ def write_sweep(folder: Path, name: str, jobs: Sequence[Job], swept: Sequence[Se
     command = shlex.join(["python", "-m", *{job.module for job in jobs}, *sys.argv[1:]])
     called = {"at": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "command": command}
     record = {"name": name, "calls": [*stored.get("calls", []), called], "jobs": list(listed.values())}
-    with atomic_write(folder / SWEEP_FILE) as temporary:
-        temporary.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / SWEEP_FILE, record)
 
 
 def read_sweep(folder: Path) -> dict[str, Any]:

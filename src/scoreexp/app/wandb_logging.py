@@ -1,6 +1,5 @@
 """Weights & Biases on request: online when logged in, otherwise offline, and never waiting for input."""
 
-import json
 import os
 import re
 import secrets
@@ -12,8 +11,7 @@ from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.utilities import rank_zero_only
 
 from scoreexp.app.sweep import read_sweep
-from scoreexp.system.atomic import atomic_write
-from scoreexp.system.untrusted import read_json
+from scoreexp.system.json_files import read_json, write_json
 
 SECONDS = ("time/train", "time/total")  # logged beside the metrics, so that they can be drawn over seconds
 
@@ -198,8 +196,7 @@ def _run_id(folder: Path) -> str:
     if stored := read_json(id_file):
         return str(stored["id"])
     run_id = secrets.token_hex(4)
-    with atomic_write(id_file) as temporary:
-        temporary.write_text(json.dumps({"id": run_id}))
+    write_json(id_file, {"id": run_id})
     return run_id
 
 

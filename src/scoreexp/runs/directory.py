@@ -2,31 +2,23 @@
 
 import contextlib
 import importlib.metadata
-import json
 import platform
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from scoreexp.core.errors import UserError
 from scoreexp.system.atomic import atomic_write, clear_orphans
+from scoreexp.system.json_files import read_json, write_json
 from scoreexp.system.locks import hold
 from scoreexp.system.processes import is_first_process
-from scoreexp.system.untrusted import read_json
 
 PACKAGES = ("scoreexp", "torch", "pytorch-lightning", "hydra-core", "torchmetrics", "numpy", "scipy")
-
-
-def write_json(path: Path, data: Mapping[str, Any]) -> None:
-    """Write ``data`` as JSON, whole or not at all."""
-    with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(data, indent=2, default=str) + "\n")
 
 
 def shown(path: Path) -> str:

@@ -3,29 +3,8 @@
 What a file claims costs nothing to write, so nothing is unpacked or allocated on its word alone.
 """
 
-import json
 import zipfile
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any
-
-from scoreexp.core.errors import UserError
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The content of a JSON file; empty where there is none.
-
-    Raises:
-        UserError: it is not a JSON object.
-    """
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read as JSON ({error}): delete the damaged file") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} holds a {type(content).__name__}, not an object: delete the damaged file")
-    return content
 
 
 def stays_inside(name: str) -> bool:

@@ -22,9 +22,9 @@ from scoreexp.app.signatures import suggest
 from scoreexp.app.sweep import write_sweep
 from scoreexp.app.wandb_logging import log_report
 from scoreexp.core.errors import UserError
-from scoreexp.runs.directory import write_json
 from scoreexp.runs.reporting import BUSY, COMPARISON_FILE, Plan, conditions, write_report
-from scoreexp.runs.reporting.runs import method_settings, read_config, read_json, slug
+from scoreexp.runs.reporting.runs import method_settings, read_config, slug
+from scoreexp.system.json_files import read_json, write_json
 from scoreexp.system.machine import processor
 from scoreexp.train import PROVIDED, SCHEMA
 

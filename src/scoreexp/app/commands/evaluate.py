@@ -59,12 +59,12 @@ from scoreexp.metrics import (
     split_images,
 )
 from scoreexp.metrics.card import library_versions
-from scoreexp.runs.directory import git_revision, new_folder, shown, write_json
+from scoreexp.runs.directory import git_revision, new_folder, shown
 from scoreexp.runs.model import load, require_trusted
-from scoreexp.runs.reporting.runs import read_json
 from scoreexp.samplers import Sampler
 from scoreexp.system.atomic import atomic_write
 from scoreexp.system.devices import choose_device
+from scoreexp.system.json_files import read_json, write_json
 
 DENOISING: dict[str, type[PictureMetric]] = {
     "ssim": SSIM,

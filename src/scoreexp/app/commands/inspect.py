@@ -16,8 +16,9 @@ from scoreexp.app.composition import shell_command
 from scoreexp.core.ranges import to_uint8, to_unit
 from scoreexp.data import DataModule, Folder
 from scoreexp.data.cache import verify
-from scoreexp.runs.directory import shown, write_json
+from scoreexp.runs.directory import shown
 from scoreexp.system.atomic import atomic_write
+from scoreexp.system.json_files import write_json
 
 _ON_SHEET = 64
 _BINS = 16

@@ -20,11 +20,12 @@ from scoreexp.data.image_io import write_image
 from scoreexp.denoisers.denoiser import Denoiser
 from scoreexp.figures.images import image_grid
 from scoreexp.figures.points import scatter
-from scoreexp.runs.directory import git_revision, new_folder, shown, write_json
+from scoreexp.runs.directory import git_revision, new_folder, shown
 from scoreexp.runs.model import load
 from scoreexp.samplers import Sampler, start_from_prior
 from scoreexp.system.atomic import atomic_write
 from scoreexp.system.devices import choose_device
+from scoreexp.system.json_files import write_json
 
 SHOWN = 64  # pictures in the overview
 

@@ -1,7 +1,6 @@
 """One training run, from configuration to result."""
 
 import contextlib
-import json
 import logging
 import os
 import sys
@@ -35,10 +34,10 @@ from scoreexp.lit.callbacks import (
 )
 from scoreexp.lit.checkpoint import DurableCheckpointIO, read_checkpoint
 from scoreexp.lit.csv_logger import CSVLogger
-from scoreexp.runs.directory import RunDirectory, shown, write_json
+from scoreexp.runs.directory import RunDirectory, shown
 from scoreexp.runs.model import build_denoiser, model_record
+from scoreexp.system.json_files import read_json, write_json
 from scoreexp.system.processes import failing_together, is_first_process, require_all_processes
-from scoreexp.system.untrusted import read_json
 
 C = TypeVar("C", bound=pl.Callback)
 
@@ -273,7 +272,7 @@ def _over_already(
 
 
 def _stored_result(run: RunDirectory) -> RunResult:
-    stored = json.loads((run.path / "metrics.json").read_text())
+    stored = read_json(run.path / "metrics.json")
     checkpoint = run.checkpoints / stored["checkpoint"]
     return RunResult(stored["metrics"], checkpoint, stored["seconds"], run.path, stored["status"])
 

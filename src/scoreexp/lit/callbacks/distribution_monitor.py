@@ -1,6 +1,5 @@
 """Measure how far generated pictures are from real ones, during training."""
 
-import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -37,7 +36,7 @@ from scoreexp.metrics import (
     split_images,
 )
 from scoreexp.samplers import Sampler, SampleResult, start_from_prior
-from scoreexp.system.atomic import atomic_write
+from scoreexp.system.json_files import write_json
 
 SAMPLE_METRICS: dict[str, type[SampleMetric]] = {
     "frechet": FrechetDistance,
@@ -286,8 +285,7 @@ class DistributionMonitor(pl.Callback):
         self.folder.mkdir(parents=True, exist_ok=True)
         image_grid(torch.stack(list(shown)).float() / 255, self.folder / f"step_{step:07d}.png", title)
         content = {"step": step, "values": [value.to_dict() for value in values]}
-        with atomic_write(self.folder / "values.json") as temporary:
-            temporary.write_text(json.dumps(content, indent=2) + "\n")
+        write_json(self.folder / "values.json", content)
 
     def _say_not_run(self, trainer: pl.Trainer) -> None:
         if trainer.is_global_zero:

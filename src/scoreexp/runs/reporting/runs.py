@@ -14,7 +14,7 @@ import yaml
 
 from scoreexp.core.errors import UserError
 from scoreexp.core.moves import with_current_names
-from scoreexp.system.untrusted import read_json
+from scoreexp.system.json_files import read_json
 
 COMPARISON_FILE = "comparison.json"
 AFTER = ("train", "evaluate")  # stages that are not pre-computation
