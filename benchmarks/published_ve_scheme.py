@@ -1,7 +1,7 @@
 """How far [E]'s program is from the scheme of its paper: ``python -m benchmarks.published_ve_scheme``.
 
 For the bundled photograph at 12 x 12 this solves the log-density equation as the public program of arXiv 2404.06661 does
-(its matrix, its derivative, its iteration over all times), then by the project's ``published_ve`` (solver ``direct``), and then
+(its matrix, its derivative, its iteration over all times), then by the project's ``published_ve`` (solver ``direct``), then
 by the program with nothing but the signs of its matrix put as the five-point scheme has them; all from the program's
 initial density. Printed is the norm of the difference to the program's score over that score's norm, mean over the
 channels, at the times 1, 5, 10 and 19 of 0..19.

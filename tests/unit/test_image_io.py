@@ -513,7 +513,7 @@ def test_colours_and_types_that_are_not_supported(tmp_path):
     tifffile.imwrite(tmp_path / "five.tif", np.zeros((8, 8, 5), np.uint16), planarconfig="contig")
     assert "5 channels" in refusal(tmp_path / "five.tif")
     pillow(values(1, np.uint16)).save(tmp_path / "lzw.tif", compression="tiff_lzw")
-    assert "LZW" in refusal(tmp_path / "lzw.tif")
+    assert_holds(read_image(tmp_path / "lzw.tif"), values(1, np.uint16), 16)
 
 
 def test_compressed_8_bit_tiff(tmp_path):

@@ -8,6 +8,7 @@ from typing import IO, ClassVar
 
 from scoreexp.data.cache import SUFFIX, Contents, prepared
 from scoreexp.data.errors import DataError
+from scoreexp.data.image_io import walk
 from scoreexp.data.module import DataModule
 from scoreexp.data.split import Split
 from scoreexp.system.untrusted import stays_inside
@@ -61,7 +62,7 @@ class FileCorpus(DataModule):
 class FileTree:
     """Files below a folder or in a zip archive, read alike.
 
-    A top folder of the archive's own name is left out of the names, so that both give the same ones.
+    A top folder of the archive's or folder's own name is left out of the names, so that all give the same ones.
 
     Args:
         path: the folder or archive.
@@ -74,6 +75,8 @@ class FileTree:
         self.path = path
         self._archive: zipfile.ZipFile | None = None
         if path.is_dir():
+            nested = path / path.name
+            self.path = nested if nested.is_dir() else path
             return
         try:
             self._archive = zipfile.ZipFile(path)
@@ -94,7 +97,7 @@ class FileTree:
         """Paths of all files, with forward slashes, relative to the top."""
         if self._archive is not None:
             return list(self._members)
-        return [path.relative_to(self.path).as_posix() for path in self.path.rglob("*") if path.is_file()]
+        return [path.relative_to(self.path).as_posix() for path in walk(self.path)]
 
     def read(self, name: str) -> bytes:
         """The bytes of a file.

@@ -5,13 +5,12 @@ turned upright by their camera data. Transparent pictures are put on white; deep
 bits, the depth of the prepared file.
 """
 
-import re
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from PIL import ExifTags, Image
 
 from scoreexp.core.ranges import to_uint8
 from scoreexp.core.streams import stream_seed
@@ -19,19 +18,27 @@ from scoreexp.core.types import PositiveInt, Probability
 from scoreexp.data.cache import Contents
 from scoreexp.data.corpus import FileCorpus
 from scoreexp.data.errors import DataError
-from scoreexp.data.image_io import FORMATS, READABLE
-from scoreexp.data.pictures import fingerprint, picture_blocks, read_picture, with_channels
+from scoreexp.data.image_io import READABLE, ImageError, few_bits, read_image, read_kind, walk
+from scoreexp.data.pictures import (
+    WhiteLevel,
+    fingerprint,
+    picture_blocks,
+    read_picture,
+    require_white_level,
+    with_channels,
+)
 from scoreexp.data.resize import centre_square, resized
 from scoreexp.data.split import Split, SplitName
 
-_GREY_MODES = {"1", "L", "LA", "I;16", "I;16B", "I", "F"}
+_LOOKED_AT = 64  # pictures of 16 bits that are decoded for a warning
 
 
 class Survey(NamedTuple):
-    """How often each size (width, height) and each of Pillow's modes occurs."""
+    """How often each size (width, height), each of Pillow's modes and each number of colour channels occurs."""
 
     sizes: Counter[tuple[int, int]]
     modes: Counter[str]
+    channels: Counter[int]
 
 
 class Folder(FileCorpus):
@@ -49,6 +56,7 @@ class Folder(FileCorpus):
         val_fraction: share of the pictures for validation, at least one picture; 0 validates on training
             pictures.
         test_fraction: share for testing, at least one picture; 0 tests on the validation pictures.
+        white_level: value of white in files of 16 bits; null is 65535. 4095 is right for cameras of 12 bits.
         common: the keys of `DataModule`.
 
     Raises:
@@ -64,6 +72,7 @@ class Folder(FileCorpus):
         channels: Literal[1, 3] | None = None,
         val_fraction: Probability = 0.1,
         test_fraction: Probability = 0.1,
+        white_level: WhiteLevel | None = None,
         **common: Any,
     ) -> None:
         super().__init__(**common)
@@ -82,6 +91,7 @@ class Folder(FileCorpus):
         self.channels = channels
         self.val_fraction = val_fraction
         self.test_fraction = test_fraction
+        self.white_level = require_white_level(white_level)
         self._files: list[str] | None = None
 
     @property
@@ -94,6 +104,7 @@ class Folder(FileCorpus):
         files = self.files()
         names = self._share(files, name)
         wanted = f"{self.size or 'own'}x{self.channels or 'own'}"
+        wanted += "" if self.white_level is None else f", white at {self.white_level}"
         sources = [(self.folder / file).stat() for file in files]
         state = fingerprint((file, stat.st_size, stat.st_mtime_ns) for file, stat in zip(files, sources))
         shares = f"{self.val_fraction:g} and {self.test_fraction:g}"
@@ -108,11 +119,8 @@ class Folder(FileCorpus):
     def files(self) -> list[str]:
         """Paths of all pictures below ``root``, sorted; hidden files and folders are left out."""
         if self._files is None:
-            paths = (path.relative_to(self.folder) for path in self.folder.rglob("*") if path.is_file())
-            pictures = (path for path in paths if path.suffix.lower() in READABLE)
-            self._files = sorted(
-                path.as_posix() for path in pictures if not re.search(r"(^|/)\.", path.as_posix())
-            )
+            pictures = (path for path in walk(self.folder) if path.suffix.lower() in READABLE)
+            self._files = sorted(path.relative_to(self.folder).as_posix() for path in pictures)
             if not self._files:
                 raise DataError(f"no picture in {self.folder}: {self.how_to_get}")
         return self._files
@@ -141,7 +149,7 @@ class Folder(FileCorpus):
         size, channels = self.size, self.channels
         if size is None or channels is None:
             survey = self.survey()
-            channels = channels or (1 if survey.modes.keys() <= _GREY_MODES else 3)
+            channels = channels or (3 if survey.channels[3] else 1)
             if size is None and len(survey.sizes) > 1:
                 (common, count), *_ = survey.sizes.most_common(1)
                 raise DataError(
@@ -150,32 +158,40 @@ class Folder(FileCorpus):
                 )
         blocks = picture_blocks(
             names,
-            lambda name: _decode(self.folder / name, size, channels),
+            lambda name: _decode(self.folder / name, size, channels, self.white_level),
             skip_bad=self.on_bad_image == "skip",
         )
         return Contents(len(names), blocks)
 
     def survey(self) -> Survey:
         """Sizes and colour modes of all pictures, from their headers alone; unreadable files are left out."""
-        sizes: Counter[tuple[int, int]] = Counter()
-        modes: Counter[str] = Counter()
+        survey = Survey(Counter(), Counter(), Counter())
         for file in self.files():
-            try:
-                with Image.open(self.folder / file, formats=FORMATS) as image:
-                    turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
-                    sizes[image.size[::-1] if turned else image.size] += 1
-                    modes[image.mode] += 1
-            except Exception:  # decoders raise exceptions of any kind on damaged data
-                continue
-        return Survey(sizes, modes)
+            with suppress(ImageError):
+                kind = read_kind(self.folder / file)
+                survey.sizes[kind.width, kind.height] += 1
+                survey.modes[kind.mode] += 1
+                survey.channels[kind.channels] += 1
+        return survey
+
+    def warnings(self) -> list[str]:
+        """Of the first pictures of 16 bits, those that seem to hold fewer."""
+        found, looked_at = [], 0
+        for file in self.files():
+            with suppress(ImageError):
+                if looked_at < _LOOKED_AT and read_kind(self.folder / file).bit_depth == 16:
+                    looked_at += 1
+                    doubt = few_bits(read_image(self.folder / file, white_level=self.white_level))
+                    found += [] if doubt is None else [f"{file}: {doubt} Then set data.white_level=4095"]
+        return found
 
 
 def _count(hashed: int, fraction: float) -> int:
     return max(1, hashed) if fraction > 0 else 0
 
 
-def _decode(path: Path, size: int | None, channels: int) -> np.ndarray:
-    pixels = to_uint8(with_channels(read_picture(path), channels))
+def _decode(path: Path, size: int | None, channels: int, white_level: int | None) -> np.ndarray:
+    pixels = to_uint8(with_channels(read_picture(path, white_level), channels))
     if size is not None:
         shorter = min(pixels.shape[:2])
         if shorter < size:

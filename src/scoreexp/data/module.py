@@ -137,6 +137,10 @@ class DataModule(pl.LightningDataModule, ABC):
         self.first_batch: Callable[[], int] = self._batches_trained
         self._splits: dict[SplitName, Split] = {}
 
+    def warnings(self) -> list[str]:
+        """What a look at the files makes one doubt, in a line each."""
+        return []
+
     @abstractmethod
     def open_split(self, name: SplitName) -> Split:
         """Open a split of the data set, preparing it first where that has not been done."""

@@ -17,8 +17,9 @@ from scoreexp.core.ranges import to_model
 from scoreexp.core.streams import generator
 from scoreexp.core.types import PositiveInt
 from scoreexp.data.errors import DataError
+from scoreexp.data.image_io import few_bits
 from scoreexp.data.module import DataModule
-from scoreexp.data.pictures import read_picture, with_channels
+from scoreexp.data.pictures import WhiteLevel, read_picture, require_white_level, with_channels
 from scoreexp.data.resize import centre_square, resized
 from scoreexp.data.split import Split, SplitName
 
@@ -63,6 +64,7 @@ class Photo(DataModule):
         crop_side: side of a crop before resizing, in pixels of the picture, at least ``size``; null is the
             whole shorter side for ``center`` and half of it (or ``size``, if larger) for ``random``.
         crop_seed: names the random crops.
+        white_level: value of white in files of 16 bits; null is 65535. 4095 is right for cameras of 12 bits.
 
         common: the keys of `DataModule`.
 
@@ -84,6 +86,7 @@ class Photo(DataModule):
         crops: PositiveInt = 16,
         crop_side: PositiveInt | None = None,
         crop_seed: int = 0,
+        white_level: WhiteLevel | None = None,
         **common: Any,
     ) -> None:
         super().__init__(**common)
@@ -112,6 +115,7 @@ class Photo(DataModule):
         self.crops = crops
         self.crop_side = crop_side
         self.crop_seed = crop_seed
+        self.white_level = require_white_level(white_level)
 
     @property
     def event_shape(self) -> tuple[int, ...]:
@@ -125,11 +129,17 @@ class Photo(DataModule):
         crops: list[np.ndarray] = []
         names: list[str] = []
         for file in self._files():
-            pixels = with_channels(read_picture(file), self.channels)
+            pixels = with_channels(read_picture(file, self.white_level), self.channels)
             for number, square in enumerate(self._squares(pixels, file)):
                 crops.append(resized(square, self.size, "lanczos").transpose(2, 0, 1))
                 names.append(file.stem if self.crop == "center" else f"{file.stem}-{number}")
         return Split(to_model(torch.from_numpy(np.stack(crops))).numpy(), names=names)
+
+    def warnings(self) -> list[str]:
+        """Own pictures of 16 bits that seem to hold fewer."""
+        pictures = [] if self.path is None else [read_picture(self.path, self.white_level)]
+        doubts = [doubt for picture in pictures if (doubt := few_bits(picture)) is not None]
+        return [f"{self.path}: {doubt} Then set data.white_level=4095" for doubt in doubts]
 
     def _files(self) -> list[Path]:
         if self.path is not None:

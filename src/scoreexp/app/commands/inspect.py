@@ -59,6 +59,8 @@ def inspect_data(cfg: DictConfig) -> dict[str, Any]:
         survey = data.survey()
         print("sizes         ", _most_common(survey.sizes, lambda size: f"{size[0]} x {size[1]}"))
         print("modes         ", _most_common(survey.modes, str))
+    for warning in data.warnings():
+        print(f"warning        {warning}")
     if len(data.event_shape) == 3:
         contact_sheet(_spaced(data, _ON_SHEET), run_dir / "contact_sheet.png")
         print(f"contact sheet  {shown(run_dir / 'contact_sheet.png')}")
