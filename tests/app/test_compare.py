@@ -18,7 +18,9 @@ from scoreexp.app.launch import run_app
 from scoreexp.compare import SCHEMA
 from scoreexp.core.errors import UserError
 
-SWEEPS = sorted(path.stem for path in (conf_dir() / "sweep").glob("*.yaml"))
+SWEEPS = sorted(
+    {path.stem for path in (conf_dir() / "sweep").glob("*.yaml")} - {"experiments"}
+)  # it has no methods of its own
 
 
 def configuration(tmp_path, *overrides: str):

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -17,18 +17,25 @@ from omegaconf import DictConfig, OmegaConf
 from scoreexp.app.composition import CommandLine, compose, plain_config, readable
 from scoreexp.app.conf_dir import conf_dir
 from scoreexp.app.config_check import check_config
-from scoreexp.app.jobs import Job, describe_failures, run_jobs
+from scoreexp.app.jobs import Job, describe_failures, quoted, run_jobs
 from scoreexp.app.signatures import suggest
-from scoreexp.app.sweep import write_sweep
+from scoreexp.app.sweep import require_files, say_offline_runs, write_sweep
 from scoreexp.app.wandb_logging import log_report
 from scoreexp.core.errors import UserError
+from scoreexp.data.suffixes import READABLE
 from scoreexp.runs.reporting import BUSY, COMPARISON_FILE, Plan, conditions, write_report
-from scoreexp.runs.reporting.runs import method_settings, read_config, slug
+from scoreexp.runs.reporting.page import image_table
+from scoreexp.runs.reporting.runs import find_runs, flattened, method_settings, read_config, slug
+from scoreexp.runs.reporting.summary import tables
 from scoreexp.system.json_files import read_json, write_json
 from scoreexp.system.machine import processor
 from scoreexp.train import PROVIDED, SCHEMA
 
 MODULE = "scoreexp.train"
+PROTOCOL = (  # of the first of several experiments: what is observed, how it is measured, and when a run ends
+    "data.size", "data.channels", "data.validate_on", "data.num_val", "callbacks.monitor.sigma",
+    "callbacks.monitor.confirm", "callbacks.stop.mode", "trainer.val_check_interval", "trainer.max_steps",
+)  # fmt: skip
 
 
 def compare(cfg: DictConfig) -> Path:
@@ -48,20 +55,29 @@ def compare(cfg: DictConfig) -> Path:
                 f"{root} holds no comparison: give its folder as run_dir, or leave out report_only"
             )
         return _write(root)
-    plan = plan_of(cfg)
-    chosen = list(plan.methods) if cfg.methods is None else list(cfg.methods)
     options = _config_options()
+    plan = plan_of(cfg) if cfg.experiments is None else _plan_of_experiments(cfg, options)
+    chosen = list(plan.methods) if cfg.methods is None else list(cfg.methods)
+    cases = [(method, seed, image) for seed, image in plan.cases for method in chosen]
+    require_files({"path": image} for image in plan.images)
     jobs = [
-        Job(f"{method}, seed {seed}", MODULE, (*options, *overrides_of(plan, method), f"seed={seed}"), folder)
-        for seed in plan.seeds
-        for method in chosen
-        for folder in [plan.folder(root, method, seed)]
+        Job(
+            f"{method}, seed {seed}" if image is None else f"{method}, {image}, seed {seed}",
+            MODULE,
+            (*options, *overrides_of(plan, method, image), f"seed={seed}"),
+            plan.folder(root, method, seed, image),
+        )
+        for method, seed, image in cases
     ]
     configs: dict[str, dict[str, Any]] = {}
-    for method, job in zip(chosen * len(plan.seeds), jobs):
+    for (method, _, image), job in zip(cases, jobs):
         if method not in configs:  # its seeds differ in nothing else
             configs[method] = _checked(job)
-        _require_same_settings(job, configs[method])
+        config = configs[method]
+        _require_same_settings(
+            job, config if image is None else config | {"data": config["data"] | {"path": image}}
+        )
+    require_files(config.get("data") or {} for config in configs.values())
     for line in unequal(configs):
         _say(f"warning: {line}")
     present = [m for m in plan.methods if m in chosen or (root / slug(m)).is_dir()]  # also of earlier calls
@@ -70,12 +86,29 @@ def compare(cfg: DictConfig) -> Path:
         _say(
             f"warning: the machine is busy (load average {load:.1f} per core): seconds will not be comparable"
         )
-    stored = replace(plan, methods={method: plan.methods[method] for method in present}, load=load)
+    earlier = read_json(root / COMPARISON_FILE)
+    if earlier and set(earlier["methods"]) - set(plan.methods):
+        raise UserError(f"{root} holds a comparison of other methods: give another run_dir")
+    stored = replace(
+        plan,
+        methods={method: plan.methods[method] for method in present},
+        images=list(dict.fromkeys([*earlier.get("images", []), *plan.images])),
+        load=load,
+    )
     write_json(root / COMPARISON_FILE, asdict(stored))
     write_sweep(
-        root, plan.name, jobs, [[f"method={job.folder.parent.name}", job.overrides[-1]] for job in jobs]
+        root,
+        plan.name,
+        jobs,
+        [
+            [f"method={slug(method)}", *([] if image is None else [f"data.path={image}"]), f"seed={seed}"]
+            for method, seed, image in cases
+        ],
     )
-    _say(f"comparison     {plan.name}: {len(chosen)} methods x {len(plan.seeds)} seeds, {_limit(plan)}")
+    _say(f"comparison     {plan.name}: {len(chosen)} methods x {len(plan.cases)} runs, {_limit(plan)}")
+    if cfg.experiments is not None:
+        protocol = dict(override.lstrip("+").split("=", 1) for override in plan.shared if "=" in override)
+        _say("protocol       " + " ".join(f"{key}={value}" for key, value in protocol.items()))
     try:
         statuses = run_jobs(
             jobs,
@@ -90,6 +123,7 @@ def compare(cfg: DictConfig) -> Path:
     if node := next(filter(None, loggers), None):
         settings = {key: node[key] for key in ("project", "entity", "mode")}
         log_report(root, plan.name, [page, page.with_name("results.csv")], **settings)
+    say_offline_runs([root, *(job.folder for job in jobs)])
     if failures := describe_failures(jobs, statuses):
         raise UserError(f"{failures}; the same command runs them again")
     return page
@@ -104,13 +138,15 @@ def report(cfg: DictConfig) -> Path:
     return _announced(write_report(folders, out, title=cfg.title, baseline=cfg.baseline))
 
 
-def plan_of(cfg: DictConfig) -> Plan:
-    """The comparison that a configuration describes.
+def plan_of(cfg: DictConfig, sweep: Mapping[str, Any] | None = None) -> Plan:
+    """The comparison that a configuration describes, by default that of ``cfg.sweep``.
 
     Raises:
         UserError: names what is missing, impossible or misspelt.
     """
-    sweep: dict[str, Any] = OmegaConf.to_container(cfg.sweep, resolve=True)  # type: ignore[assignment]
+    if sweep is None:
+        sweep = OmegaConf.to_container(cfg.sweep, resolve=True)  # type: ignore[assignment]
+    assert sweep is not None
     methods, common = sweep["methods"], sweep.get("common") or []
     if cfg.methods is not None:
         for name in cfg.methods:
@@ -149,7 +185,71 @@ def plan_of(cfg: DictConfig) -> Plan:
     return plan
 
 
-def overrides_of(plan: Plan, method: str) -> list[str]:
+def _plan_of_experiments(cfg: DictConfig, options: Sequence[str]) -> Plan:
+    """Experiments compared under the protocol of the first, as far as ``cfg`` does not name it.
+
+    Raises:
+        UserError: an experiment is given twice or cannot be composed, there is no picture in a folder, or nothing
+            says when a run is to end.
+    """
+    names = list(cfg.experiments)
+    if len(set(names)) < len(names) or not names:
+        raise UserError(f"experiments={names}: give at least one, each once")
+    if cfg.methods is not None:
+        raise UserError("methods= chooses among those of a sweep: leave it out beside experiments=")
+    first = _checked(Job(names[0], MODULE, (*options, f"experiment={names[0]}"), Path(cfg.run_dir)))
+    flat, stop = flattened(first), (first.get("callbacks") or {}).get("stop") or {}
+    own = OmegaConf.to_container(cfg.sweep, resolve=True)
+    assert isinstance(own, dict)
+    target = stop.get("target") if own["target"] is None else own["target"]
+    seconds = flat.get("callbacks.budget.seconds") if own["seconds"] is None else own["seconds"]
+    if target is None and seconds is None:
+        raise UserError(
+            f"experiment={names[0]} sets no target: give sweep.target=VALUE, or sweep.seconds=NUMBER for equal time"
+        )
+    protocol = [f"{key}={_value(flat[key])}" for key in PROTOCOL if key in flat]
+    protocol += [f"data.size={cfg.data.size}"] if cfg.data.size is not None else []
+    sweep = own | {
+        "title": own["title"] or f"{' and '.join(names)} compared",
+        "mode": "budget" if target is None else "target",
+        "monitor": own["monitor"] or stop.get("monitor"),
+        "target": target,
+        "seconds": seconds,
+        "seeds": own["seeds"] or [first["seed"]],
+        "common": [*protocol, *(own.get("common") or [])],
+        "methods": {name: [f"experiment={name}"] for name in names},
+    }
+    return replace(plan_of(cfg, sweep), images=pictures_of(cfg.data.path))
+
+
+def pictures_of(path: str | Sequence[str] | None) -> list[str]:
+    """The pictures that ``data.path`` of a comparison names: files, and those in folders, in order of their names.
+
+    Raises:
+        UserError: a folder holds no picture, or one is given twice.
+    """
+    given = [] if path is None else [path] if isinstance(path, str) else list(path)
+    found: list[str] = []
+    for name in given:
+        folder = Path(name).expanduser()
+        inside = (
+            sorted(str(p) for p in folder.iterdir() if p.suffix.lower() in READABLE)
+            if folder.is_dir()
+            else []
+        )
+        if folder.is_dir() and not inside:
+            raise UserError(f"data.path={name} holds no picture ({', '.join(READABLE)})")
+        found += inside or [name]
+    if twice := next((name for name in found if found.count(name) > 1), None):
+        raise UserError(f"data.path names {twice} twice: give each picture once")
+    return found
+
+
+def _value(value: Any) -> str:
+    return {None: "null", True: "true", False: "false"}.get(value, "") or quoted(str(value))
+
+
+def overrides_of(plan: Plan, method: str, image: str | None = None) -> list[str]:
     """What a method is trained with, without its seed: its own settings first, then those that are equal for all."""
     seconds = "null" if plan.seconds is None else f"{plan.seconds:g}"
     target = plan.target if plan.mode == "target" else None
@@ -160,7 +260,8 @@ def overrides_of(plan: Plan, method: str) -> list[str]:
     ]
     if plan.mode == "budget":
         equal.append("trainer.max_steps=-1")
-    return [*plan.methods[method], *plan.shared, *equal]
+    picture = [] if image is None else [f"data.path={quoted(image)}", "data.name=null"]
+    return [*plan.methods[method], *picture, *plan.shared, *equal]
 
 
 def unequal(configs: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -236,7 +337,12 @@ def _limit(plan: Plan) -> str:
 
 
 def _write(root: Path) -> Path:
-    return _announced(write_report([root], root))
+    page = write_report([root], root)
+    runs, plan = find_runs([root])
+    for table in tables(runs, plan):
+        for line in image_table(table):
+            _say(line)
+    return _announced(page)
 
 
 def _announced(page: Path) -> Path:

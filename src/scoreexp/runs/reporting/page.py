@@ -16,6 +16,7 @@ from scoreexp.runs.reporting.summary import (
     Spread,
     Summary,
     Table,
+    by_image,
     evaluations,
     median_curve,
     ranked_best,
@@ -81,6 +82,7 @@ def render(
         _header(runs, plan, title),
         _notices(runs, plan, compared),
         *(_results(table, baseline, style, len(compared) > 1) for table in compared),
+        *(_images(table) for table in compared),
         *(_curves(table, style) for table in compared),
         *(_pictures(table, style) for table in compared),
         *(_stages(table, style) for table in compared),
@@ -244,7 +246,9 @@ def describe_conditions(table: Table) -> str:
     values = table.conditions
     kind = str(values.get("data._target_", "data")).rpartition(".")[2]
     name = values.get("data.name") or values.get("data.path")
-    parts = [f"{kind} ({name})" if name else kind]
+    images = {run.image for row in table.rows for run in row.runs} - {None}
+    what = f"{len(images)} pictures" if len(images) > 1 else next(iter(images), name)
+    parts = [f"{kind} ({what})" if what else kind]
     if size := values.get("data.size"):
         parts.append(f"{size} × {size} pixels")
     if number := values.get("data.num_images"):
@@ -363,6 +367,72 @@ def _results(table: Table, baseline: str | None, style: Mapping[str, tuple[str, 
         f"<section><h2>{heading}</h2>{_finding(table)}"
         f'<div class="wide"><table><caption>{e(describe_conditions(table))}</caption><thead><tr>{header}</tr></thead>'
         f'<tbody>{"".join(body)}</tbody></table></div><p class="note">{notes}</p></section>'
+    )
+
+
+def image_rows(table: Table) -> list[list[str]]:
+    """Per picture and method: picture, method, finished runs, seconds, PSNR, SSIM, whether it is the best there."""
+    quality = f"last/{table.metric.removeprefix('val/')}"
+    value = "seconds" if table.target is not None else quality
+    lines = []
+    for image, rows in by_image(table).items():
+        best = ranked_best(rows, value)
+        for row in rows:
+            cells = [seconds_text(row.seconds.median) if row.seconds else "–"]
+            for name in ("psnr", table.metric.removeprefix("val/")):
+                spread = row.last.get(name)
+                cells.append("–" if spread is None else quality_text(spread.median, name))
+            mark = "best" if row.method in best else ""
+            lines.append([image, row.method, f"{len(row.finished)}/{len(row.runs)}", *cells, mark])
+    return lines
+
+
+def image_heads(table: Table) -> list[str]:
+    """The heads of ``image_rows``."""
+    seconds = "seconds to target" if table.target is not None else "seconds"
+    return ["picture", "method", "runs", seconds, "PSNR", _metric(table.metric), ""]
+
+
+def image_table(table: Table) -> list[str]:
+    """The table by method and that by picture as plain text; empty for one picture."""
+    lines = image_rows(table)
+    if not lines:
+        return []
+    value = "seconds" if table.target is not None else f"last/{table.metric.removeprefix('val/')}"
+    best = ranked_best(table.rows, value)
+    whole = []
+    for row in table.rows:
+        cells = []
+        for spread, name in (
+            (row.seconds, None),
+            (row.last.get("psnr"), "psnr"),
+            (row.last.get(table.metric.removeprefix("val/")), table.metric.removeprefix("val/")),
+        ):
+            shown = [seconds_text(v) if name is None else quality_text(v, name) for v in spread or ()]
+            cells.append(f"{shown[0]} ({shown[1]} to {shown[2]})" if shown else "–")
+        whole.append(
+            [
+                "all",
+                row.method,
+                f"{len(row.finished)}/{len(row.runs)}",
+                *cells,
+                "best" if row.method in best else "",
+            ]
+        )
+    cells_of = [image_heads(table), *whole, *lines]
+    widths = [max(len(line[i]) for line in cells_of) for i in range(len(cells_of[0]))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in cells_of]
+
+
+def _images(table: Table) -> str:
+    lines = image_rows(table)
+    if not lines:
+        return ""
+    head = "".join(f"<th>{e(cell)}</th>" for cell in image_heads(table))
+    body = "\n".join("<tr>" + "".join(f"<td>{e(cell)}</td>" for cell in line) + "</tr>" for line in lines)
+    return (
+        f"<section>\n<h2>By picture</h2>\n<p>Medians over seeds.</p>\n"
+        f"<table>\n<tr>{head}</tr>\n{body}\n</table>\n</section>"
     )
 
 
@@ -605,7 +675,7 @@ def as_csv(runs: Sequence[Run], plan: Plan | None = None) -> str:
     """One row per run."""
     extra = sorted({name for run in runs for name in run.evaluation.get("values") or {}})
     columns = [
-        "method", "seed", "state", "data", "resolution", "monitor", "target", "reached", "seconds_to_target",
+        "method", "image", "seed", "state", "data", "resolution", "monitor", "target", "reached", "seconds_to_target",
         "steps_to_target", "seconds_precompute", "seconds_train", "seconds_evaluate", "steps",
         *(f"{kind}_{name}" for name in QUALITY for kind in ("last", "best")), "nfe", "parameters", "device", "folder",
         *(f"evaluation_{name}" for name in extra), "error",
@@ -619,6 +689,7 @@ def as_csv(runs: Sequence[Run], plan: Plan | None = None) -> str:
         data = run.config.get("data") or {}
         row: dict[str, Any] = {
             "method": run.method,
+            "image": run.image,
             "seed": run.seed,
             "state": run.state,
             "data": str(data.get("_target_", "")).rpartition(".")[2],

@@ -6,7 +6,7 @@ import json
 import math
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -57,6 +57,7 @@ class Plan:
         baseline: the method that speed-ups refer to.
         shared: overrides of all methods.
         machine: the processor.
+        images: the pictures, each a run of its own; empty where the methods' settings name the data.
         load: largest load average per core when it was started, by other programs.
     """
 
@@ -72,10 +73,18 @@ class Plan:
     shared: list[str] = field(default_factory=list)
     machine: str = ""
     load: float = 0.0
+    images: list[str] = field(default_factory=list)
 
-    def folder(self, root: Path, method: str, seed: int) -> Path:
+    @property
+    def cases(self) -> list[tuple[int, str | None]]:
+        """What every method is run on: seed and picture (None where the methods' settings name the data)."""
+        images: list[str | None] = [*self.images] or [None]
+        return [(seed, image) for image in images for seed in self.seeds]
+
+    def folder(self, root: Path, method: str, seed: int, image: str | None = None) -> Path:
         """Where a run lies in the comparison's folder."""
-        return root / slug(method) / f"seed_{seed}"
+        below = root / slug(method)
+        return (below if image is None else below / slug(image)) / f"seed_{seed}"
 
 
 @dataclass(frozen=True)
@@ -91,6 +100,7 @@ class Run:
     status: dict[str, Any] = field(default_factory=dict)
     evaluation: dict[str, Any] = field(default_factory=dict)
     rows: list[dict[str, float]] = field(default_factory=list)
+    image: str | None = None
 
     @property
     def state(self) -> State:
@@ -278,9 +288,9 @@ def find_runs(folders: Sequence[Path]) -> tuple[list[Run], Plan | None]:
     if len(folders) == 1 and (stored := read_json(folders[0] / COMPARISON_FILE)):
         plan = Plan(**stored)
         runs = [
-            read_run(plan.folder(folders[0], method, seed), method, seed)
+            replace(read_run(plan.folder(folders[0], method, seed, image), method, seed), image=image)
             for method in plan.methods
-            for seed in plan.seeds
+            for seed, image in plan.cases
         ]
         return runs, plan
     found = sorted({path for folder in folders for path in _run_folders(folder)})

@@ -102,6 +102,27 @@ def target_of(run: Run, plan: Plan | None) -> tuple[str, float | None]:
     return str(stop.get("monitor", "val/ssim_confirmed")), stop.get("target")
 
 
+def shared_conditions(run: Run) -> dict[str, Any]:
+    """The conditions of a run, without the picture where it is one of several that each method is run on."""
+    shared = conditions(run.config)
+    return shared if run.image is None else {k: v for k, v in shared.items() if k != "data.path"}
+
+
+def by_image(table: Table) -> dict[str, list[Summary]]:
+    """The rows of a table for each of its pictures alone; empty where it has only one."""
+    runs = [run for row in table.rows for run in row.runs]
+    images = list(dict.fromkeys(run.image for run in runs if run.image is not None))
+    if len(images) < 2:
+        return {}
+    return {
+        image: [
+            summarise(row.method, [r for r in row.runs if r.image == image], table.monitor, table.target)
+            for row in table.rows
+        ]
+        for image in images
+    }
+
+
 def tables(runs: Sequence[Run], plan: Plan | None = None, baseline: str | None = None) -> list[Table]:
     """Results in tables of what may be compared.
 
@@ -115,7 +136,7 @@ def tables(runs: Sequence[Run], plan: Plan | None = None, baseline: str | None =
     for run in runs:
         if run.config:
             monitor, target = target_of(run, plan)
-            key = [conditions(run.config), run.manifest.get("device"), monitor, target]
+            key = [shared_conditions(run), run.manifest.get("device"), monitor, target]
             groups.setdefault(json.dumps(key, sort_keys=True), []).append(run)
     return [_table(group, plan, baseline) for group in groups.values()]
 
@@ -125,7 +146,7 @@ def _table(runs: Sequence[Run], plan: Plan | None, baseline: str | None) -> Tabl
     methods = list(dict.fromkeys(run.method for run in runs))
     rows = [summarise(name, [run for run in runs if run.method == name], monitor, target) for name in methods]
     device = str(runs[0].manifest.get("device", "unknown"))
-    return Table(conditions(runs[0].config), device, monitor, target, rows, speed_ups(rows, baseline, target))
+    return Table(shared_conditions(runs[0]), device, monitor, target, rows, speed_ups(rows, baseline, target))
 
 
 def summarise(method: str, runs: Sequence[Run], monitor: str, target: float | None) -> Summary:
