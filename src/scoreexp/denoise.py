@@ -14,7 +14,10 @@ SCHEMA = {
     "ckpt": "str",
     "input": "str",
     "output": "str | None",
-    "sigma": "PositiveFloat | Literal['auto']",
+    "sigma": "PositiveFloat | Literal['auto'] | None",
+    "label": "NonNegativeInt | Literal['none'] | None",
+    "white_level": "PositiveInt | None",
+    "trust": "list[str]",
     "tile": "PositiveInt | Literal['auto'] | None",
     "overlap": "NonNegativeInt",
     "weights": "Literal['averaged', 'raw']",
@@ -25,7 +28,7 @@ SCHEMA = {
     "gif": "bool",
     "overwrite": "bool",
     "run_dir": "str",
-    "sampler": "Node",
+    "sampler": "Any",
 }
 
 

@@ -21,6 +21,7 @@ SCHEMA = {
     "reference_n": "PositiveInt | None",
     "png": "bool",
     "seed": "int",
+    "trust": "list[str]",
     "weights": "Literal['averaged', 'raw']",
     "device": "str",
     "out": "str | None",

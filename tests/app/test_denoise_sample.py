@@ -7,12 +7,15 @@ import pytest
 from conftest import TINY, composed
 from PIL import Image
 
-from scoreexp.app.commands.denoise import denoise, denoise_pixels
+from scoreexp.app.commands.denoise import denoise
 from scoreexp.app.commands.sample import sample
 from scoreexp.app.commands.train import train
 from scoreexp.core.errors import UserError
 from scoreexp.data.image_io import Picture, read_image, write_image
 from scoreexp.denoisers.denoiser import DenoiserBase
+from scoreexp.observations import GaussianNoise
+from scoreexp.restorers import BySampling
+from scoreexp.restorers.images import Tiles, restore_pixels
 from scoreexp.samplers import DDIM, UniformGrid
 from scoreexp.schedules import VP
 
@@ -36,7 +39,7 @@ def denoise_cfg(checkpoint, source, *overrides):
         f"ckpt={checkpoint}",
         f"input={source}",
         "sigma=0.2",
-        "sampler.grid.steps=3",
+        "+sampler.grid.steps=3",
         "device=cpu",
         *overrides,
     ]
@@ -133,11 +136,12 @@ def test_exact_denoiser_follows_the_probability_flow_whole_or_in_tiles():
     rng = np.random.default_rng(1)
     x0 = (mean + variance**0.5 * rng.standard_normal((40, 56, 3)) + 1) / 2
     y = (x0 + sigma / 2 * rng.standard_normal(x0.shape)).astype(np.float32)
-    whole = denoise_pixels(model, DDIM(UniformGrid(400)), y, sigma / 2)
+    restorer = BySampling(DDIM(UniformGrid(400)))
+    whole = restore_pixels(restorer, model, y, GaussianNoise(sigma), tiles=Tiles(None))[-1]
     # the probability flow maps the marginal N(m, v + s^2) onto N(m, v) linearly
     expected = (mean + (2 * y - 1 - mean) * (variance / (variance + sigma**2)) ** 0.5 + 1) / 2
     np.testing.assert_allclose(whole, expected.clip(0, 1), atol=2e-3)
-    tiled = denoise_pixels(model, DDIM(UniformGrid(400)), y, sigma / 2, tile=16, overlap=4)
+    tiled = restore_pixels(restorer, model, y, GaussianNoise(sigma), tiles=Tiles(16, 4))[-1]
     np.testing.assert_allclose(tiled, whole, atol=1e-5)
 
 
@@ -176,7 +180,7 @@ def test_sample_leaves_pictures_a_grid_and_how_they_were_made(checkpoint, tmp_pa
 
 
 def test_sample_refuses_labels_and_full_folders(checkpoint, tmp_path):
-    with pytest.raises(UserError, match="label=1: allowed is none"):
+    with pytest.raises(UserError, match="label=1: the model has no classes"):
         sample(sample_cfg(checkpoint, "label=1"))
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("")

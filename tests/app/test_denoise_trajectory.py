@@ -8,11 +8,14 @@ import torch
 from conftest import composed
 from PIL import Image
 
-from scoreexp.app.commands.denoise import denoise, denoise_states
+from scoreexp.app.commands.denoise import denoise
 from scoreexp.app.commands.train import train
 from scoreexp.core.errors import UserError
 from scoreexp.data.image_io import read_image
 from scoreexp.denoisers.denoiser import DenoiserBase
+from scoreexp.observations import GaussianNoise
+from scoreexp.restorers import BySampling
+from scoreexp.restorers.images import Tiles, restore_pixels
 from scoreexp.samplers import DDIM, ConstantGrid, Langevin, UniformGrid
 from scoreexp.schedules import VP, ConstantNoise
 
@@ -97,6 +100,11 @@ class PixelGaussian(DenoiserBase):
     def __call__(self, x_t, t, cond=None):
         alpha, sigma = self._scales(x_t, t)
         return 0.1 + alpha * 0.04 / (alpha**2 * 0.04 + sigma**2) * (x_t - alpha * 0.1)
+
+
+def denoise_states(model, sampler, pixels, sigma, *, intermediate, tile=None, overlap=32):
+    noise, tiles = GaussianNoise(2 * sigma), Tiles(tile, overlap)
+    return restore_pixels(BySampling(sampler), model, pixels, noise, keep=intermediate + 1, tiles=tiles)
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -19,13 +19,14 @@ from scoreexp.app import progress as step_progress
 from scoreexp.app.commands import denoise as denoising
 from scoreexp.app.commands import evaluate as evaluating
 from scoreexp.app.commands import sample as sampling
-from scoreexp.app.commands.denoise import denoise, require_reachable, trained_on_one_picture
+from scoreexp.app.commands.denoise import denoise, trained_on_one_picture
 from scoreexp.app.commands.evaluate import evaluate
 from scoreexp.app.commands.sample import sample
 from scoreexp.app.commands.train import train
 from scoreexp.app.early_checks import seeds_of
 from scoreexp.app.launch import run_app
-from scoreexp.app.progress import Followed, StepProgress
+from scoreexp.app.progress import StepProgress
+from scoreexp.app.run_settings import require_reachable
 from scoreexp.core.errors import UserError
 from scoreexp.runs.checkpoint_file import read_checkpoint
 from scoreexp.runs.checkpoint_path import CheckpointError, require_checkpoint
@@ -160,17 +161,6 @@ def test_a_pipe_gets_a_line_now_and_then_and_a_terminal_a_bar(capsys, monkeypatc
         assert progress._bar.tasks[0].total == 60
 
 
-def test_a_followed_sampler_gives_the_same(trained):
-    model = scoreexp.load(trained.checkpoint)
-    seen = []
-    sampler = DDIM(UniformGrid(3))
-    followed = Followed(sampler, lambda i, n, x, x0_hat: seen.append((i, n)))
-    x = torch.ones(1, 3, 16, 16)
-    streams = step_progress.ImageStreams([0])
-    assert torch.equal(followed(model, x, streams=streams).x, sampler(model, x, streams=streams).x)
-    assert seen == [(1, 3), (2, 3), (3, 3)]
-
-
 # ------------------------------------------------------------------------------------------------------------ evaluate
 
 
@@ -227,7 +217,7 @@ def test_denoise_says_what_its_model_knows_and_which_folder_it_makes(
     trained, noisy, tmp_path, capsys, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
-    steps = ["sigma=0.2", "sampler.grid.steps=2"]
+    steps = ["sigma=0.2", "+sampler.grid.steps=2"]
     denoise(asked("denoise", trained, f"input={noisy}", "output=new/deep/x.png", "strip=true", *steps))
     said = capsys.readouterr().out
     assert "this model was trained on 1 picture: it knows no other" in said
@@ -246,7 +236,7 @@ def test_a_failed_picture_is_named_once(trained, noisy, tmp_path, capsys, monkey
     (folder / "a.png").write_bytes(noisy.read_bytes())
     (folder / "bad.png").write_bytes(b"not a picture")
     with pytest.raises(UserError, match=r"^1 of 2 pictures failed: pics/bad\.png \(see above\)$"):
-        denoise(asked("denoise", trained, "input=pics", "sigma=0.2", "sampler.grid.steps=2"))
+        denoise(asked("denoise", trained, "input=pics", "sigma=0.2", "+sampler.grid.steps=2"))
     [line] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("failed")]
     assert line.count("bad.png") == 1
 
@@ -282,7 +272,7 @@ def test_an_interrupted_sample_leaves_nothing(trained, tmp_path, monkeypatch):
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sampling, "start_from_prior", interrupted)
+    monkeypatch.setattr(sampling, "draw", interrupted)
     with pytest.raises(KeyboardInterrupt):
         sample(asked("sample", trained, f"out={tmp_path / 'deep' / 'folder'}"))
     assert list(tmp_path.iterdir()) == []

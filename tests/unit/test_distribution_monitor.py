@@ -18,7 +18,7 @@ from scoreexp.denoisers.denoiser import OracleDenoiser
 from scoreexp.lit.callbacks import DistributionMonitor, distribution_monitor, timing
 from scoreexp.metrics import FrechetDistance, MissingWeightsError, PixelFeatures, make_reference
 from scoreexp.numerics.oracles import Gaussian
-from scoreexp.samplers import DDIM, UniformGrid
+from scoreexp.samplers import DDIM, UniformGrid, draw
 from scoreexp.schedules import VP
 
 SHAPE = (3, 8, 8)
@@ -75,9 +75,7 @@ def measure(callback, rank=0, world=1):
 def test_the_value_is_that_of_the_named_seeds(tmp_path):
     logged = measure(monitor(tmp_path, first_seed=5))
     data = crops()
-    result = distribution_monitor.draw_samples(
-        model(), DDIM(UniformGrid(3)), range(5, 15), num_classes=None, device="cpu"
-    )
+    result = draw(model(), DDIM(UniformGrid(3)), range(5, 15))
     extractor = PixelFeatures(2)
     real = data.split("train").samples(data.train_positions)
     reference = make_reference(lambda: [(real + 1) / 2], extractor, n=6, split="train", recipe="")
@@ -91,18 +89,6 @@ def test_the_value_is_that_of_the_named_seeds(tmp_path):
     assert stored["step"] == 7
     assert stored["values"][0]["card"]["n_reference"] == 6
     assert measure(monitor(tmp_path)) != logged, "other seeds"
-
-
-def test_a_seed_names_a_class_too():
-    def sampler(model, x, *, streams, cond):
-        return cond
-
-    drawn = [
-        distribution_monitor.draw_samples(model(), sampler, [3, 4, 11], num_classes=count, device="cpu")
-        for count in (10, None)
-    ]
-    assert drawn[0].tolist() == [3, 4, 1]
-    assert drawn[1] is None, "a model without classes"
 
 
 def worker(rank, world, folder, metric):
@@ -184,7 +170,7 @@ def test_bad_settings_are_refused(name, value):
 
 def test_a_run_logs_it_with_the_averaged_weights_and_books_it_as_evaluation(tmp_path, monkeypatch):
     late, models = [0.0], []
-    clock, draw = timing.time.perf_counter, distribution_monitor.draw_samples
+    clock = timing.time.perf_counter
 
     def slow(denoiser, *args, **kwargs):
         models.append(denoiser)
@@ -192,7 +178,7 @@ def test_a_run_logs_it_with_the_averaged_weights_and_books_it_as_evaluation(tmp_
         return draw(denoiser, *args, **kwargs)
 
     monkeypatch.setattr(timing, "time", SimpleNamespace(perf_counter=lambda: clock() + late[0]))
-    monkeypatch.setattr(distribution_monitor, "draw_samples", slow)
+    monkeypatch.setattr(distribution_monitor, "draw", slow)
     given = [
         "callbacks=fid",
         "callbacks.distribution.n=4",

@@ -16,8 +16,10 @@ from scoreexp.data.image_io import (
     ImageError,
     Picture,
     check_writable,
+    few_bits,
     list_images,
     read_image,
+    read_kind,
     write_image,
 )
 
@@ -549,3 +551,197 @@ def test_list_images_refuses(tmp_path):
         list_images(tmp_path)
     with pytest.raises(ImageError, match="is not a folder"):
         list_images(tmp_path / "missing")
+
+
+# --------------------------------------------------------------------------------- one reader for every kind
+
+
+def grey_tiff(path, array, **options):
+    tifffile.imwrite(path, array, photometric="minisblack", **options)
+
+
+KINDS = {  # all that is read, by what writes it; (channels, alpha, depth)
+    "gray8.png": (lambda p: pillow(values(1)).save(p), (1, False, 8)),
+    "gray-alpha8.png": (lambda p: pillow(values(2)).save(p), (1, True, 8)),
+    "rgb8.png": (lambda p: pillow(values(3)).save(p), (3, False, 8)),
+    "rgba8.png": (lambda p: pillow(values(4)).save(p), (3, True, 8)),
+    "bits.png": (lambda p: Image.fromarray(values(1)[..., 0] > 127).save(p), (1, False, 8)),
+    "palette.png": (lambda p: pillow(values(3)).quantize(8).save(p), (3, False, 8)),
+    "gray16.png": (lambda p: p.write_bytes(png16(values(1, np.uint16))), (1, False, 16)),
+    "gray-alpha16.png": (lambda p: p.write_bytes(png16(values(2, np.uint16))), (1, True, 16)),
+    "rgb16.png": (lambda p: p.write_bytes(png16(values(3, np.uint16))), (3, False, 16)),
+    "rgba16.png": (lambda p: p.write_bytes(png16(values(4, np.uint16))), (3, True, 16)),
+    "gray.jpg": (lambda p: pillow(values(1)).save(p), (1, False, 8)),
+    "rgb.jpg": (lambda p: pillow(values(3)).save(p), (3, False, 8)),
+    "rgb.webp": (lambda p: pillow(values(3)).save(p), (3, False, 8)),
+    "rgba.webp": (lambda p: pillow(values(4)).save(p), (3, True, 8)),
+    "gray.bmp": (lambda p: pillow(values(1)).save(p), (1, False, 8)),
+    "palette.gif": (lambda p: pillow(values(3)).quantize(8).save(p), (3, False, 8)),
+    **{
+        f"{name}-{compression}.tif": (
+            lambda p, channels=channels, c=compression: pillow(values(channels)).save(p, compression=c),
+            (1 if channels < 3 else 3, channels in (2, 4), 8),
+        )
+        for channels, name in ((1, "gray"), (2, "gray-alpha"), (3, "rgb"), (4, "rgba"))
+        for compression in (
+            None,
+            "tiff_lzw",
+            "tiff_adobe_deflate",
+            "tiff_deflate",
+            "packbits",
+            "zstd",
+            "lzma",
+        )
+    },
+    "jpeg.tif": (lambda p: pillow(values(3)).save(p, compression="jpeg"), (3, False, 8)),
+    "palette.tif": (lambda p: pillow(values(3)).quantize(8).save(p), (3, False, 8)),
+    **{
+        f"{compression}.tif": (
+            lambda p, c=compression: Image.fromarray(values(1)[..., 0] > 127).save(p, compression=c),
+            (1, False, 8),
+        )
+        for compression in ("group3", "group4", "tiff_ccitt")
+    },
+    "four-bits.tif": (lambda p: grey_tiff(p, values(1)[..., 0] >> 4, bitspersample=4), (1, False, 8)),
+    "lzw16.tif": (lambda p: grey_tiff(p, values(1, np.uint16)[..., 0], compression="lzw"), (1, False, 16)),
+    "big.tif": (lambda p: grey_tiff(p, values(1)[..., 0], bigtiff=True), (1, False, 8)),
+    "predicted.tif": (
+        lambda p: grey_tiff(p, values(1)[..., 0] / np.float32(255), compression="zlib", predictor=3),
+        (1, False, 32),
+    ),
+    "tiles.tif": (
+        lambda p: tifffile.imwrite(p, np.tile(values(3), (4, 4, 1)), photometric="rgb", tile=(16, 16)),
+        (3, False, 8),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", sorted(KINDS))
+def test_every_kind_is_read_and_its_head_says_what_it_holds(tmp_path, name):
+    write, expected = KINDS[name]
+    write(tmp_path / name)
+    picture, kind = read_image(tmp_path / name), read_kind(tmp_path / name)
+    found = (picture.pixels.shape[2], picture.alpha is not None, picture.bit_depth)
+    assert found == expected == (kind.channels, kind.alpha, kind.bit_depth)
+    assert (kind.height, kind.width) == picture.pixels.shape[:2]
+    assert kind.mode == picture.mode
+
+
+def test_the_values_of_unusual_tiffs(tmp_path):
+    grey = values(1)
+    KINDS["big.tif"][0](tmp_path / "big.tif")
+    assert_holds(read_image(tmp_path / "big.tif"), grey, 8)
+    KINDS["predicted.tif"][0](tmp_path / "p.tif")
+    assert np.array_equal(read_image(tmp_path / "p.tif").pixels, grey / np.float32(255))
+    KINDS["four-bits.tif"][0](tmp_path / "four.tif")
+    assert_holds(read_image(tmp_path / "four.tif"), (grey >> 4) * 17, 8)
+    KINDS["group4.tif"][0](tmp_path / "fax.tif")
+    assert np.array_equal(read_image(tmp_path / "fax.tif").pixels, (grey > 127).astype(np.float32))
+    pillow(values(3)).save(tmp_path / "j.tif", compression="jpeg")
+    with Image.open(tmp_path / "j.tif") as image:
+        assert_holds(read_image(tmp_path / "j.tif"), np.asarray(image), 8)
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_orientation_of_uncompressed_8_bit_tiffs(tmp_path, channels, orientation):
+    stored = values(channels)
+    options = {"photometric": "rgb", "extrasamples": ["unassalpha"]} if channels == 4 else {}
+    tifffile.imwrite(
+        tmp_path / "a.tif", stored.squeeze(), extratags=[(274, 3, 1, orientation, True)], **options
+    )
+    rows, columns = stored.swapaxes(0, 1), stored
+    upright = {
+        1: columns, 2: columns[:, ::-1], 3: columns[::-1, ::-1], 4: columns[::-1],
+        5: rows, 6: rows[:, ::-1], 7: rows[::-1, ::-1], 8: rows[::-1],
+    }[orientation]  # fmt: skip
+    assert_holds(read_image(tmp_path / "a.tif"), upright, 8)
+
+
+def test_the_example_of_a_turned_tiff(tmp_path):
+    array = np.arange(24, dtype=np.uint8).reshape(4, 6) + 10
+    tifffile.imwrite(tmp_path / "a.tif", array, extratags=[(274, 3, 1, 6, True)])
+    first = np.round(read_image(tmp_path / "a.tif").pixels[0, :, 0] * 255)
+    assert first.tolist() == [28, 22, 16, 10]
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_bands_beyond_colour_and_alpha_are_refused_in_every_depth(tmp_path, dtype):
+    for bands, photometric in ((4, "rgb"), (6, "rgb"), (2, "minisblack")):
+        extra = ["unspecified"] * (bands - (3 if photometric == "rgb" else 1))
+        tifffile.imwrite(
+            tmp_path / "a.tif", values(bands, dtype), photometric=photometric, planarconfig="contig",
+            extrasamples=extra,
+        )  # fmt: skip
+        assert f"{bands} channels" in refusal(tmp_path / "a.tif")
+        assert f"{len(extra)} of them of unknown meaning" in refusal(tmp_path / "a.tif")
+
+
+def test_stacks_and_signed_values_are_refused(tmp_path):
+    stack = np.stack([values(1)[..., 0]] * 5)
+    tifffile.imwrite(tmp_path / "ij.tif", stack, imagej=True)
+    content = (tmp_path / "ij.tif").read_bytes()
+    with tifffile.TiffFile(tmp_path / "ij.tif") as file:
+        second = file.pages[1].offset
+        first = file.pages[0].offset
+    next_at = first + 2 + 12 * struct.unpack_from("<H" if content[:2] == b"II" else ">H", content, first)[0]
+    one_directory = bytearray(content)
+    one_directory[next_at : next_at + 4] = bytes(4)
+    assert second
+    (tmp_path / "one.tif").write_bytes(one_directory)
+    assert "5 pictures" in refusal(tmp_path / "one.tif")
+    assert "5 pictures" in refusal(tmp_path / "ij.tif")
+    tifffile.imwrite(tmp_path / "signed.tif", values(1)[..., 0].astype(np.int8))
+    assert "int8" in refusal(tmp_path / "signed.tif")
+
+
+def test_the_number_of_directories_that_are_read_is_bounded(tmp_path):
+    with tifffile.TiffWriter(tmp_path / "many.tif") as file:
+        for _ in range(70):
+            file.write(values(1)[:2, :2, 0], photometric="minisblack", metadata=None)
+    assert "more than 64 pictures" in refusal(tmp_path / "many.tif")
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_the_transparent_grey_value_of_a_png(tmp_path, bits):
+    def chunk(name, data):
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    levels = (np.arange(16).reshape(2, 8) % 2**bits).astype(np.uint8)
+    flags = np.unpackbits(levels[..., None], axis=2)[..., 8 - bits :]
+    rows = np.packbits(flags.reshape(2, -1), axis=1)
+    parts = [
+        chunk(b"IHDR", struct.pack(">IIBBBBB", 8, 2, bits, 0, 0, 0, 0)),
+        chunk(b"tRNS", struct.pack(">H", 1)),
+        chunk(b"IDAT", zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))),
+        chunk(b"IEND", b""),
+    ]
+    (tmp_path / "a.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+    picture = read_image(tmp_path / "a.png")
+    assert np.array_equal(picture.alpha == 0, levels == 1)
+    np.testing.assert_allclose(picture.pixels[..., 0], levels / (2**bits - 1), atol=1e-6)
+
+
+def test_twelve_bits_in_sixteen(tmp_path):
+    array = values(1, np.uint16) >> 4
+    grey_tiff(tmp_path / "a.tif", array[..., 0])
+    dark = read_image(tmp_path / "a.tif")
+    assert f"{array.max()} of 65535" in few_bits(dark)
+    picture = read_image(tmp_path / "a.tif", white_level=4095)
+    np.testing.assert_allclose(picture.pixels, array / 4095, rtol=1e-6)
+    assert few_bits(picture) is None
+    write_image(tmp_path / "b.tif", picture)
+    assert np.array_equal(tifffile.imread(tmp_path / "b.tif"), array[..., 0])
+    grey_tiff(tmp_path / "c.tif", values(1, np.uint16)[..., 0])
+    assert few_bits(read_image(tmp_path / "c.tif")) is None
+    assert few_bits(Picture(np.zeros((2, 2, 1), np.float32), bit_depth=16)) is None
+
+
+def test_linked_folders_are_read_and_none_twice(tmp_path):
+    for name in ("in/a.png", "elsewhere/b.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        pillow(values(1)).save(tmp_path / name)
+    (tmp_path / "in" / "link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "back").symlink_to(tmp_path / "in")
+    found = [path.relative_to(tmp_path / "in").as_posix() for path in list_images(tmp_path / "in")]
+    assert found == ["a.png", "link/b.png"]

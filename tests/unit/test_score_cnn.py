@@ -18,6 +18,7 @@ from scoreexp.lit.callbacks import DenoisingMonitor, LangevinStudy
 from scoreexp.lit.callbacks.langevin_study import langevin_table
 from scoreexp.networks import RegressionUNet, ScoreCNN
 from scoreexp.numerics.oracles import Gaussian
+from scoreexp.restorers.denoising import observe
 from scoreexp.samplers import DDIM, UniformGrid
 from scoreexp.schedules import VP, ConstantNoise
 
@@ -131,7 +132,7 @@ def test_the_study_runs_after_training_on_the_monitors_pictures(tmp_path, capsys
     with (tmp_path / "langevin.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 2 + 2 * 4
-    observed = monitor.observe(x[:3], torch.arange(3))
+    observed = observe(x[:3], torch.arange(3), monitor.sigma, monitor.seed).y
     expected = ((((observed + 1) / 2).clamp(0, 1) - (x[:3] + 1) / 2) ** 2).mean().item()
     assert float(rows[0]["mse"]) == pytest.approx(expected, rel=1e-4)
     assert (tmp_path / "pictures" / "langevin.png").stat().st_size > 10_000

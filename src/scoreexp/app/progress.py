@@ -3,17 +3,11 @@
 import sys
 import time
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from torch import Tensor
-
-from scoreexp.core.streams import ImageStreams
-from scoreexp.denoisers.denoiser import DenoiserBase
-from scoreexp.samplers import Sampler, SampleResult
-from scoreexp.samplers.base import Callback
-from scoreexp.schedules import Schedule
 
 
 class StepProgress:
@@ -69,29 +63,3 @@ class StepProgress:
             self._last_line = time.monotonic()
             sys.stderr.write(f"{text}  step {i}/{n}\n")
             sys.stderr.flush()
-
-
-class Followed(Sampler):
-    """A sampler whose steps a callback follows, for callers that know of no callback."""
-
-    def __init__(self, sampler: Sampler, callback: Callback) -> None:
-        super().__init__(sampler.grid, sampler.denoise_last)
-        self.sampler, self.callback = sampler, callback
-
-    def start(self, schedule: Schedule, y: Tensor, sigma: float) -> tuple[Tensor, float]:
-        return self.sampler.start(schedule, y, sigma)
-
-    def step(
-        self,
-        model: DenoiserBase,
-        x_t: Tensor,
-        t: float,
-        s: float,
-        state: Any,
-        streams: ImageStreams,
-        cond: Tensor | None,
-    ) -> tuple[Tensor, Any]:
-        return self.sampler.step(model, x_t, t, s, state, streams, cond)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> SampleResult:
-        return self.sampler(*args, **{"callback": self.callback, **kwargs})

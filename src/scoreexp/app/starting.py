@@ -70,9 +70,14 @@ def _require_same_model(saved: dict[str, Any], record: dict[str, Any], where: st
 
 
 def _settings(config: dict[str, Any], part: str) -> Any:
-    """The settings of a part but those that change nothing but speed."""
+    """The settings of a part but those that change nothing but speed; those that it did not have yet as they were then."""
     node = config.get(part)
-    return {key: value for key, value in node.items() if key != "compile"} if isinstance(node, dict) else node
+    if not isinstance(node, dict):
+        return node
+    has_classes = bool((config.get("data") or {}).get("classes"))
+    then = {"label_dropout": 0} if part == "model" else {}
+    left_out = {"compile"} if has_classes else {"compile", "label_dropout"}
+    return {key: value for key, value in {**then, **node}.items() if key not in left_out}
 
 
 def adopt(ckpt: Path, last: Path) -> None:

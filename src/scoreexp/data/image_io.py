@@ -198,14 +198,15 @@ def _png_bits(head: bytes) -> int:
 
 def _eight_bit(path: Path, image: Image.Image, bits: int) -> np.ndarray:
     mode, transparent = image.mode, image.info.get("transparency")
-    if mode in ("1", "L") and isinstance(transparent, int):
-        # Pillow brings the values of 1, 2 and 4 bits to 0..255, but not the transparent one
+    if mode == "L" and isinstance(transparent, int):
+        # Pillow brings the values of 2 and 4 bits to 0..255, but not the transparent one
         image.info["transparency"] = transparent * 255 // (2**bits - 1)
-        image = image.convert("L") if mode == "1" else image
+    if mode == "1":
+        image = image.convert("L")
     if mode in ("P", "PA"):
         image = image.convert("RGBA" if transparent is not None or mode == "PA" else "RGB")
     elif mode in ("1", "L", "RGB"):
-        image = image.convert({"1": "L"}.get(mode, mode) + ("" if transparent is None else "A"))
+        image = image.convert(image.mode + ("" if transparent is None else "A"))
     elif mode not in ("LA", "RGBA"):
         raise ImageError(
             f"{path} has colours of kind {mode}; black-and-white, gray, palette and RGB are supported: "

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from scoreexp.core.batch import Batch
 from scoreexp.core.errors import UserError
 from scoreexp.core.streams import generator, stream_seed
-from scoreexp.core.types import NonNegativeInt
+from scoreexp.core.types import NonNegativeInt, Probability
 from scoreexp.data.module import DataModule, Samples
 from scoreexp.data.order import Draw
 from scoreexp.denoisers.denoiser import Denoiser
@@ -39,6 +39,8 @@ class ScoreModule(pl.LightningModule):
         optimizer: constructor that takes the parameters (a Hydra ``_partial_``).
         warmup_steps: linear warm-up of the learning rate over this many optimiser steps.
         ema: decay law of the averaged weights, or None for none.
+        label_dropout: share of the labels that are left out in training, so that the model also knows the null label; of no
+            effect where the data have no classes.
         compile: run the network through ``torch.compile`` (in place: checkpoint keys stay the same).
         seed: names the random streams; 0 is a seed like any other.
     """
@@ -52,12 +54,16 @@ class ScoreModule(pl.LightningModule):
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
         warmup_steps: NonNegativeInt = 0,
         ema: EMA | None = None,
+        label_dropout: Probability = 0.1,
         compile: bool = False,
         seed: int = 0,
     ) -> None:
         super().__init__()
         if warmup_steps < 0:
             raise ValueError(f"warmup_steps is {warmup_steps}: allowed is 0 or more")
+        if not 0 <= label_dropout <= 1:
+            raise ValueError(f"label_dropout is {label_dropout}: allowed is 0 to 1")
+        self.label_dropout = label_dropout
         self.denoiser = denoiser
         self.averaged = copy.deepcopy(denoiser).requires_grad_(False) if ema is not None else None
         self.objective, self.time_law = objective, time_law
@@ -94,6 +100,14 @@ class ScoreModule(pl.LightningModule):
         )
         return times[mine], noise[mine]
 
+    def _drop_labels(self, cond: Tensor, batch_idx: int) -> Tensor:
+        """``cond[B]`` with the null label in a share of its places, drawn for the global batch."""
+        local, rank = len(cond), self.trainer.global_rank
+        stream = generator(self.seed, "label dropout", batch_idx)
+        drawn = torch.rand(self.trainer.world_size * local, generator=stream)
+        dropped = (drawn < self.label_dropout)[rank * local : (rank + 1) * local]
+        return cond.masked_fill(dropped.to(cond.device), int(self.record["num_classes"]))
+
     def training_batch(self, batch: Batch, t: Tensor) -> Batch:
         """What the objective sees of ``batch`` at times ``t[B]``; for methods whose clean data depend on time."""
         return batch
@@ -106,6 +120,8 @@ class ScoreModule(pl.LightningModule):
             )
         self._seed_dropout(stream_seed(self.seed, "dropout", batch_idx, self.trainer.global_rank))
         t, noise = self._draws(batch_idx, like)
+        if batch.cond is not None and self.label_dropout:
+            batch = batch._replace(cond=self._drop_labels(batch.cond, batch_idx))
         losses = self.objective(self.denoiser, self.training_batch(batch, t), t, noise)
         loss = losses.mean()
         if not torch.isfinite(loss):

@@ -26,14 +26,14 @@ def apply_tiled(
     progress: Callable[[int, int], None] | None = None,
     on_out_of_memory: Callable[[int], None] | None = None,
 ) -> Tensor:
-    """Apply ``function`` to pictures, in tiles if they are larger than ``tile``; the shape stays the same.
+    """Apply ``function`` to pictures, in tiles if they are larger than ``tile``: ``[N, C, H, W]``.
 
     When a tile does not fit in memory, everything starts again with tiles of half the size, down to twice
     the overlap.
 
     Arguments:
-        function: ``(tile[B, C, h, w], (row, column)) -> [B, C, h, w]``; row and column in pixels say where
-            the tile's upper left corner lies, so that noise can be cut from one field that covers the
+        function: ``(tile[B, C, h, w], (row, column)) -> [N, C, h, w]``, the same N for all tiles; row and column in
+            pixels say where the tile's upper left corner lies, so that noise can be cut from one field that covers the
             picture. h, w, row and column are divisible by ``multiple``.
         x: ``[B, C, H, W]``, any H and W from 1.
         tile: side of the square tiles in pixels, divisible by ``multiple``; None: the whole picture at once.
@@ -82,20 +82,22 @@ def _try_tiles(
     columns = _windows(x.shape[-1], side, overlap, multiple)
     count = len(rows) * len(columns)
     try:
-        result = torch.zeros_like(x) if count > 1 else x
+        result = x
         done = 0
         for row, row_weight in rows:
             for column, column_weight in columns:
                 part = x[..., row : row + len(row_weight), column : column + len(column_weight)]
                 value = function(part, (row, column))
-                if value.shape != part.shape:
+                if value.shape[1:] != part.shape[1:] or (done and len(value) != len(result)):
                     raise ValueError(
-                        f"the function turned a tile of shape {tuple(part.shape)} into {tuple(value.shape)}; "
-                        "it must keep the shape"
+                        f"the function turned a tile of shape {tuple(part.shape)} into {tuple(value.shape)}; it must keep "
+                        "channels, height and width, and give as many of each"
                     )
                 if count == 1:
                     result = value
                 else:
+                    if not done:
+                        result = value.new_zeros(len(value), *x.shape[1:])
                     weight = (row_weight[:, None] * column_weight).to(value)
                     result[..., row : row + len(row_weight), column : column + len(column_weight)] += (
                         value * weight

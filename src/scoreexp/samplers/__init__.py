@@ -5,6 +5,7 @@ from scoreexp.samplers.clamped_euler import ClampedEulerMaruyama
 from scoreexp.samplers.ddim import DDIM
 from scoreexp.samplers.ddpm import DDPM
 from scoreexp.samplers.dpm_solver_pp import DPMSolverPP
+from scoreexp.samplers.draw import draw
 from scoreexp.samplers.euler_maruyama import EulerMaruyama
 from scoreexp.samplers.grids import (
     DiscreteGrid,
@@ -15,6 +16,7 @@ from scoreexp.samplers.grids import (
     UniformGrid,
 )
 from scoreexp.samplers.heun import Heun
+from scoreexp.samplers.labels import knows_null_label, label_of_observed, labels_for
 from scoreexp.samplers.langevin import AnnealedLangevin, ConstantGrid, Langevin
 from scoreexp.samplers.pndm import PNDM
 from scoreexp.samplers.predictor_corrector import PredictorCorrector
@@ -42,6 +44,10 @@ __all__ = [
     "Sampler",
     "TimeGrid",
     "UniformGrid",
+    "draw",
+    "knows_null_label",
+    "label_of_observed",
+    "labels_for",
     "start_from_observation",
     "start_from_prior",
 ]

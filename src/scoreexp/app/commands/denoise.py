@@ -1,42 +1,40 @@
 """Denoise the user's own pictures: any size, depth and number of channels."""
 
 import dataclasses
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 from PIL import Image
-from torch import Tensor
 
 from scoreexp.app.early_checks import require_input
-from scoreexp.app.progress import Followed, StepProgress
+from scoreexp.app.progress import StepProgress
+from scoreexp.app.run_settings import nearest_level, own_sigma, require_reachable, sampler_settings
 from scoreexp.core.errors import UserError
-from scoreexp.core.ranges import sigma_to_model, to_model, to_uint8, to_unit
-from scoreexp.core.streams import ImageStreams, stream_seed
+from scoreexp.core.ranges import sigma_to_model, to_uint8
 from scoreexp.data.image_io import (
     WRITABLE,
     Picture,
     check_writable,
+    few_bits,
     list_images,
     read_image,
     write_image,
 )
-from scoreexp.denoisers.denoiser import DenoiserBase
+from scoreexp.denoisers import DenoiserBase
+from scoreexp.observations import GaussianNoise
 from scoreexp.observations.noise.level import estimate_sigma
-from scoreexp.restorers.tiling import apply_tiled
+from scoreexp.restorers import BySampling
+from scoreexp.restorers.images import Tiles, restore_pixels
 from scoreexp.runs.directory import shown
 from scoreexp.runs.model import load
-from scoreexp.samplers import Sampler
-from scoreexp.schedules import Schedule
+from scoreexp.samplers import DDIM, Sampler, UniformGrid, label_of_observed
 from scoreexp.system.atomic import atomic_write
 from scoreexp.system.devices import choose_device
 
-WHOLE_SIDE, TILE = 512, 256
 GIF_STATES = 24  # between the first and the last, where their number is not given
 GIF_FRAME, GIF_LAST = 100, 1500  # milliseconds
 MAX_NAMED = 3  # files in the last line about those that failed
@@ -51,40 +49,35 @@ class Denoised(NamedTuple):
     error: str | None = None
 
 
+class _Task(NamedTuple):
+    """What is the same for all pictures of a call; ``sigma`` is None where each is to be estimated."""
+
+    model: DenoiserBase
+    sampler: Sampler
+    sigma: float | None
+    label: int | None
+    cfg: DictConfig
+
+
 def denoise(cfg: DictConfig) -> list[Denoised]:
     """Denoise ``cfg.input`` (a picture or a folder) with the model of ``cfg.ckpt``; see ``conf/denoise.yaml``.
 
     One bad file in a folder does not end the batch; it is named at the end and makes the exit code 1.
     """
-    sigma = None if cfg.sigma == "auto" else float(cfg.sigma)
-    if sigma is not None and not sigma > 0:
-        raise UserError(
-            f"sigma={cfg.sigma}: allowed is > 0 in units of the [0, 1] range (25/255 = 0.098), or auto"
-        )
     pairs = _files(Path(cfg.input).expanduser(), cfg.output)
     for _, target in pairs:
         _require_writable(target, cfg.overwrite)
-    device = choose_device(cfg.device)
-    model = load(cfg.ckpt, weights=cfg.weights, device=str(device))
-    if model.event_shape is None or len(model.event_shape) != 3:
-        raise UserError(
-            f"{cfg.ckpt} models samples of shape {model.event_shape}, not pictures: give another checkpoint"
-        )
-    sampler: Sampler = instantiate(cfg.sampler)
-    if sigma is not None:
-        require_reachable(sampler, model.schedule, sigma)
-    if trained_on_one_picture(model.record["config"]):
-        print("note           this model was trained on 1 picture: it knows no other", flush=True)
+    task = _task(cfg)
     done = []
     for source, target in pairs:
         try:
-            done.append(_denoise_file(model, sampler, source, target, sigma, cfg))
-        except (UserError, OSError) as error:
+            done.append(_denoise_file(task, source, target))
+        except (ValueError, OSError, FloatingPointError) as error:
             if len(pairs) == 1:
                 raise
             done.append(Denoised(source, target, float("nan"), str(error)))
             said = str(error) if str(source) in str(error) else f"{shown(source)}: {error}"
-            print(f"failed         {said}", flush=True)
+            _say("failed", said)
     failed = [shown(item.source) for item in done if item.error]
     if failed:
         more = f" and {len(failed) - MAX_NAMED} more" if len(failed) > MAX_NAMED else ""
@@ -92,28 +85,52 @@ def denoise(cfg: DictConfig) -> list[Denoised]:
             f"{len(failed)} of {len(done)} pictures failed: {', '.join(failed[:MAX_NAMED])}{more} (see above)"
         )
     beside = "" if cfg.strip else ", strip=true for a comparison"
-    print(f"try next       another strength (sigma=...), another sampler (sampler=ddpm){beside}")
+    _say("try next", f"another strength (sigma=...), another sampler (sampler=ddpm){beside}")
     return done
 
 
-def require_reachable(sampler: Sampler, schedule: Schedule, sigma: float) -> None:
-    """Refuse a noise level, in units of the [0, 1] range, from which the sampler cannot start on ``schedule``."""
-    try:
-        sampler.start(schedule, torch.zeros(1, 1), sigma_to_model(sigma))
-    except ValueError as error:
-        low, high = (level / sigma_to_model(1.0) for level in schedule.sigma_range)
-        if low <= sigma <= high:
-            raise
-        hint = f"; {sigma:g} of 255 is {sigma / 255:.3f}" if sigma > 1 else ""
-        inside = f"{_rounded(low, 1):g} to {_rounded(high, -1):g}"
-        raise UserError(f"sigma={sigma:g}: this model denoises {inside} (units of [0, 1]{hint})") from error
+def _task(cfg: DictConfig) -> _Task:
+    """The model and how it is used: as its run says, as far as ``cfg`` does not."""
+    model = load(cfg.ckpt, weights=cfg.weights, device=str(choose_device(cfg.device)), trust=tuple(cfg.trust))
+    if model.event_shape is None or len(model.event_shape) != 3:
+        raise UserError(
+            f"{cfg.ckpt} models samples of shape {model.event_shape}, not pictures: give another checkpoint"
+        )
+    record: Mapping[str, Any] = model.record  # type: ignore[assignment]
+    low, high = model.schedule.sigma_range
+    if low == high and not cfg.sampler:
+        sampler: Sampler = DDIM(UniformGrid(1))  # more evaluations at one level give the same posterior mean
+    else:
+        sampler = instantiate(sampler_settings(cfg, record))
+    sigma = _sigma(cfg, record)
+    if sigma is not None:
+        require_reachable(sampler, model.schedule, sigma)
+    label, doubt = label_of_observed(record, cfg.seed, cfg.label)
+    if doubt is not None:
+        _say("warning", doubt)
+    if trained_on_one_picture(record.get("config", {})):
+        _say("note", "this model was trained on 1 picture: it knows no other")
+    return _Task(model, sampler, sigma, label if isinstance(label, int) else None, cfg)
 
 
-def _rounded(level: float, sign: Literal[1, -1]) -> float:
-    """Three digits of a noise level that limits a range from below (1) or above (-1), rounded into the range."""
-    near = float(f"{level:.3g}")
-    outside = (near - level) * sign < 0
-    return near + sign * 10.0 ** (math.floor(math.log10(level)) - 2) if outside else near
+def _sigma(cfg: DictConfig, record: Mapping[str, Any]) -> float | None:
+    """The noise level of all pictures, or None where it is to be estimated."""
+    if cfg.sigma == "auto":
+        return None
+    sigma = own_sigma(record) if cfg.sigma is None else float(cfg.sigma)
+    if sigma is None:
+        _say(
+            "note",
+            "the run denoised no pictures, so it has no noise level of its own: estimates that of each",
+        )
+        return None
+    if not sigma > 0:
+        raise UserError(
+            f"sigma={cfg.sigma}: allowed is > 0 in units of the [0, 1] range (25/255 = 0.098), or auto"
+        )
+    if cfg.sigma is None:
+        _say("noise level", f"sigma = {sigma:g}, that of the model's run (sigma=auto estimates it)")
+    return sigma
 
 
 def trained_on_one_picture(config: Mapping[str, Any]) -> bool:
@@ -129,20 +146,34 @@ def trained_on_one_picture(config: Mapping[str, Any]) -> bool:
 
 
 def _files(source: Path, output: str | None) -> list[tuple[Path, Path]]:
-    """Pairs of input and output file; a folder's tree and names are kept."""
+    """Pairs of input and output file; a folder's tree and names are kept.
+
+    Raises:
+        UserError: there is no input, or two of them would be written to one file.
+    """
     require_input(source)
     target = None if output is None else Path(output).expanduser()
-    if source.is_dir():
-        folder = target or source.with_name(source.name + "_denoised")
-        names = list_images(source)
+    if not source.is_dir():
+        if target is not None and target.is_dir():
+            return [(source, _writable_name(target / source.name))]
+        return [
+            (source, target or _writable_name(source.with_name(f"{source.stem}_denoised{source.suffix}")))
+        ]
+    folder = target or source.with_name(source.name + "_denoised")
+    found = list_images(source)
+    names = [path for path in found if not path.resolve().is_relative_to(folder.resolve())]
+    if len(names) < len(found):
         if not names:
+            raise UserError(f"input={source} is the output folder itself: give output=DIR outside of it")
+        _say("note", f"{len(found) - len(names)} pictures below the output {shown(folder)} are left out")
+    pairs = [(path, _writable_name(folder / path.relative_to(source))) for path in names]
+    first: dict[Path, Path] = {}
+    for path, made in pairs:
+        if (other := first.setdefault(made, path)) is not path:
             raise UserError(
-                f"input={source} holds no pictures: give a folder with PNG, JPEG, TIFF or WebP files"
+                f"{shown(other)} and {shown(path)} would both be written to {shown(made)}: rename one of them"
             )
-        return [(path, _writable_name(folder / path.relative_to(source))) for path in names]
-    if target is not None and target.is_dir():
-        return [(source, _writable_name(target / source.name))]
-    return [(source, target or _writable_name(source.with_name(f"{source.stem}_denoised{source.suffix}")))]
+    return pairs
 
 
 def _writable_name(path: Path) -> Path:
@@ -160,63 +191,70 @@ def _require_writable(path: Path, overwrite: bool, like: Picture | None = None) 
     check_writable(path, like=like, overwrite=overwrite)
 
 
-def _denoise_file(
-    model: DenoiserBase, sampler: Sampler, source: Path, target: Path, sigma: float | None, cfg: DictConfig
-) -> Denoised:
-    picture = read_image(source)
+def _denoise_file(task: _Task, source: Path, target: Path) -> Denoised:
+    cfg = task.cfg
+    picture = read_image(source, white_level=cfg.white_level)
+    if (doubt := few_bits(picture)) is not None:
+        _say("warning", f"{source.name}: {doubt} Then give white_level=4095")
     _require_writable(target, cfg.overwrite, like=picture)
     strip, gif = target.with_name(f"{target.stem}_strip.png"), target.with_name(f"{target.stem}.gif")
     folder = target.with_name(f"{target.stem}_intermediate")
     for path, asked in ((strip, cfg.strip), (gif, cfg.gif), (folder, cfg.intermediate)):
         if asked:
             _require_absent(path, cfg.overwrite)
-    if sigma is None:
-        estimate = estimate_sigma(picture.pixels)
-        sigma = estimate.sigma
-        print(
-            f"noise level    sigma = {sigma:.3f} estimated from {source.name} ({estimate.trust}: {estimate.why})",
-            flush=True,
-        )
-        if not sigma > 0:
-            raise UserError(f"no noise was found in {source}: give sigma=... to denoise it all the same")
-        require_reachable(sampler, model.schedule, sigma)
-    height, width = picture.pixels.shape[:2]
-    tile = cfg.tile
-    if tile == "auto":
-        tile = None if max(height, width) <= WHOLE_SIDE else TILE
+    sigma = _estimated(task, picture, source) if task.sigma is None else task.sigma
+    kept = cfg.intermediate or GIF_STATES * cfg.gif
     with StepProgress(f"denoising {source.name}", part="tile") as progress:
-        states = denoise_states(
-            model,
-            Followed(sampler, progress.step),
+        states = restore_pixels(
+            BySampling(task.sampler),
+            task.model,
             picture.pixels,
-            sigma,
-            intermediate=cfg.intermediate or GIF_STATES * cfg.gif,
+            GaussianNoise(sigma_to_model(sigma)),
+            label=task.label,
             seed=cfg.seed,
-            tile=tile,
-            overlap=cfg.overlap,
+            keep=kept + 1 if kept else 0,  # the first is the noisy picture
+            tiles=Tiles(cfg.tile, cfg.overlap),
+            callback=progress.step,
             progress=progress.part_done,
+            warn=lambda text: print(text, flush=True),
         )
     clean = states[-1]
     made = next((path for path in reversed(target.parents) if not path.exists()), None)
     write_image(target, dataclasses.replace(picture, pixels=clean), overwrite=cfg.overwrite)
     if made is not None:
-        print(f"made folder    {shown(made)}", flush=True)
-    print(f"denoised       {shown(target)} ({width} x {height}, sigma {sigma:.3g})", flush=True)
+        _say("made folder", shown(made))
+    height, width = picture.pixels.shape[:2]
+    _say("denoised", f"{shown(target)} ({width} x {height}, sigma {sigma:.3g})")
     if cfg.strip:
         from scoreexp.figures.images import comparison  # matplotlib, for those who ask for it
 
         comparison([picture.pixels, clean], ["noisy", f"denoised, sigma {sigma:.3g}"], strip)
-        print(f"comparison     {shown(strip)}", flush=True)
+        _say("comparison", shown(strip))
     if cfg.intermediate:
         for stale in folder.glob("state_*.png"):
             stale.unlink()
         for i, state in enumerate(states[1:-1], start=1):
             write_image(folder / f"state_{i:03d}.png", state)
-        print(f"intermediate   {shown(folder)} ({len(states) - 2} pictures)", flush=True)
+        _say("intermediate", f"{shown(folder)} ({len(states) - 2} pictures)")
     if cfg.gif:
         _write_gif(gif, states)
-        print(f"animation      {shown(gif)} ({len(states)} frames)", flush=True)
+        _say("animation", f"{shown(gif)} ({len(states)} frames)")
     return Denoised(source, target, sigma)
+
+
+def _estimated(task: _Task, picture: Picture, source: Path) -> float:
+    """The noise level of a picture, as far as the model knows it."""
+    estimate = estimate_sigma(picture.pixels)
+    if not estimate.sigma > 0:
+        raise UserError(f"no noise was found in {source}: give sigma=... to denoise it all the same")
+    sigma = nearest_level(task.model.schedule, estimate.sigma)
+    taken = "" if sigma == estimate.sigma else f"; denoises {sigma:.3f}, the model's nearest level"
+    _say(
+        "noise level",
+        f"sigma = {estimate.sigma:.3f} estimated from {source.name} ({estimate.trust}: {estimate.why}){taken}",
+    )
+    require_reachable(task.sampler, task.model.schedule, sigma)
+    return sigma
 
 
 def _write_gif(path: Path, states: Sequence[np.ndarray]) -> None:
@@ -230,93 +268,5 @@ def _write_gif(path: Path, states: Sequence[np.ndarray]) -> None:
         )
 
 
-def denoise_pixels(
-    model: DenoiserBase,
-    sampler: Sampler,
-    pixels: np.ndarray,
-    sigma: float,
-    *,
-    seed: int = 0,
-    tile: int | None = None,
-    overlap: int = 32,
-    progress: Callable[[int, int], None] | None = None,
-) -> np.ndarray:
-    """Denoise one picture in memory: the last of ``denoise_states``, float32 ``[H, W, C]`` in [0, 1]."""
-    return denoise_states(
-        model, sampler, pixels, sigma, seed=seed, tile=tile, overlap=overlap, progress=progress
-    )[-1]
-
-
-def denoise_states(
-    model: DenoiserBase,
-    sampler: Sampler,
-    pixels: np.ndarray,
-    sigma: float,
-    *,
-    intermediate: int = 0,
-    seed: int = 0,
-    tile: int | None = None,
-    overlap: int = 32,
-    progress: Callable[[int, int], None] | None = None,
-) -> list[np.ndarray]:
-    """Denoise one picture in memory, and keep states on the way, scaled to the clean picture.
-
-    A grey picture goes through a colour model as three equal channels whose mean is taken; a colour picture goes
-    through a grey model channel by channel.
-
-    Args:
-        model: the denoiser, with a network whose event shape is (C, h, w).
-        sampler: runs from the noise level to clean data.
-        pixels: ``[H, W, C]`` in [0, 1], C in {1, 3}, any H and W.
-        sigma: standard deviation of the noise, in units of the [0, 1] range.
-        intermediate: number of evenly spaced states between the noisy and the denoised picture, at most all that the
-            sampler visits; those of tiles are blended as the result is.
-        seed: names the noise of stochastic samplers.
-        tile: side of the tiles, or None for the whole picture at once.
-        overlap: pixels that neighbouring tiles share.
-        progress: called with (tiles done, tiles in all).
-
-    Returns:
-        The noisy picture, the intermediate ones and the denoised one (without intermediate ones that alone), each float32
-        ``[H, W, C]``, clipped to [0, 1].
-    """
-    network = getattr(model, "network", None)
-    multiple = int(getattr(network, "downsampling_factor", 1))
-    channels = model.event_shape[0] if model.event_shape else pixels.shape[-1]
-    parameter = next(network.parameters(), None) if network is not None else None
-    observed = to_model(torch.from_numpy(np.ascontiguousarray(np.moveaxis(pixels, -1, 0))).float())
-    batch = observed[:, None] if channels == 1 else observed.expand(channels, -1, -1)[None]
-    if parameter is not None:
-        batch = batch.to(parameter.device)
-
-    _, t_start = sampler.start(model.schedule, batch[..., :1, :1], sigma_to_model(sigma))
-    visited = len(sampler.grid(model.schedule, t_start=t_start)) + sampler.denoise_last
-    count = min(intermediate + 2, visited) if intermediate else 1
-
-    def run(part: Tensor, corner: tuple[int, int]) -> Tensor:
-        part = part[: len(batch)]
-        start, t_start = sampler.start(model.schedule, part, sigma_to_model(sigma))
-        streams = ImageStreams([stream_seed(seed, "denoise", *corner, i) for i in range(len(part))])
-        result = sampler(model, start, streams=streams, t_start=t_start, keep=count)
-        before = zip(result.trajectory[:-1], result.times[:-1].tolist(), strict=True)
-        return torch.cat([*(state / model.schedule.at(t)[0] for state, t in before), result.x])
-
-    if tile is not None:
-        tile = max(multiple, tile // multiple * multiple)
-        overlap = min(overlap, tile - multiple)
-    result = apply_tiled(
-        run,
-        batch.repeat(count, 1, 1, 1),  # one copy for each state, because tiles keep their shape
-        tile=tile,
-        overlap=overlap,
-        multiple=multiple,
-        progress=progress,
-        on_out_of_memory=lambda side: print(
-            f"out of memory: going on with tiles of {side} pixels", flush=True
-        ),
-    )
-    states = to_unit(result).reshape(count, *batch.shape)
-    states = states[:, :, 0] if channels == 1 else states[:, 0]
-    if pixels.shape[-1] == 1 and channels != 1:
-        states = states.mean(1, keepdim=True)
-    return list(states.clamp(0, 1).movedim(1, -1).cpu().numpy().astype(np.float32))
+def _say(what: str, text: str) -> None:
+    print(f"{what:<15}{text}", flush=True)

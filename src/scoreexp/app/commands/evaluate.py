@@ -14,10 +14,10 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from scoreexp.app.commands.denoise import require_reachable
 from scoreexp.app.composition import shell_command
 from scoreexp.app.config_check import check_config
-from scoreexp.app.progress import Followed, StepProgress
+from scoreexp.app.progress import StepProgress
+from scoreexp.app.run_settings import own_sigma, require_reachable, sampler_settings
 from scoreexp.app.signatures import suggest
 from scoreexp.core.errors import UserError
 from scoreexp.core.ranges import to_model, to_uint8, to_unit
@@ -27,13 +27,12 @@ from scoreexp.denoisers.denoiser import Denoiser
 from scoreexp.diagnostics.likelihood import Likelihood, dequantise
 from scoreexp.figures.images import image_grid, save_pixels
 from scoreexp.figures.points import scatter
-from scoreexp.lit.callbacks import DenoisingMonitor, PointsMonitor
+from scoreexp.lit.callbacks import PointsMonitor
 from scoreexp.lit.callbacks.distribution_monitor import (
     GRID,
     SAMPLE_METRICS,
     TooFewPicturesError,
     data_recipe,
-    draw_samples,
     real_samples,
     reference_of,
 )
@@ -59,9 +58,11 @@ from scoreexp.metrics import (
     split_images,
 )
 from scoreexp.metrics.card import library_versions
+from scoreexp.restorers import BySampling
+from scoreexp.restorers.denoising import denoise_observed, observe
 from scoreexp.runs.directory import git_revision, new_folder, shown
 from scoreexp.runs.model import load, require_trusted
-from scoreexp.samplers import Sampler
+from scoreexp.samplers import Sampler, draw, labels_for
 from scoreexp.system.atomic import atomic_write
 from scoreexp.system.devices import choose_device
 from scoreexp.system.json_files import read_json, write_json
@@ -145,7 +146,7 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     """
     started = time.perf_counter()
     device = choose_device(cfg.device)
-    model = load(cfg.ckpt, weights=cfg.weights, device=str(device))
+    model = load(cfg.ckpt, weights=cfg.weights, device=str(device), trust=tuple(cfg.trust))
     shape = model.event_shape
     if shape is None or len(shape) not in (1, 3):
         raise UserError(
@@ -154,7 +155,7 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     given = None if cfg.metrics is None else [str(name) for name in cfg.metrics]
     if given is not None:
         _require_known(given, shape)
-    how = _sampler(cfg, model.record)
+    how = sampler_settings(cfg, model.record)
     subject = Subject(model, _data(cfg, model.record), instantiate(how), how, device, cfg)
     names = given if given is not None else _usual(subject)
     collectors = _collectors(subject, names)
@@ -255,7 +256,7 @@ def _data(cfg: DictConfig, record: Mapping[str, Any]) -> DataModule:
         own = record["config"].get("data")
         if not own:
             raise UserError(f"{cfg.ckpt} does not say what it was trained on: give data=NAME")
-        require_trusted(own, "data", {"scoreexp.data"})
+        require_trusted(own, "data", {"scoreexp.data", *cfg.trust})
         node = {**own, **given}
     node["batch_size"] = cfg.batch_size
     if problems := check_config({"data": node}, schema={"data": "Node"}):
@@ -269,25 +270,6 @@ def _data(cfg: DictConfig, record: Mapping[str, Any]) -> DataModule:
     return data
 
 
-def _sampler(cfg: DictConfig, record: Mapping[str, Any]) -> dict[str, Any]:
-    """The sampler's configuration: that of the run, with the keys that ``cfg.sampler`` changes, or another.
-
-    Raises:
-        UserError: it is wrong, or the run has none.
-    """
-    given = cfg.get("sampler") or OmegaConf.create()
-    if "_target_" not in given:
-        own = record["config"].get("sampler")
-        if not own:
-            raise UserError(f"{cfg.ckpt} does not say how its run denoised: give sampler=ddim")
-        require_trusted(own, "sampler", {"scoreexp.samplers"})
-        given = OmegaConf.merge(own, given)
-    node: Any = OmegaConf.to_container(given, resolve=True)
-    if problems := check_config({"sampler": node}, schema={"sampler": "Node"}):
-        raise UserError(problems[0])
-    return dict(node)
-
-
 def _sigma(subject: Subject) -> float:
     """The noise level that is denoised: that of ``cfg``, or of the run's own evaluations.
 
@@ -296,8 +278,7 @@ def _sigma(subject: Subject) -> float:
     """
     sigma = subject.cfg.sigma
     if sigma is None:
-        monitor = (subject.model.record["config"].get("callbacks") or {}).get("monitor") or {}
-        sigma = monitor.get("sigma")
+        sigma = own_sigma(subject.model.record)
     if sigma is None:
         raise UserError("the run denoised no pictures, so it has no noise level of its own: give sigma=0.5")
     require_reachable(subject.sampler, subject.model.schedule, float(sigma))
@@ -346,15 +327,15 @@ def _denoising(subject: Subject, names: Sequence[str]) -> list[Measured]:
     metrics = {name: DENOISING[name]().to(subject.device) for name in dict.fromkeys(names)}
     loader, nfe = _batches(subject), 0
     with StepProgress("denoising", len(loader)) as progress:
-        monitor = DenoisingMonitor(
-            sampler=Followed(subject.sampler, progress.step), folder="", sigma=sigma, seed=subject.seed
-        )
+        restorer = BySampling(subject.sampler)
         for done, batch in enumerate(loader):
             progress.part_done(done, len(loader))
             x, index = batch.x.to(subject.device), batch.index
-            y = monitor.observe(x, index)
+            observation = observe(x, index, sigma, subject.seed)
             cond = None if batch.cond is None else batch.cond.to(subject.device)
-            result = monitor.denoise(model, y, index, cond)
+            result = denoise_observed(
+                restorer, model, observation, index, subject.seed, cond=cond, callback=progress.step
+            )
             denoised, nfe = to_unit(result.x).clamp(0, 1), result.nfe
             for name, metric in list(metrics.items()):
                 try:
@@ -462,11 +443,13 @@ def _draw(subject: Subject) -> tuple[Tensor, int]:
     batches = [seeds[i : i + cfg.batch_size] for i in range(0, cfg.n, cfg.batch_size)]
     drawn, nfe = [], 0
     with StepProgress("sampling", len(batches)) as progress:
-        sampler = Followed(subject.sampler, progress.step)
         for done, batch in enumerate(batches):
             progress.part_done(done, len(batches))
-            classes = subject.model.record["num_classes"]
-            result = draw_samples(subject.model, sampler, batch, num_classes=classes, device=subject.device)
+            device = subject.device
+            cond = labels_for(batch, subject.model.record, device=device)
+            result = draw(
+                subject.model, subject.sampler, batch, cond=cond, device=device, callback=progress.step
+            )
             drawn.append((to_uint8(to_unit(result.x)) if subject.is_of_pictures else result.x).cpu())
             nfe = result.nfe
     return torch.cat(drawn), nfe

@@ -15,14 +15,13 @@ from scoreexp.app.early_checks import seeds_of
 from scoreexp.app.progress import StepProgress
 from scoreexp.core.errors import UserError
 from scoreexp.core.ranges import to_unit
-from scoreexp.core.streams import ImageStreams
 from scoreexp.data.image_io import write_image
 from scoreexp.denoisers.denoiser import Denoiser
 from scoreexp.figures.images import image_grid
 from scoreexp.figures.points import scatter
 from scoreexp.runs.directory import git_revision, new_folder, shown
 from scoreexp.runs.model import load
-from scoreexp.samplers import Sampler, start_from_prior
+from scoreexp.samplers import Sampler, draw, labels_for
 from scoreexp.system.atomic import atomic_write
 from scoreexp.system.devices import choose_device
 from scoreexp.system.json_files import write_json
@@ -37,16 +36,13 @@ def sample(cfg: DictConfig) -> Path:
     """
     seeds = seeds_of(cfg.n, cfg.seeds)
     device = choose_device(cfg.device)
-    model = load(cfg.ckpt, weights=cfg.weights, device=str(device))
+    model = load(cfg.ckpt, weights=cfg.weights, device=str(device), trust=tuple(cfg.trust))
+    labels_for([], model.record, cfg.label)
     shape = model.event_shape
     if shape is None or len(shape) not in (1, 3):
         raise UserError(
             f"{cfg.ckpt} models samples of shape {shape}, neither pictures nor points: give another checkpoint"
         )
-    classes = model.record["num_classes"]
-    if cfg.label is not None and (classes is None or not 0 <= cfg.label < classes):
-        allowed = "none: the model has no classes" if classes is None else f"0 to {classes - 1}"
-        raise UserError(f"label={cfg.label}: allowed is {allowed}")
     sampler: Sampler = instantiate(cfg.sampler)
     folder = _folder(cfg)
     with new_folder(folder, "give another with out=DIR"):
@@ -64,10 +60,8 @@ def _draw_into(
     with StepProgress("sampling", len(batches)) as progress:
         for done, batch in enumerate(batches):
             progress.part_done(done, len(batches))
-            streams = ImageStreams(batch)
-            cond = None if cfg.label is None else torch.full((len(batch),), cfg.label, device=device)
-            start = start_from_prior(model, shape, streams, device=device)
-            result = sampler(model, start, streams=streams, cond=cond, callback=progress.step)
+            cond = labels_for(batch, model.record, cfg.label, device=device)
+            result = draw(model, sampler, batch, cond=cond, device=device, callback=progress.step)
             drawn.append(result.x.cpu())
     samples = torch.cat(drawn)
     what, overview, warning = (_write_pictures if len(shape) == 3 else _write_points)(folder, seeds, samples)
@@ -84,6 +78,8 @@ def _draw_into(
         "device": str(device),
     }
     write_json(folder / "meta.json", meta)
+    if (classes := model.record["num_classes"]) is not None and cfg.label is None:
+        print(f"labels         seed mod {classes}, one class after another (label=K for one)")
     if warning:
         print(f"warning: {warning}", flush=True)
     print(f"{what:<14} {shown(folder)} ({len(samples)}, {result.nfe} network evaluations each)")

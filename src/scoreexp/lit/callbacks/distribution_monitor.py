@@ -13,11 +13,9 @@ from torch import Tensor
 
 from scoreexp.core.errors import UserError
 from scoreexp.core.ranges import to_uint8, to_unit
-from scoreexp.core.streams import ImageStreams
 from scoreexp.core.types import NonNegativeInt, PositiveFloat, PositiveInt
 from scoreexp.data.module import DataModule
 from scoreexp.data.split import Split, SplitName
-from scoreexp.denoisers.denoiser import DenoiserBase
 from scoreexp.figures.images import image_grid
 from scoreexp.lit.module import ScoreModule
 from scoreexp.metrics import (
@@ -35,7 +33,7 @@ from scoreexp.metrics import (
     split_digest,
     split_images,
 )
-from scoreexp.samplers import Sampler, SampleResult, start_from_prior
+from scoreexp.samplers import Sampler, draw, labels_for
 from scoreexp.system.json_files import write_json
 
 SAMPLE_METRICS: dict[str, type[SampleMetric]] = {
@@ -51,25 +49,6 @@ _log = logging.getLogger(__name__)
 
 class TooFewPicturesError(UserError):
     """Generated pictures cannot be compared with a single real one."""
-
-
-def draw_samples(
-    model: DenoiserBase,
-    sampler: Sampler,
-    seeds: Sequence[int],
-    *,
-    num_classes: int | None,
-    device: torch.device | str,
-) -> SampleResult:
-    """One sample per seed, whatever the batch it is drawn in; of a model with classes that of label ``seed % classes``."""
-    if model.event_shape is None:
-        raise UserError("the model does not say of what shape its samples are: load it from a checkpoint")
-    streams = ImageStreams(seeds)
-    cond = (
-        None if num_classes is None else torch.tensor([seed % num_classes for seed in seeds], device=device)
-    )
-    start = start_from_prior(model, model.event_shape, streams, device=device)
-    return sampler(model, start, streams=streams, cond=cond)
 
 
 def real_samples(data: DataModule, split: SplitName, n: int | None) -> tuple[Split, np.ndarray]:
@@ -271,13 +250,10 @@ class DistributionMonitor(pl.Callback):
         """This device's share: numbers ``[B]`` and 8-bit pictures ``[B, C, H, W]``."""
         mine = torch.arange(trainer.global_rank, self.n, trainer.world_size)
         for numbers in mine.split(self.batch_size):
-            result = draw_samples(
-                pl_module.evaluation_denoiser,
-                self.sampler,
-                (self.first_seed + numbers).tolist(),
-                num_classes=pl_module.record.get("num_classes"),
-                device=pl_module.device,
-            )
+            seeds = (self.first_seed + numbers).tolist()
+            cond = labels_for(seeds, pl_module.record, device=pl_module.device)
+            model, device = pl_module.evaluation_denoiser, pl_module.device
+            result = draw(model, self.sampler, seeds, cond=cond, device=device)
             yield numbers, to_uint8(to_unit(result.x))
 
     def _write(self, step: int, values: Sequence[MetricValue], shown: Sequence[Tensor]) -> None:

@@ -22,6 +22,7 @@ from scoreexp.figures.images import freed_at_once, save_figure
 from scoreexp.lit.callbacks.monitor import DenoisingMonitor
 from scoreexp.lit.module import ScoreModule
 from scoreexp.metrics import mse, psnr
+from scoreexp.restorers.denoising import observe
 from scoreexp.samplers import ConstantGrid, Langevin
 from scoreexp.system.atomic import atomic_write
 
@@ -174,7 +175,8 @@ class LangevinStudy(pl.Callback):
     ) -> None:
         wanted = self.pictures - sum(len(x) for x, _ in self._pairs)
         if wanted > 0 and trainer.is_global_zero:
-            observed = self._monitor(trainer).observe(batch.x, batch.index)
+            monitor = self._monitor(trainer)
+            observed = observe(batch.x, batch.index, monitor.sigma, monitor.seed).y
             self._pairs.append((batch.x[:wanted], observed[:wanted]))
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: ScoreModule) -> None:

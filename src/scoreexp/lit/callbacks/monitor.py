@@ -11,13 +11,13 @@ from torch import Tensor
 
 from scoreexp.core.batch import Batch
 from scoreexp.core.ranges import sigma_to_model, to_unit
-from scoreexp.core.streams import ImageStreams, stream_seed
 from scoreexp.core.types import NonNegativeInt, PositiveFloat, PositiveInt
-from scoreexp.denoisers.denoiser import DenoiserBase
 from scoreexp.figures.images import denoising_strip, save_pixels
 from scoreexp.lit.module import ScoreModule
 from scoreexp.metrics import MSE, PSNR, SSIM, GlobalSSIM
-from scoreexp.samplers import Sampler, SampleResult
+from scoreexp.restorers import BySampling
+from scoreexp.restorers.denoising import denoise_observed, observe
+from scoreexp.samplers import Sampler
 from scoreexp.schedules import Schedule
 from scoreexp.system.atomic import atomic_write
 
@@ -78,19 +78,6 @@ class DenoisingMonitor(pl.Callback):
         """Refuse, before anything is trained, a noise level from which the sampler cannot start on ``schedule``."""
         self.sampler.start(schedule, torch.zeros(1, 1), sigma_to_model(self.sigma))
 
-    def observe(self, x: Tensor, index: Tensor) -> Tensor:
-        """The noisy observation of clean pictures ``x[B, C, H, W]`` with data-set positions ``index[B]``."""
-        streams = ImageStreams([stream_seed(self.seed, "observation", i) for i in index.tolist()])
-        return x + sigma_to_model(self.sigma) * streams.normal(x)
-
-    def denoise(
-        self, model: DenoiserBase, y: Tensor, index: Tensor, cond: Tensor | None = None, keep: int = 0
-    ) -> SampleResult:
-        """The observations ``y[B, C, H, W]`` of pictures ``index[B]`` denoised; random samplers draw by (seed, picture)."""
-        start, t_start = self.sampler.start(model.schedule, y, sigma_to_model(self.sigma))
-        streams = ImageStreams([stream_seed(self.seed, "denoise", i) for i in index.tolist()])
-        return self.sampler(model, start, streams=streams, t_start=t_start, cond=cond, keep=keep)
-
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
@@ -115,15 +102,22 @@ class DenoisingMonitor(pl.Callback):
         x, index = batch.x, batch.index
         if not len(x):  # fewer pictures than devices
             return
-        y = self.observe(x, index)
-        result = self.denoise(model, y, index, batch.cond, keep=self.intermediate + 2)
+        observation = observe(x, index, self.sigma, self.seed)
+        result = denoise_observed(
+            BySampling(self.sampler),
+            model,
+            observation,
+            index,
+            self.seed,
+            cond=batch.cond,
+            keep=self.intermediate + 2,
+        )
         self._nfe = result.nfe
         clean, denoised = to_unit(x), to_unit(result.x).clamp(0, 1)
         for metric in self.metrics.values():
             metric.update(denoised, clean)
         if trainer.is_global_zero and len(self._shown) < self.pictures:
-            between = zip(result.trajectory[1:-1], result.times[1:-1].tolist(), strict=True)
-            states = [x, y, *(state / model.schedule.at(t)[0] for state, t in between), result.x]
+            states = [x, observation.y, *result.trajectory[1:-1], result.x]
             for i in range(min(len(x), self.pictures - len(self._shown))):
                 self._shown.append([to_unit(state[i]).clamp(0, 1).cpu() for state in states])
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from scoreexp.core.errors import UserError
-from scoreexp.core.streams import ImageStreams, generator, stream_seed
+from scoreexp.core.streams import generator, stream_seed
 from scoreexp.core.tensors import expand_to
 from scoreexp.core.types import PositiveFloat, PositiveInt
 from scoreexp.data import DataModule
@@ -22,7 +22,7 @@ from scoreexp.figures.points import DECADES, ScoreMap, points_picture
 from scoreexp.lit.module import ScoreModule
 from scoreexp.metrics import sliced_wasserstein
 from scoreexp.numerics.oracles import Oracle
-from scoreexp.samplers import Sampler, SampleResult, start_from_prior
+from scoreexp.samplers import Sampler, SampleResult, draw
 from scoreexp.schedules import Schedule
 from scoreexp.system.atomic import atomic_write
 
@@ -118,9 +118,8 @@ class PointsMonitor(pl.Callback):
         if self._truth is None:
             self._truth = self._find_truth(data)
         truth = self._truth
-        streams = ImageStreams([stream_seed(self.seed, "points", i) for i in range(self.samples)])
-        start = start_from_prior(model, data.event_shape, streams, device=device)
-        result = self.sampler(model, start, streams=streams, keep=_KEPT)
+        seeds = [stream_seed(self.seed, "points", i) for i in range(self.samples)]
+        result = draw(model, self.sampler, seeds, device=device, keep=_KEPT)
         values = {
             "sliced_wasserstein": float(sliced_wasserstein(result.x.cpu(), truth.reference)),
             "nfe": float(result.nfe),

@@ -1,0 +1,92 @@
+"""What a command takes from the run of a checkpoint where its own configuration does not say: sampler and noise level."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from scoreexp.app.config_check import check_config
+from scoreexp.core.errors import UserError
+from scoreexp.core.ranges import sigma_to_model
+from scoreexp.runs.model import require_trusted
+from scoreexp.samplers import Sampler
+from scoreexp.schedules import Schedule
+
+NEAR = 1.2  # ratio of noise levels up to which the model's nearest one serves an estimated one
+
+
+def sampler_settings(cfg: DictConfig, record: Mapping[str, Any]) -> dict[str, Any]:
+    """The sampler's configuration: that of the run, with the keys that ``cfg.sampler`` changes, or another.
+
+    Raises:
+        UserError: it is wrong, or the run has none.
+    """
+    given = cfg.get("sampler") or OmegaConf.create()
+    if "_target_" not in given:
+        own = record.get("config", {}).get("sampler")
+        if not own:
+            raise UserError(f"{cfg.ckpt} does not say how its run denoised: give sampler=ddim")
+        require_trusted(own, "sampler", {"scoreexp.samplers", *(cfg.get("trust") or ())})
+        given = OmegaConf.merge(own, given)
+    node: Any = OmegaConf.to_container(given, resolve=True)
+    if problems := check_config({"sampler": node}, schema={"sampler": "Node"}):
+        raise UserError(problems[0])
+    return dict(node)
+
+
+def own_sigma(record: Mapping[str, Any]) -> float | None:
+    """The noise level that the run's own evaluations denoised, in units of the [0, 1] range, or None."""
+    monitor = (record.get("config", {}).get("callbacks") or {}).get("monitor") or {}
+    sigma = monitor.get("sigma")
+    return None if sigma is None else float(sigma)
+
+
+def require_reachable(sampler: Sampler, schedule: Schedule, sigma: float) -> None:
+    """Refuse a noise level, in units of the [0, 1] range, from which the sampler cannot start on ``schedule``."""
+    try:
+        sampler.start(schedule, torch.zeros(1, 1), sigma_to_model(sigma))
+    except ValueError as error:
+        low, high = _range(schedule)
+        if low <= sigma <= high:
+            raise
+        hint = f"; {sigma:g} of 255 is {sigma / 255:.3f}" if sigma > 1 else ""
+        raise UserError(
+            f"sigma={sigma:g}: this model denoises {_in_words(schedule)} (units of [0, 1]{hint})"
+        ) from error
+
+
+def nearest_level(schedule: Schedule, estimated: float) -> float:
+    """The model's noise level for an estimated one, both in units of the [0, 1] range.
+
+    An estimate is never exact, so a level within a factor of 1.2 serves.
+
+    Raises:
+        UserError: the model knows none so near.
+    """
+    low, high = _range(schedule)
+    near = min(max(estimated, low), high)
+    if max(near / estimated, estimated / near) <= NEAR:
+        return near
+    raise UserError(
+        f"sigma={estimated:.3g} was estimated, but this model denoises {_in_words(schedule)} (units of [0, 1]): give a "
+        f"model of more levels, such as one of experiment=photo32_ddpm, or take this one's nearest, sigma={near:.3g}"
+    )
+
+
+def _range(schedule: Schedule) -> tuple[float, float]:
+    low, high = (level / sigma_to_model(1.0) for level in schedule.sigma_range)
+    return low, high
+
+
+def _in_words(schedule: Schedule) -> str:
+    low, high = _range(schedule)
+    return f"{low:.4g} alone" if low == high else f"{_rounded(low, 1):g} to {_rounded(high, -1):g}"
+
+
+def _rounded(level: float, sign: int) -> float:
+    """Three digits of a noise level that limits a range from below (1) or above (-1), rounded into the range."""
+    near = float(f"{level:.3g}")
+    outside = (near - level) * sign < 0
+    return near + sign * 10.0 ** (math.floor(math.log10(level)) - 2) if outside else near
