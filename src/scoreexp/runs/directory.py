@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -15,9 +15,10 @@ import torch
 from scoreexp.core.errors import UserError
 from scoreexp.system.atomic import atomic_write, clear_orphans
 from scoreexp.system.json_files import read_json, write_json
-from scoreexp.system.locks import hold
+from scoreexp.system.locks import LOCK, hold
 from scoreexp.system.processes import is_first_process
 
+CONFIG, MANIFEST = "config.yaml", "manifest.json"
 PACKAGES = ("scoreexp", "torch", "pytorch-lightning", "hydra-core", "torchmetrics", "numpy", "scipy")
 
 
@@ -89,9 +90,10 @@ class RunDirectory:
             raise UserError(f"resume is {resume!r}: allowed are never and auto")
         self._resume = resume
         self.continued = self._holds_a_run()
+        self.begun = False  # set by the run when it leaves more than what describes it
 
     def _holds_a_run(self) -> bool:
-        there = (self.path / "manifest.json").exists()
+        there = (self.path / MANIFEST).exists()
         if (
             there and self._resume == "never" and is_first_process()
         ):  # the others see what it has just written
@@ -107,20 +109,37 @@ class RunDirectory:
         Raises:
             UserError: they cannot be made or written to, or another run uses them.
         """
-        self._create()
+        created = self._create()
         if not is_first_process():
             yield
             return
         with hold(self.path):
             self.continued = self._holds_a_run()  # another one may have ended in the meantime
-            yield
+            try:
+                yield
+            except BaseException:
+                if not (self.continued or self.begun):
+                    self._remove(created)
+                raise
 
-    def _create(self) -> None:
+    def _remove(self, created: Sequence[Path]) -> None:
+        """Leave nothing of a run that has not begun."""
+        for name in (CONFIG, MANIFEST, LOCK):
+            (self.path / name).unlink(missing_ok=True)
+        for folder in reversed(created):
+            with contextlib.suppress(OSError):  # not empty
+                folder.rmdir()
+
+    def _create(self) -> list[Path]:
+        """Make the folders; returns those that were missing, outermost first."""
+        folders = [*reversed(self.path.parents), self.path, self.checkpoints, self.pictures]
+        missing = [folder for folder in folders if not folder.exists()]
         try:
             for folder in (self.path, self.checkpoints, self.pictures):
                 folder.mkdir(parents=True, exist_ok=True)
                 with tempfile.TemporaryFile(dir=folder) as probe:
                     probe.write(b"can be written to")
+            return missing
         except OSError as error:
             raise UserError(
                 f"run_dir {self.path} cannot be written to ({error.strerror}): give another with run_dir=DIR"
@@ -142,7 +161,7 @@ class RunDirectory:
             device: what it trains on.
             seed: of the run.
         """
-        manifest_path = self.path / "manifest.json"
+        manifest_path = self.path / MANIFEST
         now, command = time.strftime("%Y-%m-%dT%H:%M:%S%z"), ["python", *sys.orig_argv[1:]]
         if self.continued:
             self._clear_orphans()
@@ -160,13 +179,13 @@ class RunDirectory:
                 "device": device_name(device),
                 "seed": seed,
             }
-            with atomic_write(self.path / "config.yaml") as temporary:
+            with atomic_write(self.path / CONFIG) as temporary:
                 temporary.write_text(config)
         write_json(manifest_path, manifest)
 
     def _clear_orphans(self) -> None:
         """Remove what was being written when the run was killed."""
-        for name in ("config.yaml", "manifest.json", "metrics.csv", "metrics.json"):
+        for name in (CONFIG, MANIFEST, "metrics.csv", "metrics.json"):
             clear_orphans(self.path, name)
         for folder in (self.checkpoints, self.pictures, self.pictures / "last"):
             clear_orphans(folder)

@@ -17,6 +17,8 @@ try:
 except ImportError:  # Windows: folders are not guarded there
     fcntl = None  # type: ignore[assignment]
 
+LOCK = ".lock"
+
 
 @contextlib.contextmanager
 def hold(folder: Path, key: str = "run_dir") -> Iterator[None]:
@@ -34,7 +36,7 @@ def hold(folder: Path, key: str = "run_dir") -> Iterator[None]:
     if fcntl is None:
         yield
         return
-    with (folder / ".lock").open("a+") as file:
+    with (folder / LOCK).open("a+") as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):

@@ -98,7 +98,7 @@ def _task(cfg: DictConfig) -> _Task:
         )
     record: Mapping[str, Any] = model.record  # type: ignore[assignment]
     low, high = model.schedule.sigma_range
-    if low == high and not cfg.sampler:
+    if low == high and not cfg.get("sampler"):
         sampler: Sampler = DDIM(UniformGrid(1))  # more evaluations at one level give the same posterior mean
     else:
         sampler = instantiate(sampler_settings(cfg, record))

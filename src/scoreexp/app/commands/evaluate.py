@@ -258,7 +258,7 @@ def _data(cfg: DictConfig, record: Mapping[str, Any]) -> DataModule:
             raise UserError(f"{cfg.ckpt} does not say what it was trained on: give data=NAME")
         require_trusted(own, "data", {"scoreexp.data", *cfg.trust})
         node = {**own, **given}
-    node["batch_size"] = cfg.batch_size
+    node = {"seed": cfg.seed, **node, "batch_size": cfg.batch_size}
     if problems := check_config({"data": node}, schema={"data": "Node"}):
         raise UserError(problems[0])
     data: DataModule = instantiate(node)

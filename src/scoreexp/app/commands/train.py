@@ -113,7 +113,7 @@ def _build(cfg: DictConfig) -> _Parts | None:
         module.require_embeddable(embedding.times[-1])
     if cfg.dry_run:
         print(OmegaConf.to_yaml(cfg, resolve=True))
-        _describe(cfg, module)
+        _describe(cfg, module, data.batch_size)
         return None
     _require_gpu(cfg.trainer.accelerator)
     _require_exact_noise_levels(cfg.trainer.precision)
@@ -149,7 +149,7 @@ def _run(cfg: DictConfig, parts: _Parts) -> RunResult:
     start = _starting_point(run, cfg.ckpt, record, table, trainer.is_global_zero)
     if trainer.is_global_zero:
         run.describe(OmegaConf.to_yaml(cfg, resolve=True), trainer.strategy.root_device, cfg.seed)
-        _describe(cfg, module)
+        _describe(cfg, module, data.batch_size)
         print(f"run directory  {shown(run.path)}", flush=True)
     stops = [stop for kind in (StopOnTarget, StopAtBudget) if (stop := _find(callbacks, kind)) is not None]
     if start is not None and (over := _over_already(run, start, stops, trainer.max_steps)):
@@ -162,6 +162,7 @@ def _run(cfg: DictConfig, parts: _Parts) -> RunResult:
         module.embed(embedded)
         if (timer := _find(callbacks, StageTimer)) is not None:
             timer.book_before(seconds)
+    run.begun = True
     with failing_together(trainer, run.path):
         if isinstance(module, ExactScore):
             monitor = _find(callbacks, DenoisingMonitor)
@@ -429,12 +430,12 @@ def _say_where(run_dir: Path, picture: str | Path, curve: str) -> None:
             print(f"{label:<15}{shown(path)}{more}")
 
 
-def _describe(cfg: DictConfig, module: ScoreModule) -> None:
+def _describe(cfg: DictConfig, module: ScoreModule, batch_size: int) -> None:
     """What is about to be trained, in two lines."""
     parameters = module.parameter_count
     copies = 3 + (module.averaged is not None) + 1  # weights, gradients, two Adam moments, average
     shape = " x ".join(str(n) for n in module.record["event_shape"])
-    print(f"experiment     {cfg.name}, seed {cfg.seed}: samples of {shape}, batches of {cfg.data.batch_size}")
+    print(f"experiment     {cfg.name}, seed {cfg.seed}: samples of {shape}, batches of {batch_size}")
     print(
         f"network        {type(module.denoiser.network).__name__}, {parameters / 1e6:.2f} M parameters "
         f"({copies * 4 * parameters / 2**20:.0f} MiB with optimiser, without activations), "
