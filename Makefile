@@ -41,6 +41,7 @@ type: $(READY)  ## type-check
 	$(BIN)/mypy
 
 bench: $(READY)  ## benchmarks; results under benchmarks/results/
+	$(BIN)/python -m benchmarks.startup
 	$(BIN)/python -m benchmarks.unet
 	$(BIN)/python -m benchmarks.fokker_planck --json
 	$(BIN)/python -m benchmarks.precompute --json

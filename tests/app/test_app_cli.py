@@ -392,7 +392,7 @@ def test_commas_separate_in_sweeps_and_lists_only(launch, tmp_path):
         (["experiment=", "small"], "such as experiment=small"),
         (["experiment = small"], "such as experiment=small"),
         (["smal"], "such as experiment=small"),
-        (["image=my", "picture.png"], "or in quotes, 'image=my picture.png'"),
+        (["image=my", "picture.png"], "or in quotes, 'image=\"my picture.png\"'"),
         (["im(age=3"], "im(age cannot be a key"),
         (["image=a,b.png"], "add -m to run each value, or write image=[a,b.png] for a list, 'image=\"a,b.png\"'"),
         (["network=mlp,cnn"], "network=mlp,cnn is a sweep: add -m to run each value"),

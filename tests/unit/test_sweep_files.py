@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from scoreexp.app.sweep import offline_runs, require_files, say_offline_runs
+from scoreexp.app.early_checks import require_data
+from scoreexp.app.sweep import offline_runs, say_offline_runs
 from scoreexp.core.errors import UserError
 
 
@@ -15,11 +16,12 @@ def test_all_missing_files_are_named_at_once(tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match=r"data.path=no_b.png, data.path=no_c.png, data.root=no_d do not exist"
     ):
-        require_files(data)
+        require_data(*data)
 
 
 def test_what_is_there_or_will_be_downloaded_passes(tmp_path: Path) -> None:
-    require_files([{"path": None}, {"root": str(tmp_path)}, {"root": "no_such", "download": True}, {}])
+    require_data({"path": None}, {"root": str(tmp_path)}, {"root": "no_such", "download": True}, {})
+    require_data({"root": "no_such", "cache": str(tmp_path)})
 
 
 def test_one_line_sends_the_offline_runs_that_are_not_sent(

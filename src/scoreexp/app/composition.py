@@ -7,7 +7,7 @@ meant as a quotation, list or mapping is taken literally here, as names of files
 import os
 import re
 import shlex
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,7 +21,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf, flag_override
 from omegaconf.errors import InterpolationKeyError, InterpolationToMissingValueError, OmegaConfBaseException
 
-from scoreexp.app.config_check import known_keys
+from scoreexp.app.config_check import known_keys, single_values
 from scoreexp.app.jobs import quoted
 from scoreexp.app.signatures import closest, suggest
 from scoreexp.core.errors import UserError
@@ -74,7 +74,37 @@ def _use_current_names(node: DictConfig | ListConfig) -> None:
             node[key] = current_name(target)
 
 
+def take_single_values_as_lists(cfg: DictConfig, schema: Mapping[str, str]) -> None:
+    """Make a list of a single value where only a list will do: ``runs=DIR`` is ``runs=[DIR]``."""
+    plain: Any = OmegaConf.to_container(cfg, resolve=False)
+    with flag_override(cfg, ["struct", "readonly"], False):
+        for key, value in single_values(plain, schema):
+            OmegaConf.update(cfg, key, [value])
+
+
 # ------------------------------------------------------------------------------ what is written on a command line
+
+
+def joined_lists(words: Sequence[str]) -> list[str]:
+    """The words of a command line, with lists put together again that a shell has split at their blanks.
+
+    >>> joined_lists(["n=2", "metrics=[ssim,", "psnr]", "out=a"])
+    ['n=2', 'metrics=[ssim, psnr]', 'out=a']
+    """
+    joined: list[str] = []
+    rest = list(words)
+    while rest:
+        length = 1
+        if re.match(rf"{_KEY.pattern}=\[", rest[0]):
+            ends = (n for n in range(1, len(rest) + 1) if _is_closed(" ".join(rest[:n])))
+            length = next(ends, 1)
+        joined.append(" ".join(rest[:length]))
+        rest = rest[length:]
+    return joined
+
+
+def _is_closed(text: str) -> bool:
+    return text.count("[") == text.count("]")
 
 
 def readable(overrides: Sequence[str], *, sweep: bool) -> list[str]:
@@ -211,8 +241,17 @@ def _explain_syntax(override: str, reason: str, command_line: CommandLine) -> st
     example = "such as run_dir=DIR" if named is None else f"such as experiment={named}"
     before = command_line.overrides[place - 1] if place else ""
     if named is None and "=" in before and not loader.get_group_options(before.partition("=")[0]):
-        example = f"or in quotes, {shlex.quote(f'{before} {override}')}"
+        example = f"or in quotes, {shlex.quote(_continued(before, override))}"
     return f"{override} is not KEY=VALUE: write it without blanks, {example}"
+
+
+def _continued(before: str, rest: str) -> str:
+    """An override whose value a shell has split at a blank, put together so that it is read as one value."""
+    key, _, value = before.partition("=")
+    parser = OverridesParser.create()
+    if _can_read(before, parser) and isinstance(read := parser.parse_override(before).value(), str):
+        value = read
+    return _literally(key, f"{value} {rest}")
 
 
 def _explain_choice(group: str, choice: str, options: Sequence[str]) -> str:

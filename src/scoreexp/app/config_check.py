@@ -106,6 +106,34 @@ def check_config(
     return problems
 
 
+def single_values(config: Mapping[str, Any], schema: Mapping[str, str]) -> Iterator[tuple[str, Any]]:
+    """Dotted keys and values of scalars that are given where only a list of such is accepted."""
+    scope = _declaration_scope()
+    for key, annotation in schema.items():
+        node: Any = config
+        for part in key.split("."):
+            node = node.get(part) if isinstance(node, Mapping) else None
+        if _is_one_of_a_list(node, Parameter(ast.parse(annotation, mode="eval").body, scope, default=None)):
+            yield key, node
+    yield from _single_values_of_nodes(config, "")
+
+
+def _single_values_of_nodes(node: Any, path: str) -> Iterator[tuple[str, Any]]:
+    if not isinstance(node, Mapping):
+        return
+    found = _signature_of(node)
+    for key, value in node.items():
+        if found is not None and key in found.parameters and _is_one_of_a_list(value, found.parameters[key]):
+            yield _join(path, key), value
+        yield from _single_values_of_nodes(value, _join(path, key))
+
+
+def _is_one_of_a_list(value: Any, parameter: Parameter) -> bool:
+    if value is None or value == MISSING or isinstance(value, list | Mapping) or "${" in str(value):
+        return False
+    return not _accepts_here(parameter, value) and _accepts_here(parameter, [value])
+
+
 def known_keys(config: Mapping[str, Any]) -> list[str]:
     """Dotted keys that may be given: those of the configuration, and every parameter of its targets."""
     return list(dict.fromkeys(_known_keys(config, "")))

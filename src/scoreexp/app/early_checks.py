@@ -1,9 +1,13 @@
 """What a command refuses before torch is imported, which takes seconds: files, folders and names that cannot be right."""
 
+import ast
+import contextlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from scoreexp.app.signatures import resolve
 from scoreexp.core.errors import UserError
 from scoreexp.data.suffixes import WRITABLE
 
@@ -15,6 +19,42 @@ def require_device_name(name: str) -> None:
     """Refuse a device that exists nowhere; whether it does here, ``choose_device`` says."""
     if not _DEVICES.fullmatch(name):
         raise UserError(f"device={name}: allowed are auto, cpu, cuda, cuda:N, mps and xpu")
+
+
+def require_data(*nodes: Mapping[str, Any]) -> None:
+    """Refuse data whose files are not there, all missing ones at once.
+
+    Args:
+        nodes: the ``data`` configuration of each job; its ``path``, and its ``root`` where nothing is downloaded or
+            prepared elsewhere, must exist.
+    """
+    missing: dict[str, str] = {}
+    for node in nodes:
+        for key in ("path", "root"):
+            value = node.get(key)
+            elsewhere = key == "root" and (node.get("download") or node.get("cache"))
+            if not isinstance(value, str) or value == "???" or elsewhere:
+                continue
+            if not Path(value).expanduser().exists():
+                missing[f"data.{key}={value}"] = _how_to_get(node) if key == "root" else ""
+    if missing:
+        verb = "does" if len(missing) == 1 else "do"
+        remedies = [remedy for remedy in dict.fromkeys(missing.values()) if remedy]
+        remedy = remedies[0] if len(missing) == len(remedies) == 1 else "correct the paths"
+        raise UserError(f"{', '.join(missing)} {verb} not exist: {remedy}")
+
+
+def _how_to_get(node: Mapping[str, Any]) -> str:
+    """What a data set's class says of where its files come from, read from its source."""
+    definition = resolve(str(node["_target_"])) if "_target_" in node else None
+    body = getattr(definition.node, "body", []) if definition is not None else []
+    for statement in body:
+        if isinstance(statement, ast.Assign) and any(
+            isinstance(target, ast.Name) and target.id == "how_to_get" for target in statement.targets
+        ):
+            with contextlib.suppress(ValueError):  # put together when the class is made
+                return str(ast.literal_eval(statement.value))
+    return ""
 
 
 def require_input(source: Path) -> None:

@@ -27,7 +27,7 @@ def help_text(command_line: CommandLine, cfg: DictConfig) -> str:
         lines.append("Groups (* is the choice in force):")
         for group in groups:
             options = loader.get_group_options(group.partition("@")[0])
-            if len(options) < 2:  # a base, nothing to choose
+            if group.partition("@")[0].endswith("/base"):  # nothing to choose
                 continue
             marked = [f"{option}*" if option == choices[group] else option for option in options]
             lines.append(f"  {group}={' | '.join(marked)}")

@@ -38,13 +38,16 @@ from scoreexp.app.composition import (
     explaining,
     first_lines,
     interpolated_keys,
+    joined_lists,
     plain_config,
     readable,
+    take_single_values_as_lists,
     use_current_names,
     wants_full_error,
 )
 from scoreexp.app.conf_dir import conf_dir
 from scoreexp.app.config_check import check_config
+from scoreexp.app.early_checks import require_data
 from scoreexp.app.help import help_text
 from scoreexp.app.sweep import devices_of, expand, plan_sweep, run_sweep
 from scoreexp.core.errors import UserError
@@ -108,7 +111,8 @@ def run_app(
 def _dispatch(app: App, argv: list[str]) -> int:
     parser = get_args_parser()
     parser.error = _refuse_argument  # type: ignore[method-assign]
-    args = parser.parse_args(argv)
+    parser.allow_abbrev = False
+    args = parser.parse_args(joined_lists(argv))
     if args.experimental_rerun:
         raise UserError("--experimental-rerun is not supported; repeat the command with the same run_dir")
     version.setbase("1.3")
@@ -132,6 +136,10 @@ def _dispatch(app: App, argv: list[str]) -> int:
 
 
 def _refuse_argument(message: str) -> NoReturn:
+    words = message.removeprefix("unrecognized arguments: ").split()
+    given = next((word for word in words if re.fullmatch(r"--[\w./@-]+=.*", word)), None)
+    if given is not None:
+        raise UserError(f"{given} is no option: keys are given without dashes, write {given[2:]}")
     raise UserError(f"{message}; --help lists what can be given")
 
 
@@ -166,15 +174,15 @@ def _run(app: App, command_line: CommandLine, args: Namespace) -> int:
         shared = compose(command_line, RunMode.MULTIRUN)
         jobs = expand(command_line, shared)
         cfgs = [compose(command_line._replace(overrides=job)) for job in jobs]
-        for number, job_cfg in enumerate(cfgs):
-            _check(job_cfg, app, f"job {number}: ")
+        data = [_check(job_cfg, app, f"job {number}: ") for number, job_cfg in enumerate(cfgs)]
+        require_data(*data)
         if shared.hydra.launcher._target_.startswith("scoreexp."):
             _check_launcher(shared)
             return run_sweep(plan_sweep(command_line, shared, cfgs, jobs, app.module, _options(args)))
         return _run_here(app, command_line, cfgs)
-    _check(cfg, app)
+    require_data(_check(cfg, app))
     _require_common_folder(cfg)
-    job = _Job(app.task, _nearest_existing(Path(os.path.abspath(cfg.hydra.run.dir))))
+    job = _Job(app.task, app.schema or {}, _nearest_existing(Path(os.path.abspath(cfg.hydra.run.dir))))
     hydra.run(config_name, job, [*overrides, "hydra.mode=RUN"])
     return 1 if job.failures else 0
 
@@ -194,7 +202,7 @@ def _run_here(app: App, command_line: CommandLine, cfgs: Sequence[DictConfig]) -
             f"trainer.devices={_devices(cfg)} starts this command once more for each device, and with -m each would repeat "
             "the whole sweep: add hydra/launcher=processes"
         )
-    job = _Job(app.task, in_sweep=True)
+    job = _Job(app.task, app.schema or {}, in_sweep=True)
     command_line.hydra.multirun(
         command_line.config_name, job, [*command_line.overrides, "hydra.mode=MULTIRUN"]
     )
@@ -230,6 +238,7 @@ class _Job:
     """The task as Hydra calls it: reports its errors, so that Hydra does not, and remembers failures."""
 
     task: str
+    schema: Mapping[str, str]
     existing_folder: Path | None = None  # what lay there before the run; removed folders lie below it
     in_sweep: bool = False
     failures: list[str] = field(default_factory=list)
@@ -243,6 +252,7 @@ class _Job:
             prefix = f"job {hydra_cfg.job.num}: "
             sys.stderr.write(f"{prefix}{' '.join(hydra_cfg.overrides.task)}\n")
         use_current_names(cfg)
+        take_single_values_as_lists(cfg, self.schema)
         if "run_dir" in cfg:
             cfg.run_dir = str(folder)
         try:
@@ -275,12 +285,17 @@ def _remove_empty(folder: Path, below: Path) -> None:
             return
 
 
-def _check(cfg: DictConfig, app: App, prefix: str = "") -> None:
-    problems = check_config(plain_config(cfg), schema=app.schema, provided=app.provided)
+def _check(cfg: DictConfig, app: App, prefix: str = "") -> dict[str, Any]:
+    """Refuse what the task cannot be started with; returns the ``data`` node, empty where there is none."""
+    take_single_values_as_lists(cfg, app.schema or {})
+    config = plain_config(cfg)
+    problems = check_config(config, schema=app.schema, provided=app.provided)
     if problems:
         raise UserError(
             "\n".join(prefix + problem for problem in _said_once(problems, interpolated_keys(cfg)))
         )
+    data = config.get("data")
+    return data if isinstance(data, dict) else {}
 
 
 def _said_once(problems: Sequence[str], interpolated: Mapping[str, str]) -> list[str]:

@@ -11,7 +11,7 @@ import re
 import shlex
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,6 @@ class Sweep:
         swept: the overrides in which the jobs differ, per job.
         launcher: configuration of what is called with the jobs, the folder and the devices of a job.
         devices_per_job: the most that one of them asks for.
-        data: the data's configuration, per job.
     """
 
     name: str
@@ -55,29 +54,6 @@ class Sweep:
     swept: list[list[str]]
     launcher: DictConfig
     devices_per_job: int
-    data: list[Mapping[str, Any]]
-
-
-def require_files(data: Iterable[Mapping[str, Any]]) -> None:
-    """Refuse jobs whose data are not there, all missing files and folders at once.
-
-    Args:
-        data: the ``data`` node of each job; its ``path``, and its ``root`` where nothing is downloaded, must exist.
-
-    Raises:
-        UserError: names every missing path.
-    """
-    missing: dict[str, None] = {}
-    for node in data:
-        for key in ("path", "root"):
-            value = node.get(key)
-            if not isinstance(value, str) or value == "???" or (key == "root" and node.get("download")):
-                continue
-            if not Path(value).expanduser().exists():
-                missing[f"data.{key}={value}"] = None
-    if missing:
-        verb = "does" if len(missing) == 1 else "do"
-        raise UserError(f"{', '.join(missing)} {verb} not exist: correct the paths; no job was started")
 
 
 def offline_runs(folders: Iterable[Path]) -> list[Path]:
@@ -156,9 +132,8 @@ def plan_sweep(
     stored = read_sweep(folder)
     by_default = folder.parent.name == names
     title = stored["name"] if stored else f"{names}/{folder.name}" if by_default else folder.name
-    data: list[Any] = [OmegaConf.select(cfg, "data") or {} for cfg in cfgs]
     devices = max(map(devices_of, cfgs))
-    return Sweep(title, folder, jobs, swept, shared.hydra.launcher, devices, data)
+    return Sweep(title, folder, jobs, swept, shared.hydra.launcher, devices)
 
 
 def run_sweep(sweep: Sweep) -> int:
@@ -167,7 +142,6 @@ def run_sweep(sweep: Sweep) -> int:
     Raises:
         KeyboardInterrupt, SystemExit: after a signal, see ``run_jobs``.
     """
-    require_files(sweep.data)
     launcher = instantiate(sweep.launcher)
     write_sweep(sweep.folder, sweep.name, sweep.jobs, sweep.swept)
     sys.stderr.write(f"sweep of {len(sweep.jobs)} jobs in {sweep.folder}\n")

@@ -1,7 +1,7 @@
 """From plain configuration to objects, and from a checkpoint back to a model."""
 
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -80,11 +80,29 @@ def require_trusted_target(target: str, where: str, trust: Collection[str]) -> N
         made = locate(target)
         found = f"{getattr(made, '__module__', '?')}.{getattr(made, '__qualname__', '?')}"
     if not _is_in(found, admitted) or (package == "scoreexp" and not isinstance(made, type)):
-        remedy = f"if you trust the file, load it in Python with trust=[{package!r}]"
+        remedy = f"if you trust the file, add trust=[{package}], in Python trust=[{package!r}]"
         raise CheckpointError(
             f"the checkpoint's {where} is built by {target!r}, outside the trusted {', '.join(sorted(admitted))}: "
             + ("do not use the file" if package == "scoreexp" else remedy)
         )
+
+
+def foreign_packages(config: Mapping[str, Any]) -> list[str]:
+    """The packages besides scoreexp whose classes a run's model and sampler are made of."""
+
+    def targets(node: Any) -> Iterator[str]:
+        if isinstance(node, Mapping):
+            if "_target_" in node:
+                yield str(node["_target_"])
+            for value in node.values():
+                yield from targets(value)
+        elif isinstance(node, (list, tuple)):
+            for value in node:
+                yield from targets(value)
+
+    parts = (config.get(part) for part in (*MODEL_PARTS, "sampler"))
+    packages = dict.fromkeys(target.split(".")[0] for part in parts for target in targets(part))
+    return [package for package in packages if package != "scoreexp"]
 
 
 def _is_in(name: str, packages: Collection[str]) -> bool:

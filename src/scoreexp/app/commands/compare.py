@@ -17,9 +17,10 @@ from omegaconf import DictConfig, OmegaConf
 from scoreexp.app.composition import CommandLine, compose, plain_config, readable
 from scoreexp.app.conf_dir import conf_dir
 from scoreexp.app.config_check import check_config
+from scoreexp.app.early_checks import require_data
 from scoreexp.app.jobs import Job, describe_failures, quoted, run_jobs
 from scoreexp.app.signatures import suggest
-from scoreexp.app.sweep import require_files, say_offline_runs, write_sweep
+from scoreexp.app.sweep import say_offline_runs, write_sweep
 from scoreexp.app.wandb_logging import log_report
 from scoreexp.core.errors import UserError
 from scoreexp.data.suffixes import READABLE
@@ -59,7 +60,7 @@ def compare(cfg: DictConfig) -> Path:
     plan = plan_of(cfg) if cfg.experiments is None else _plan_of_experiments(cfg, options)
     chosen = list(plan.methods) if cfg.methods is None else list(cfg.methods)
     cases = [(method, seed, image) for seed, image in plan.cases for method in chosen]
-    require_files({"path": image} for image in plan.images)
+    require_data(*({"path": image} for image in plan.images))
     jobs = [
         Job(
             f"{method}, seed {seed}" if image is None else f"{method}, {image}, seed {seed}",
@@ -77,7 +78,7 @@ def compare(cfg: DictConfig) -> Path:
         _require_same_settings(
             job, config if image is None else config | {"data": config["data"] | {"path": image}}
         )
-    require_files(config.get("data") or {} for config in configs.values())
+    require_data(*(config.get("data") or {} for config in configs.values()))
     for line in unequal(configs):
         _say(f"warning: {line}")
     present = [m for m in plan.methods if m in chosen or (root / slug(m)).is_dir()]  # also of earlier calls

@@ -34,8 +34,9 @@ from scoreexp.lit.callbacks import (
 )
 from scoreexp.lit.checkpoint import DurableCheckpointIO, read_checkpoint
 from scoreexp.lit.csv_logger import CSVLogger
+from scoreexp.metrics.functional import WINDOW_SIZE
 from scoreexp.runs.directory import RunDirectory, shown
-from scoreexp.runs.model import build_denoiser, model_record
+from scoreexp.runs.model import build_denoiser, foreign_packages, model_record
 from scoreexp.system.json_files import read_json, write_json
 from scoreexp.system.processes import failing_together, is_first_process, require_all_processes
 
@@ -171,7 +172,8 @@ def _run(cfg: DictConfig, parts: _Parts) -> RunResult:
         else:
             status = _fit(trainer, module, data, run, start)
     status = next((stop.reason for stop in stops if stop.reason), status)
-    return _conclude(trainer, callbacks, run, table, status, module.parameter_count)
+    foreign = foreign_packages(record["config"])
+    return _conclude(trainer, callbacks, run, table, status, module.parameter_count, foreign)
 
 
 def _require_gpu(accelerator: Any) -> None:
@@ -207,6 +209,11 @@ def _require_monitor_suits(monitor: DenoisingMonitor | PointsMonitor | None, mod
         raise UserError(
             f"callbacks.monitor is for points in the plane, but samples have the shape {shape}: "
             "set callbacks=default"
+        )
+    if isinstance(monitor, DenoisingMonitor) and min(shape[1:]) < WINDOW_SIZE:
+        raise UserError(
+            f"data.size={min(shape[1:])}: the SSIM of callbacks.monitor has windows of {WINDOW_SIZE} pixels, give at least "
+            f"{WINDOW_SIZE} or set callbacks.monitor=null callbacks.stop=null"
         )
     if monitor is not None:
         monitor.require_reachable(module.denoiser.schedule)
@@ -336,6 +343,7 @@ def _conclude(
     table: CSVLogger,
     status: str,
     parameters: int,
+    foreign: Sequence[str],
 ) -> RunResult:
     """Write metrics.json and the curves, and say what was reached and where it is."""
     metrics: dict[str, float] = {}
@@ -378,11 +386,11 @@ def _conclude(
             "parameters": parameters,
         },
     )
-    _say_conclusion(result, trainer.global_step, callbacks)
+    _say_conclusion(result, trainer.global_step, callbacks, foreign)
     return result
 
 
-def _say_conclusion(result: RunResult, step: int, callbacks: dict[str, Any]) -> None:
+def _say_conclusion(result: RunResult, step: int, callbacks: dict[str, Any], foreign: Sequence[str]) -> None:
     metrics, monitor = result.metrics, _find(callbacks, DenoisingMonitor)
     before = sum(v for stage, v in result.seconds.items() if stage not in ("train", "evaluate"))
     status = result.status if f"at step {step}" in result.status else f"{result.status} after {step} steps"
@@ -403,17 +411,20 @@ def _say_conclusion(result: RunResult, step: int, callbacks: dict[str, Any]) -> 
         print(points.conclusion(metrics))
         _say_where(result.run_dir, points.picture, "pictures/points.png")
     checkpoint = shown(result.checkpoint)
+    trust = (
+        [f"trust=[{','.join(foreign)}]"] if foreign else []
+    )  # without it no command reads the user's own classes
     print(f"checkpoint     {checkpoint}")
     if points is not None:
-        commands = [shell_command("scoreexp.sample", ckpt=checkpoint, n=2000, sampler="heun")]
+        commands = [shell_command("scoreexp.sample", trust, ckpt=checkpoint, n=2000, sampler="heun")]
     else:
         noisy = result.run_dir / "pictures" / "last" / "noisy.png"
         what = {"input": "noisy.png", "sigma": 0.2}
         if monitor is not None and noisy.exists():
             what = {"input": shown(noisy), "sigma": monitor.sigma}
         commands = [
-            shell_command("scoreexp.denoise", ckpt=checkpoint, **what, output="clean.png"),
-            shell_command("scoreexp.sample", ckpt=checkpoint, n=16),
+            shell_command("scoreexp.denoise", trust, ckpt=checkpoint, **what, output="clean.png"),
+            shell_command("scoreexp.sample", trust, ckpt=checkpoint, n=16),
         ]
     print("try next       " + f"\n{' ' * 15}".join(commands), flush=True)
 

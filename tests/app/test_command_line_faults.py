@@ -1,0 +1,164 @@
+"""What users type and what they then read: lists, blanks, dashes, missing files, foreign classes, runs that do not begin."""
+
+import ast
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import TINY, composed
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from scoreexp.app.commands.sample import sample
+from scoreexp.app.commands.train import train
+from scoreexp.app.composition import joined_lists, readable
+from scoreexp.app.config_check import single_values
+from scoreexp.app.early_checks import require_data
+from scoreexp.app.launch import run_app
+from scoreexp.core.errors import UserError
+from scoreexp.report import SCHEMA as REPORT
+from scoreexp.runs.model import load
+from scoreexp.train import PROVIDED, SCHEMA
+
+
+def command(capsys, *words):
+    """Exit code and stderr of ``python -m scoreexp.train WORDS``."""
+    task = "scoreexp.app.commands.train:train"
+    code = run_app("train", task, schema=SCHEMA, provided=PROVIDED, argv=list(words))
+    return code, capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["metrics=[ssim,", "psnr]", "a=1"], ["metrics=[ssim, psnr]", "a=1"]),
+        (["+a.b=[1,", "[2,", "3]]"], ["+a.b=[1, [2, 3]]"]),
+        (["a=[1]", "b"], ["a=[1]", "b"]),
+        (["a=[1,", "2"], ["a=[1,", "2"]),  # never closed: left as it is
+        ([], []),
+    ],
+)
+def test_lists_that_the_shell_has_split(words, expected):
+    assert joined_lists(words) == expected
+
+
+def test_a_single_value_stands_for_a_list_where_only_a_list_will_do():
+    config = {
+        "runs": "DIR",
+        "out": "x",
+        "node": {"_target_": "scoreexp.data.Photo", "indices": 3, "name": "cat"},
+    }
+    assert dict(single_values(config, REPORT)) == {"runs": "DIR", "node.indices": 3}
+    assert dict(single_values({"runs": ["DIR"], "out": None}, REPORT)) == {}
+
+
+def test_a_name_with_blanks_is_answered_with_a_quotation_that_is_read(capsys):
+    code, said = command(capsys, "data.path=photos/kaffee,", "heiß.png")
+    assert code == 1
+    quoted = said.strip().partition("or in quotes, ")[2]
+    (override,) = shlex.split(quoted)
+    (plain,) = readable([override], sweep=False)
+    assert OverridesParser.create().parse_override(plain).value() == "photos/kaffee, heiß.png"
+
+
+def test_keys_are_written_without_dashes(capsys):
+    code, said = command(capsys, "--experiment=photo32_ddpm")
+    assert code == 1
+    assert said == (
+        "error: --experiment=photo32_ddpm is no option: keys are given without dashes, write experiment=photo32_ddpm\n"
+    )
+
+
+def test_missing_files_are_named_before_torch_is_imported(tmp_path):
+    program = (
+        "import sys; from scoreexp.app.launch import run_app; from scoreexp.train import SCHEMA, PROVIDED\n"
+        "code = run_app('train', 'scoreexp.app.commands.train:train', schema=SCHEMA, provided=PROVIDED, argv=sys.argv[1:])\n"
+        "print([code, 'torch' in sys.modules])"
+    )
+    for words, expected in (
+        (["data.path=missing.png"], "data.path=missing.png does not exist"),
+        (
+            ["experiment=celeba64_ours", "data.root=nowhere"],
+            "data.root=nowhere does not exist: it must hold",
+        ),
+    ):
+        result = subprocess.run(
+            [sys.executable, "-c", program, *words], capture_output=True, text=True, cwd=tmp_path
+        )
+        assert ast.literal_eval(result.stdout) == [1, False]
+        assert expected in result.stderr
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_data_prepared_elsewhere_need_no_root(tmp_path):
+    require_data({"root": "nowhere", "cache": str(tmp_path)})
+    with pytest.raises(UserError, match=r"data\.root=nowhere does not exist"):
+        require_data({"root": "nowhere"})
+
+
+def test_images_smaller_than_the_window_of_ssim_are_refused_before_training(tmp_path):
+    cfg = composed("train", *TINY, "data.size=8", f"run_dir={tmp_path / 'run'}")
+    with pytest.raises(
+        UserError, match=r"data\.size=8: the SSIM of callbacks\.monitor has windows of 11 pixels"
+    ):
+        train(cfg)
+    assert list(tmp_path.iterdir()) == []
+
+
+OWN = """
+import numpy as np
+from scoreexp.data import DataModule
+from scoreexp.data.split import Split
+from scoreexp.networks import UNet
+
+
+class Mine(DataModule):
+    event_shape = (3, 16, 16)
+
+    def open_split(self, name):
+        return Split(np.zeros((4, 3, 16, 16), np.float32))
+
+
+class MyNet(UNet):
+    pass
+"""
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """A folder with a data set and a network of the user's own, and yaml files that hold nothing but their names."""
+    (tmp_path / "own_classes.py").write_text(OWN)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "mine.yaml").write_text("_target_: own_classes.Mine\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_a_yaml_that_names_only_its_class_has_the_common_keys(own, capsys):
+    words = [*TINY, "trainer.max_steps=1", "data.batch_size=2", "run_dir=run"]
+    words = [word for word in words if not word.startswith("data.size")]
+    code, said = command(capsys, "--config-dir=.", "data=mine", *words)
+    assert code == 0, said
+    assert Path("run/metrics.json").exists()
+
+
+def test_a_run_that_has_not_begun_leaves_nothing(own, monkeypatch):
+    monkeypatch.setattr("scoreexp.app.commands.train._describe", lambda *args: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        train(composed("train", *TINY, f"run_dir={own / 'deep' / 'run'}"))
+    assert not (own / "deep").exists()
+
+
+def test_a_checkpoint_with_own_classes_is_read_by_those_who_trust_it(own, capsys):
+    result = train(composed("train", *TINY, "network._target_=own_classes.MyNet", f"run_dir={own / 'run'}"))
+    said = capsys.readouterr().out
+    (line,) = [line for line in said.splitlines() if "scoreexp.sample" in line]
+    words = shlex.split(line)
+    assert "trust=[own_classes]" in words
+    with pytest.raises(UserError, match=r"add trust=\[own_classes\]"):
+        load(result.checkpoint)
+    given = [word for word in words if "=" in word and not word.startswith("n=")]
+    sample(composed("sample", *given, "n=1", "sampler.grid.steps=1", "device=cpu", f"out={own / 'drawn'}"))
+    assert (own / "drawn" / "seed_000000.png").exists()
