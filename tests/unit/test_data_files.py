@@ -10,11 +10,13 @@ import zipfile
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import Image
 
 from scoreexp.core.ranges import to_uint8, to_unit
 from scoreexp.data import CIFAR10, FFHQ, MNIST, CelebA, DataError, Folder, Photo, SwissRoll
+from scoreexp.data.image_io import Picture, write_image
 from scoreexp.data.photo import photographs
 from scoreexp.data.resize import resized
 
@@ -618,3 +620,64 @@ def test_validating_on_the_training_pictures_does_not_open_the_held_out_ones(tmp
     data = Folder(**options, validate_on="train")
     data.setup("fit")
     assert len(next(iter(data.val_dataloader())).x) > 0
+
+
+# ----------------------------------------------------------------------------- files as people really have them
+
+
+@pytest.mark.parametrize(("kind", "channels"), [("float RGB", 3), ("16-bit gray with alpha", 1)])
+def test_the_channels_of_a_folder_are_those_of_its_pixels(tmp_path, kind, channels):
+    for i in range(12):
+        unit = smooth(20, 24, seed=i) / np.float32(255)
+        if channels == 3:
+            tifffile.imwrite(tmp_path / f"{i}.tif", unit, photometric="rgb")
+        else:
+            write_image(tmp_path / f"{i}.png", Picture(unit[..., :1], np.ones((20, 24), np.float32), 16))
+    data = Folder(root=str(tmp_path), size=16)
+    assert data.event_shape == (channels, 16, 16)
+    assert data.survey().channels == {channels: 12}
+
+
+def test_linked_folders_count(tmp_path):
+    write_folder(tmp_path / "elsewhere", 12)
+    write_folder(tmp_path / "root", 12)
+    (tmp_path / "root" / "link").symlink_to(tmp_path / "elsewhere")
+    assert len(Folder(root=str(tmp_path / "root"), size=16).files()) == 24
+
+
+def test_the_nested_folder_of_the_celeba_archive(tmp_path):
+    write_celeba(tmp_path / "plain", packed=False)
+    write_celeba(tmp_path / "nested", packed=False)
+    inside = tmp_path / "nested" / "img_align_celeba"
+    inside.rename(tmp_path / "nested" / "inner")
+    inside.mkdir()
+    (tmp_path / "nested" / "inner").rename(inside / "img_align_celeba")
+    plain, nested = (CelebA(root=str(tmp_path / name)).split("train").values for name in ("plain", "nested"))
+    assert np.array_equal(plain, nested)
+
+
+def test_a_cifar_archive_that_was_pickled_again_is_admitted(tmp_path):
+    """It unpacks to 269 MB; six batches of 45 MB, as text of a protocol without bytes makes them."""
+    padding = bytes(45_000_000)
+    with tarfile.open(tmp_path / "cifar-10-python.tar.gz", "w:gz", compresslevel=1) as archive:
+        for name, content in cifar_files("python"):
+            for member_name, data in ((name, content), (f"{name}.more", padding)):
+                member = tarfile.TarInfo(member_name)
+                member.size = len(data)
+                archive.addfile(member, io.BytesIO(data))
+    assert len(CIFAR10(root=str(tmp_path)).split("test")) == len(cifar_arrays()["test_batch"][0])
+
+
+def test_white_level_is_part_of_what_is_prepared(tmp_path):
+    (tmp_path / "root").mkdir()
+    for i in range(12):
+        grey = (smooth(20, 24, seed=i)[..., 0].astype(np.uint16)) << 4
+        tifffile.imwrite(tmp_path / "root" / f"{i}.tif", grey)
+    dark = Folder(root=str(tmp_path / "root"), size=16)
+    right = Folder(root=str(tmp_path / "root"), size=16, white_level=4095)
+    assert dark.split("train").values.max() < 17
+    assert right.split("train").values.max() > 200
+    assert "set data.white_level=4095" in dark.warnings()[0]
+    assert right.warnings() == []
+    with pytest.raises(DataError, match=r"data\.white_level=1: give 2 to 65535"):
+        Folder(root=str(tmp_path / "root"), white_level=1)
