@@ -180,7 +180,7 @@ def test_a_ddim_step_has_the_papers_noise(eta):
     sigma = eta * math.sqrt((1 - before) / (1 - now)) * math.sqrt(1 - now / before)
     streams = Impulses(2)  # sample 1 gets the noise, sample 0 none
     x, _ = DDIM(UniformGrid(2), eta=eta).step(
-        model, torch.ones(2, 1, dtype=torch.float64), 0.6, 0.5, None, streams, None
+        model, torch.ones(2, 1, dtype=torch.float64), 0.6, 0.5, None, streams
     )
     assert (x[1] - x[0]).item() == pytest.approx(sigma, rel=1e-12)
     # the rest of the variance 1 - alpha_before is carried by the old noise
@@ -475,8 +475,8 @@ def test_a_sampler_with_memory_is_one_class():
         def init_state(self, model, x, times):
             return [len(times)]
 
-        def step(self, model, x_t, t, s, state, streams, cond):
-            return model(x_t, torch.full((len(x_t),), t), cond), [*state, s]
+        def step(self, model, x_t, t, s, state, streams):
+            return model(x_t, torch.full((len(x_t),), t)), [*state, s]
 
     seen = []
 

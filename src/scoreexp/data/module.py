@@ -15,6 +15,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from scoreexp.core.batch import Batch
+from scoreexp.core.kinds import Images, kind_of
 from scoreexp.core.types import NonNegativeFloat, NonNegativeInt, PositiveInt
 from scoreexp.data.augment import Augmentation
 from scoreexp.data.errors import DataError
@@ -219,7 +220,7 @@ class DataModule(pl.LightningDataModule, ABC):
         """The infinite training stream."""
         augmentation = None
         if self.augment or self.rotation > 0:
-            if len(self.event_shape) != 3:
+            if not isinstance(kind_of(self.event_shape), Images):
                 raise DataError(
                     f"data.augment and data.rotation are for images, not events of {self.event_shape}"
                 )

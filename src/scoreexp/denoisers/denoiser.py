@@ -17,11 +17,15 @@ References:
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from scoreexp.core.tensors import expand_to
+from scoreexp.denoisers.counting import counted
 from scoreexp.denoisers.preconditioning import Preconditioning
 from scoreexp.numerics.oracles import Oracle
 from scoreexp.schedules import Schedule
@@ -62,13 +66,24 @@ def x0_from_v(v: Tensor, x_t: Tensor, alpha: Scale, sigma: Scale) -> Tensor:
 class DenoiserBase(ABC):
     """What objectives and samplers know of a model.
 
+    A class that asks other denoisers, such as guidance, says so: ``class MyGuidance(DenoiserBase, wraps=True)``. All others
+    are networks, whose evaluations are counted (``scoreexp.denoisers.counting``).
+
     Attributes:
         schedule: the noise schedule that ``t`` refers to.
         event_shape: shape ``*`` of one sample, if the model has a fixed one.
+        record: what its checkpoint says of its training; empty for a model from elsewhere.
     """
 
     schedule: Schedule
     event_shape: tuple[int, ...] | None
+    record: Mapping[str, Any] = MappingProxyType({})
+
+    def __init_subclass__(cls, *, wraps: bool = False, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for name in ("__call__", "forward"):
+            if not wraps and name in vars(cls):
+                setattr(cls, name, counted(vars(cls)[name]))
 
     @abstractmethod
     def __call__(self, x_t: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:

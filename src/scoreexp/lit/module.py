@@ -34,7 +34,8 @@ class ScoreModule(pl.LightningModule):
 
     Args:
         denoiser: network, preconditioning and schedule.
-        objective: per-sample loss.
+        objective: per-sample loss. One that is an ``nn.Module`` too has its parameters trained with the network's, and all
+            of its state, such as a teacher, in the checkpoints.
         time_law: the law of the training times t.
         optimizer: constructor that takes the parameters (a Hydra ``_partial_``).
         warmup_steps: linear warm-up of the learning rate over this many optimiser steps.
@@ -188,7 +189,8 @@ class ScoreModule(pl.LightningModule):
         """The work of a validation batch is the callbacks': see ``scoreexp.lit.callbacks.DenoisingMonitor``."""
 
     def configure_optimizers(self) -> Any:
-        optimizer = self.make_optimizer([p for p in self.denoiser.parameters() if p.requires_grad])
+        learned = [*self.denoiser.parameters(), *getattr(self.objective, "parameters", list)()]
+        optimizer = self.make_optimizer([p for p in learned if p.requires_grad])
         if not self.warmup_steps:
             return optimizer
         warmup = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda n: min(1.0, (n + 1) / self.warmup_steps))

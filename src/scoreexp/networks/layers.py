@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from scoreexp.core.kinds import Images, kind_of
+
 Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
 
 GROUP_SIZE = 16
@@ -177,7 +179,7 @@ def check_image_shape(event_shape: tuple[int, ...], factor: int) -> None:
     Raises:
         ValueError: naming the size, the factor and the nearest sizes allowed.
     """
-    if len(event_shape) != 3:
+    if not isinstance(kind_of(event_shape), Images):
         raise ValueError(f"event shape {event_shape} is not (C, H, W): use another network for other data")
     for size in event_shape[1:]:
         if size < 1 or size % factor:

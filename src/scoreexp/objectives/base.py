@@ -14,7 +14,11 @@ from scoreexp.schedules import Schedule
 
 
 class Objective(ABC):
-    """``loss[B] = objective(model, batch, t[B], noise[B, *])``, unreduced."""
+    """``loss[B] = objective(model, batch, t[B], noise[B, *])``, unreduced.
+
+    An objective with parameters of its own, or with a teacher, is an ``nn.Module`` besides: ``class Mine(nn.Module,
+    Objective)`` with a ``forward``. What it learns joins the optimiser, and its state the checkpoints.
+    """
 
     def prepare(self, size: int, fetch: Callable[[Tensor], Batch]) -> None:
         """Take what the objective needs of the training set, once before the first step; by default nothing.

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from scoreexp.core.streams import ImageStreams
+from scoreexp.denoisers.counting import counting
 from scoreexp.denoisers.denoiser import DenoiserBase
 from scoreexp.samplers.grids import TimeGrid
 from scoreexp.samplers.starts import start_from_observation
@@ -32,7 +33,7 @@ class SampleResult(NamedTuple):
 
     Attributes:
         x: the samples ``[B, *]``.
-        nfe: number of evaluations of the model.
+        nfe: evaluations of the network for each sample, whatever wraps it.
         trajectory: the kept states ``[B, *]``, first to last.
         times: the time of each kept state, float64; 0 for the denoised result.
     """
@@ -43,19 +44,17 @@ class SampleResult(NamedTuple):
     times: Tensor
 
 
-class _Counted(DenoiserBase):
-    """The model, counting its evaluations and remembering the last posterior mean."""
+class _Bound(DenoiserBase, wraps=True):
+    """The model with its class labels, remembering the last posterior mean."""
 
-    def __init__(self, model: DenoiserBase) -> None:
-        self.model = model
+    def __init__(self, model: DenoiserBase, cond: Tensor | None) -> None:
+        self.model, self.cond = model, cond
         self.schedule = model.schedule
         self.event_shape = model.event_shape
-        self.nfe = 0
         self.x0_hat: Tensor | None = None
 
     def __call__(self, x_t: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
-        self.nfe += 1
-        self.x0_hat = self.model(x_t, t, cond)
+        self.x0_hat = self.model(x_t, t, self.cond if cond is None else cond)
         return self.x0_hat
 
 
@@ -89,9 +88,11 @@ class Sampler(ABC):
         s: float,
         state: Any,
         streams: ImageStreams,
-        cond: Tensor | None,
     ) -> tuple[Tensor, Any]:
-        """One step from time ``t`` to ``s < t``: returns ``x_s [B, *]`` and the next state."""
+        """One step from time ``t`` to ``s < t``: returns ``x_s [B, *]`` and the next state.
+
+        ``model(x_t, t)``, ``model.score`` and ``model.eps`` have the class labels of the call.
+        """
 
     @torch.no_grad()
     def __call__(
@@ -126,31 +127,31 @@ class Sampler(ABC):
         """
         if keep < 0:
             raise ValueError(f"keep={keep}: choose how many states to keep, >= 0")
-        counted = _Counted(model)
+        bound = _Bound(model, cond)
         times = (grid or self.grid)(model.schedule, t_start=t_start)
         visited = times.tolist() + [0.0] * self.denoise_last
         n = len(visited) - 1
         kept = set(torch.linspace(n, 0, keep, dtype=torch.float64).round().int().tolist())
         trajectory = [x] if 0 in kept else []
 
-        state = self.init_state(counted, x, times)
-        for i, (t, s) in enumerate(pairwise(visited), start=1):
-            if self.denoise_last and i == n:
-                x = counted(x, batch_of(t, x), cond)
-            else:
-                x, state = self.step(counted, x, t, s, state, streams, cond)
-            if not x.isfinite().all():
-                raise FloatingPointError(
-                    f"the state is not finite after step {i} of {n}, from t = {t:.6g} to {s:.6g}: "
-                    "check the weights of the network, or sample in float32"
-                )
-            if i in kept:
-                trajectory.append(x)
-            if callback is not None:
-                callback(i, n, x, counted.x0_hat)
-        return SampleResult(
-            x, counted.nfe, trajectory, torch.tensor(visited, dtype=torch.float64)[sorted(kept)]
-        )
+        with counting() as evaluations:
+            state = self.init_state(bound, x, times)
+            for i, (t, s) in enumerate(pairwise(visited), start=1):
+                if self.denoise_last and i == n:
+                    x = bound(x, batch_of(t, x))
+                else:
+                    x, state = self.step(bound, x, t, s, state, streams)
+                if not x.isfinite().all():
+                    raise FloatingPointError(
+                        f"the state is not finite after step {i} of {n}, from t = {t:.6g} to {s:.6g}: "
+                        "check the weights of the network, or sample in float32"
+                    )
+                if i in kept:
+                    trajectory.append(x)
+                if callback is not None:
+                    callback(i, n, x, bound.x0_hat)
+        nfe = evaluations.per_sample(len(x))
+        return SampleResult(x, nfe, trajectory, torch.tensor(visited, dtype=torch.float64)[sorted(kept)])
 
 
 def falling_noise_levels(schedule: Schedule, times: Tensor) -> Tensor:

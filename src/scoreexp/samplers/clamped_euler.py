@@ -60,10 +60,9 @@ class ClampedEulerMaruyama(Sampler):
         s: float,
         state: Any,
         streams: ImageStreams,
-        cond: Tensor | None,
     ) -> tuple[Tensor, Any]:
         dt = t - s
-        x_s = x_t + self.g**2 * model.score(x_t, batch_of(t, x_t), cond) * dt
+        x_s = x_t + self.g**2 * model.score(x_t, batch_of(t, x_t)) * dt
         if self.noise > 0 and s > state:
             x_s = x_s + self.noise * self.g * math.sqrt(dt) * streams.normal(x_t)
         return x_s.clamp(-1, 1), state

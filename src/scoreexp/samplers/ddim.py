@@ -55,14 +55,13 @@ class DDIM(Sampler):
         s: float,
         state: Any,
         streams: ImageStreams,
-        cond: Tensor | None,
     ) -> tuple[Tensor, Any]:
         alpha_t, sigma_t = model.schedule.at(t)
         alpha_s, sigma_s = model.schedule.at(s)
         beta = sigma_t**2 - (alpha_t / alpha_s * sigma_s) ** 2
         fresh = self.eta**2 * beta * (sigma_s / sigma_t) ** 2  # variance of the new noise
 
-        x0_hat = model(x_t, batch_of(t, x_t), cond)
+        x0_hat = model(x_t, batch_of(t, x_t))
         eps_hat = eps_from_x0(x0_hat, x_t, alpha_t, sigma_t)
         x_s = alpha_s * x0_hat + math.sqrt(sigma_s**2 - fresh) * eps_hat
         if self.eta > 0:

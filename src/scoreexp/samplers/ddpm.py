@@ -59,7 +59,6 @@ class DDPM(Sampler):
         s: float,
         state: Any,
         streams: ImageStreams,
-        cond: Tensor | None,
     ) -> tuple[Tensor, Any]:
         alpha_t, sigma_t = model.schedule.at(t)
         alpha_s, sigma_s = model.schedule.at(s)
@@ -67,6 +66,6 @@ class DDPM(Sampler):
         beta = sigma_t**2 - (alpha_ts * sigma_s) ** 2
         variance = beta * (sigma_s / sigma_t) ** 2 if self.variance == "beta_tilde" else beta
 
-        x0_hat = model(x_t, batch_of(t, x_t), cond)
+        x0_hat = model(x_t, batch_of(t, x_t))
         mean = (alpha_ts * sigma_s**2 / sigma_t**2) * x_t + (alpha_s * beta / sigma_t**2) * x0_hat
         return mean + math.sqrt(variance) * streams.normal(x_t), state

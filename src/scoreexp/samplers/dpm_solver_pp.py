@@ -54,12 +54,11 @@ class DPMSolverPP(Sampler):
         s: float,
         state: Any,
         streams: ImageStreams,
-        cond: Tensor | None,
     ) -> tuple[Tensor, Any]:
         (alpha_t, sigma_t), (alpha_s, sigma_s) = model.schedule.at(t), model.schedule.at(s)
         h = math.log(alpha_s / sigma_s) - math.log(alpha_t / sigma_t)
 
-        x0_hat = model(x_t, batch_of(t, x_t), cond)
+        x0_hat = model(x_t, batch_of(t, x_t))
         D = x0_hat
         if state is not None:
             r = state.h / h

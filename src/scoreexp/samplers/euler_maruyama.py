@@ -12,13 +12,13 @@ from scoreexp.samplers.base import Sampler, batch_of, falling_noise_levels
 
 
 def euler_maruyama_step(
-    model: DenoiserBase, x_t: Tensor, t: float, s: float, streams: ImageStreams, cond: Tensor | None
+    model: DenoiserBase, x_t: Tensor, t: float, s: float, streams: ImageStreams
 ) -> Tensor:
     """One step of ``EulerMaruyama`` from ``t`` to ``s < t``: ``x_s [B, *]``, one evaluation."""
     time = torch.tensor(t, dtype=torch.float64)
     a, g = model.schedule.drift(time).item(), model.schedule.diffusion(time).item()
     dt = t - s
-    score = model.score(x_t, batch_of(t, x_t), cond)
+    score = model.score(x_t, batch_of(t, x_t))
     return (1 - a * dt) * x_t + g**2 * dt * score + g * math.sqrt(dt) * streams.normal(x_t)
 
 
@@ -52,6 +52,5 @@ class EulerMaruyama(Sampler):
         s: float,
         state: Any,
         streams: ImageStreams,
-        cond: Tensor | None,
     ) -> tuple[Tensor, Any]:
-        return euler_maruyama_step(model, x_t, t, s, streams, cond), state
+        return euler_maruyama_step(model, x_t, t, s, streams), state

@@ -87,7 +87,6 @@ class Heun(Sampler):
         s: float,
         state: Any,
         streams: ImageStreams,
-        cond: Tensor | None,
     ) -> tuple[Tensor, Any]:
         schedule = model.schedule
         (alpha_t, sigma_t), (alpha_s, sigma_s) = schedule.at(t), schedule.at(s)
@@ -102,10 +101,10 @@ class Heun(Sampler):
             t_hat = schedule.t_of_sigma(torch.tensor(r_hat, dtype=torch.float64)).item()
             alpha_hat = schedule.at(t_hat)[0]
         # 3. Euler step
-        d = model.eps(alpha_hat * x, batch_of(t_hat, x), cond)
+        d = model.eps(alpha_hat * x, batch_of(t_hat, x))
         x_next = x + (r_next - r_hat) * d
         # 4. correction
-        d_next = model.eps(alpha_s * x_next, batch_of(s, x), cond)
+        d_next = model.eps(alpha_s * x_next, batch_of(s, x))
         x_next = x + (r_next - r_hat) * (d + d_next) / 2
         return alpha_s * x_next, state
 

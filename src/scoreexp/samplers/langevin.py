@@ -118,9 +118,8 @@ class Langevin(Sampler):
         s: float,
         state: Any,
         streams: ImageStreams,
-        cond: Tensor | None,
     ) -> tuple[Tensor, Any]:
-        x = langevin_update(model, x_t, t, self.step_size, self.noise, streams, cond)
+        x = langevin_update(model, x_t, t, self.step_size, self.noise, streams)
         if self.clamp:
             alpha = model.schedule.at(t)[0]
             x = x.clamp(-alpha, alpha)
@@ -177,11 +176,10 @@ class AnnealedLangevin(Sampler):
         s: float,
         state: Any,
         streams: ImageStreams,
-        cond: Tensor | None,
     ) -> tuple[Tensor, Any]:
         x, step_size = x_t, self.ratio * model.schedule.at(s)[1] ** 2
         for _ in range(self.updates):
-            x = langevin_update(model, x, s, step_size, 1.0, streams, cond)
+            x = langevin_update(model, x, s, step_size, 1.0, streams)
         return x, state
 
 
@@ -192,8 +190,7 @@ def langevin_update(
     step_size: float,
     noise: float,
     streams: ImageStreams,
-    cond: Tensor | None,
 ) -> Tensor:
     """``x + eta score(x, t) + sqrt(2 eta) kappa z``, one evaluation; no noise is drawn for ``kappa = 0``."""
-    x_new = x + step_size * model.score(x, batch_of(t, x), cond)
+    x_new = x + step_size * model.score(x, batch_of(t, x))
     return x_new + math.sqrt(2 * step_size) * noise * streams.normal(x) if noise > 0 else x_new

@@ -64,10 +64,9 @@ class PNDM(Sampler):
         s: float,
         state: Any,
         streams: ImageStreams,
-        cond: Tensor | None,
     ) -> tuple[Tensor, Any]:
         def noise(x: Tensor, u: float) -> Tensor:
-            return model.eps(x, batch_of(u, x), cond)
+            return model.eps(x, batch_of(u, x))
 
         def transfer(e: Tensor, u: float) -> Tensor:
             (alpha_t, sigma_t), (alpha_u, sigma_u) = model.schedule.at(t), model.schedule.at(u)

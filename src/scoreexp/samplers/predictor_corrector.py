@@ -83,14 +83,13 @@ class PredictorCorrector(Sampler):
         s: float,
         state: Any,
         streams: ImageStreams,
-        cond: Tensor | None,
     ) -> tuple[Tensor, Any]:
         # 1. predictor
         predict = reverse_diffusion_step if self.predictor == "reverse_diffusion" else euler_maruyama_step
-        x = predict(model, x_t, t, s, streams, cond)
+        x = predict(model, x_t, t, s, streams)
         # 2. corrector
         for _ in range(self.corrections):
-            score, z = model.score(x, batch_of(s, x), cond), streams.normal(x)
+            score, z = model.score(x, batch_of(s, x)), streams.normal(x)
             squared_ratio = sum_per_sample(z**2) / sum_per_sample(score**2)  # |z|^2 / |score|^2
             epsilon = expand_to(2 * self.snr**2 * squared_ratio, x)
             x = x + epsilon * score + (2 * epsilon).sqrt() * z
@@ -98,12 +97,12 @@ class PredictorCorrector(Sampler):
 
 
 def reverse_diffusion_step(
-    model: DenoiserBase, x_t: Tensor, t: float, s: float, streams: ImageStreams, cond: Tensor | None
+    model: DenoiserBase, x_t: Tensor, t: float, s: float, streams: ImageStreams
 ) -> Tensor:
     """The discrete forward step from ``s`` to ``t``, reversed: ``x_s [B, *]``, one evaluation."""
     alpha_t, sigma_t = model.schedule.at(t)
     alpha_s, sigma_s = model.schedule.at(s)
     alpha_ts = alpha_t / alpha_s
     beta = sigma_t**2 - (alpha_ts * sigma_s) ** 2
-    score = model.score(x_t, batch_of(t, x_t), cond)
+    score = model.score(x_t, batch_of(t, x_t))
     return (2 - alpha_ts) * x_t + beta * score + math.sqrt(beta) * streams.normal(x_t)

@@ -51,9 +51,8 @@ class ProbabilityFlow(Sampler):
         s: float,
         state: Any,
         streams: ImageStreams,
-        cond: Tensor | None,
     ) -> tuple[Tensor, Any]:
-        flow = AngularFlow(model, cond)
+        flow = AngularFlow(model)
         (angle_t, scale_t), (angle_s, scale_s) = flow.at(t), flow.at(s)
         solution = self.solver(flow.velocity, x_t / scale_t, angle_t, angle_s, step_size=state)
         return scale_s * solution.y, solution.step_size

@@ -14,6 +14,7 @@ from scoreexp.app.early_checks import require_input
 from scoreexp.app.progress import StepProgress
 from scoreexp.app.run_settings import nearest_level, own_sigma, require_reachable, sampler_settings
 from scoreexp.core.errors import UserError
+from scoreexp.core.kinds import Images, kind_of
 from scoreexp.core.ranges import sigma_to_model, to_uint8
 from scoreexp.data.image_io import (
     WRITABLE,
@@ -92,11 +93,11 @@ def denoise(cfg: DictConfig) -> list[Denoised]:
 def _task(cfg: DictConfig) -> _Task:
     """The model and how it is used: as its run says, as far as ``cfg`` does not."""
     model = load(cfg.ckpt, weights=cfg.weights, device=str(choose_device(cfg.device)), trust=tuple(cfg.trust))
-    if model.event_shape is None or len(model.event_shape) != 3:
+    if not isinstance(kind_of(model.event_shape), Images):
         raise UserError(
             f"{cfg.ckpt} models samples of shape {model.event_shape}, not pictures: give another checkpoint"
         )
-    record: Mapping[str, Any] = model.record  # type: ignore[assignment]
+    record = model.record
     low, high = model.schedule.sigma_range
     if low == high and not cfg.get("sampler"):
         sampler: Sampler = DDIM(UniformGrid(1))  # more evaluations at one level give the same posterior mean

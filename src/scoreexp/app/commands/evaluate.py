@@ -20,6 +20,7 @@ from scoreexp.app.progress import StepProgress
 from scoreexp.app.run_settings import own_sigma, require_reachable, sampler_settings
 from scoreexp.app.signatures import suggest
 from scoreexp.core.errors import UserError
+from scoreexp.core.kinds import Images, kind_of
 from scoreexp.core.ranges import to_model, to_uint8, to_unit
 from scoreexp.core.streams import ImageStreams, generator, stream_seed
 from scoreexp.data import DataModule
@@ -128,11 +129,11 @@ class Subject:
     @property
     def seed(self) -> int:
         """That of the run: observations are the ones its evaluations denoised."""
-        return int(self.model.record["config"].get("seed", 0))
+        return int(self.model.record.get("config", {}).get("seed", 0))
 
     @property
     def is_of_pictures(self) -> bool:
-        return len(self.data.event_shape) == 3
+        return isinstance(kind_of(self.data.event_shape), Images)
 
     @property
     def sampler_name(self) -> str:
@@ -148,7 +149,7 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     device = choose_device(cfg.device)
     model = load(cfg.ckpt, weights=cfg.weights, device=str(device), trust=tuple(cfg.trust))
     shape = model.event_shape
-    if shape is None or len(shape) not in (1, 3):
+    if shape is None or kind_of(shape) is None:
         raise UserError(
             f"{cfg.ckpt} models samples of shape {shape}, neither pictures nor points: give another checkpoint"
         )
@@ -156,7 +157,7 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     if given is not None:
         _require_known(given, shape)
     how = sampler_settings(cfg, model.record)
-    subject = Subject(model, _data(cfg, model.record), instantiate(how), how, device, cfg)
+    subject = Subject(model, _data(cfg, model.record, shape), instantiate(how), how, device, cfg)
     names = given if given is not None else _usual(subject)
     collectors = _collectors(subject, names)
     file, folder = _places(cfg)
@@ -221,7 +222,7 @@ def _by_reason(unmeasured: Mapping[str, str]) -> dict[str, list[str]]:
 
 def _require_known(names: Sequence[str], shape: tuple[int, ...]) -> None:
     """Refuse metrics that do not exist, or not for samples of this shape."""
-    allowed, kind = (OF_PICTURES, "pictures") if len(shape) == 3 else (OF_POINTS, "points")
+    allowed, kind = (OF_PICTURES, "pictures") if isinstance(kind_of(shape), Images) else (OF_POINTS, "points")
     for name in names:
         if name not in allowed:
             raise UserError(
@@ -244,7 +245,7 @@ def _needs_samples(name: str) -> bool:
     return name not in DENOISING and name not in ("bits_per_dim", "nll", "score_error")
 
 
-def _data(cfg: DictConfig, record: Mapping[str, Any]) -> DataModule:
+def _data(cfg: DictConfig, record: Mapping[str, Any], shape: Sequence[int]) -> DataModule:
     """The data of ``cfg``: those of the run, with the keys that ``cfg.data`` changes, or others.
 
     Raises:
@@ -253,7 +254,7 @@ def _data(cfg: DictConfig, record: Mapping[str, Any]) -> DataModule:
     given: Any = OmegaConf.to_container(cfg.data, resolve=True) if cfg.get("data") else {}
     node = given
     if "_target_" not in given:
-        own = record["config"].get("data")
+        own = record.get("config", {}).get("data")
         if not own:
             raise UserError(f"{cfg.ckpt} does not say what it was trained on: give data=NAME")
         require_trusted(own, "data", {"scoreexp.data", *cfg.trust})
@@ -262,9 +263,9 @@ def _data(cfg: DictConfig, record: Mapping[str, Any]) -> DataModule:
     if problems := check_config({"data": node}, schema={"data": "Node"}):
         raise UserError(problems[0])
     data: DataModule = instantiate(node)
-    if list(data.event_shape) != list(record["event_shape"]):
+    if list(data.event_shape) != list(shape):
         raise UserError(
-            f"the data have samples of shape {list(data.event_shape)}, the model {list(record['event_shape'])}: "
+            f"the data have samples of shape {list(data.event_shape)}, the model {list(shape)}: "
             "give the data that it was trained on, or of the same shape"
         )
     return data

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from scoreexp.app.composition import shell_command
+from scoreexp.core.kinds import Images, kind_of
 from scoreexp.core.ranges import to_uint8, to_unit
 from scoreexp.data import DataModule, Folder
 from scoreexp.data.cache import verify
@@ -61,7 +62,7 @@ def inspect_data(cfg: DictConfig) -> dict[str, Any]:
         print("modes         ", _most_common(survey.modes, str))
     for warning in data.warnings():
         print(f"warning        {warning}")
-    if len(data.event_shape) == 3:
+    if isinstance(kind_of(data.event_shape), Images):
         contact_sheet(_spaced(data, _ON_SHEET), run_dir / "contact_sheet.png")
         print(f"contact sheet  {shown(run_dir / 'contact_sheet.png')}")
     print(f"details        {shown(run_dir / 'data.json')}")

@@ -20,6 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from scoreexp.app.composition import shell_command
 from scoreexp.core.errors import UserError
+from scoreexp.core.kinds import Images, kind_of
 from scoreexp.core.ranges import to_model, to_unit
 from scoreexp.core.streams import stream_seed
 from scoreexp.data import DataModule
@@ -189,7 +190,7 @@ def require_embeddable(data: DataModule) -> None:
 
 
 def _require_images(data: DataModule) -> None:
-    if len(data.event_shape) != 3:
+    if not isinstance(kind_of(data.event_shape), Images):
         raise UserError(
             f"events of shape {tuple(data.event_shape)} are not images: score fields need data of [C, H, W]"
         )

@@ -14,6 +14,7 @@ from torch import Tensor
 from scoreexp.app.early_checks import seeds_of
 from scoreexp.app.progress import StepProgress
 from scoreexp.core.errors import UserError
+from scoreexp.core.kinds import Images, kind_of
 from scoreexp.core.ranges import to_unit
 from scoreexp.data.image_io import write_image
 from scoreexp.denoisers.denoiser import Denoiser
@@ -39,7 +40,7 @@ def sample(cfg: DictConfig) -> Path:
     model = load(cfg.ckpt, weights=cfg.weights, device=str(device), trust=tuple(cfg.trust))
     labels_for([], model.record, cfg.label)
     shape = model.event_shape
-    if shape is None or len(shape) not in (1, 3):
+    if kind_of(shape) is None:
         raise UserError(
             f"{cfg.ckpt} models samples of shape {shape}, neither pictures nor points: give another checkpoint"
         )
@@ -64,7 +65,8 @@ def _draw_into(
             result = draw(model, sampler, batch, cond=cond, device=device, callback=progress.step)
             drawn.append(result.x.cpu())
     samples = torch.cat(drawn)
-    what, overview, warning = (_write_pictures if len(shape) == 3 else _write_points)(folder, seeds, samples)
+    are_images = isinstance(kind_of(shape), Images)
+    what, overview, warning = (_write_pictures if are_images else _write_points)(folder, seeds, samples)
     meta: dict[str, Any] = {
         "checkpoint": str(cfg.ckpt),
         "weights": cfg.weights,
@@ -78,13 +80,13 @@ def _draw_into(
         "device": str(device),
     }
     write_json(folder / "meta.json", meta)
-    if (classes := model.record["num_classes"]) is not None and cfg.label is None:
+    if (classes := model.record.get("num_classes")) is not None and cfg.label is None:
         print(f"labels         seed mod {classes}, one class after another (label=K for one)")
     if warning:
         print(f"warning: {warning}", flush=True)
     print(f"{what:<14} {shown(folder)} ({len(samples)}, {result.nfe} network evaluations each)")
     if overview is not None:
-        part = f" (the first {SHOWN} of {len(samples)})" if len(shape) == 3 and len(samples) > SHOWN else ""
+        part = f" (the first {SHOWN} of {len(samples)})" if are_images and len(samples) > SHOWN else ""
         print(f"overview       {shown(overview)}{part}")
     other = "" if cfg.seeds is not None else ", other samples (seeds=100)"
     print(

@@ -18,6 +18,7 @@ from scoreexp.app.commands.precompute import embed_training_images, one_at_a_tim
 from scoreexp.app.composition import shell_command
 from scoreexp.app.starting import adopt, own_checkpoint, require_further_steps, take_weights
 from scoreexp.core.errors import UserError
+from scoreexp.core.kinds import Images, Points, kind_of
 from scoreexp.core.streams import stream_seed
 from scoreexp.data import DataModule
 from scoreexp.embedding import ImageEmbedding
@@ -201,11 +202,11 @@ def _find(callbacks: dict[str, Any], kind: type[C]) -> C | None:
 def _require_monitor_suits(monitor: DenoisingMonitor | PointsMonitor | None, module: ScoreModule) -> None:
     """Refuse a monitor that cannot evaluate this model, before anything is trained."""
     shape = module.denoiser.event_shape
-    if isinstance(monitor, DenoisingMonitor) and len(shape or ()) != 3:
+    if isinstance(monitor, DenoisingMonitor) and not isinstance(kind_of(shape), Images):
         raise UserError(
             f"callbacks.monitor denoises pictures, but samples have the shape {shape}: set callbacks=points"
         )
-    if isinstance(monitor, PointsMonitor) and shape != (2,):
+    if isinstance(monitor, PointsMonitor) and kind_of(shape) != Points(2):
         raise UserError(
             f"callbacks.monitor is for points in the plane, but samples have the shape {shape}: "
             "set callbacks=default"

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from scoreexp.core.errors import UserError
+from scoreexp.core.kinds import Images, kind_of
 from scoreexp.core.ranges import to_uint8, to_unit
 from scoreexp.core.types import NonNegativeInt, PositiveFloat, PositiveInt
 from scoreexp.data.module import DataModule
@@ -188,7 +189,7 @@ class DistributionMonitor(pl.Callback):
         if self._collector is not None or stage not in ("fit", "validate"):
             return
         shape = pl_module.denoiser.event_shape
-        if len(shape or ()) != 3:
+        if not isinstance(kind_of(shape), Images):
             raise UserError(
                 f"callbacks.distribution compares pictures, but samples have the shape {shape}: set callbacks=points"
             )
