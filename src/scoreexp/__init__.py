@@ -1,4 +1,9 @@
-"""scoreexp: fair, controlled experiments with score-based diffusion models."""
+"""scoreexp: controlled experiments with score-based diffusion models.
+
+>>> import scoreexp as se
+>>> dir(se)  # doctest: +ELLIPSIS
+['Observation', 'denoise', 'denoisers', 'load', ...]
+"""
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -29,7 +34,40 @@ def on_first_use(package: str, names: Mapping[str, Sequence[str]]) -> Callable[[
     return get
 
 
+# Public names and where they lie; a module stands for itself. All are imported when they are first used.
+_PUBLIC = {
+    "Observation": "observations:Observation",
+    "denoise": "denoise",
+    "denoisers": "denoisers",
+    "load": "runs.model:load",
+    "metrics": "metrics",
+    "networks": "networks",
+    "objectives": "objectives",
+    "observations": "observations",
+    "oracles": "numerics.oracles",
+    "restorers": "restorers",
+    "sample": "sample",
+    "samplers": "samplers",
+    "schedules": "schedules",
+    "train": "train",
+}
+
 if TYPE_CHECKING:
+    from scoreexp.numerics import oracles as oracles
+    from scoreexp.observations import Observation as Observation
     from scoreexp.runs.model import load as load
 else:
-    __getattr__ = on_first_use(__name__, {"runs.model": ["load"]})
+
+    def __getattr__(name: str) -> Any:
+        if name not in _PUBLIC:
+            raise AttributeError(f"module 'scoreexp' has no attribute {name!r}: it has {', '.join(_PUBLIC)}")
+        module, _, attribute = _PUBLIC[name].partition(":")
+        found = import_module(f"scoreexp.{module}")
+        value = getattr(found, attribute) if attribute else found
+        setattr(sys.modules[__name__], name, value)
+        return value
+
+    def __dir__() -> list[str]:
+        return sorted(_PUBLIC)
+
+    __all__ = sorted(_PUBLIC)

@@ -4,10 +4,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
-
 from scoreexp.app.early_checks import require_device_name, require_input, require_output
-from scoreexp.app.launch import run_app
+from scoreexp.core.callable_module import make_callable
 from scoreexp.runs.checkpoint_path import require_checkpoint
 
 SCHEMA = {
@@ -32,7 +30,7 @@ SCHEMA = {
 }
 
 
-def run(cfg: DictConfig) -> Any:
+def run(cfg: Any) -> Any:
     """``scoreexp.app.commands.denoise.denoise``, after what can be refused without torch."""
     require_device_name(cfg.device)
     require_checkpoint(cfg.ckpt)
@@ -45,4 +43,8 @@ def run(cfg: DictConfig) -> Any:
 
 
 if __name__ == "__main__":
+    from scoreexp.app.launch import run_app
+
     sys.exit(run_app("denoise", "scoreexp.denoise:run", schema=SCHEMA))
+
+make_callable(__name__, "scoreexp.api.denoise.denoise")

@@ -3,10 +3,8 @@
 import sys
 from typing import Any
 
-from omegaconf import DictConfig
-
 from scoreexp.app.early_checks import require_device_name, seeds_of
-from scoreexp.app.launch import run_app
+from scoreexp.core.callable_module import make_callable
 from scoreexp.runs.checkpoint_path import require_checkpoint
 
 SCHEMA = {
@@ -24,7 +22,7 @@ SCHEMA = {
 }
 
 
-def run(cfg: DictConfig) -> Any:
+def run(cfg: Any) -> Any:
     """``scoreexp.app.commands.sample.sample``, after what can be refused without torch."""
     require_device_name(cfg.device)
     require_checkpoint(cfg.ckpt)
@@ -35,4 +33,8 @@ def run(cfg: DictConfig) -> Any:
 
 
 if __name__ == "__main__":
+    from scoreexp.app.launch import run_app
+
     sys.exit(run_app("sample", "scoreexp.sample:run", schema=SCHEMA))
+
+make_callable(__name__, "scoreexp.api.sample.sample")

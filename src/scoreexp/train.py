@@ -2,7 +2,7 @@
 
 import sys
 
-from scoreexp.app.launch import run_app
+from scoreexp.core.callable_module import make_callable
 
 SCHEMA = {
     "name": "str",
@@ -38,4 +38,8 @@ PROVIDED = {
 }
 
 if __name__ == "__main__":
+    from scoreexp.app.launch import run_app
+
     sys.exit(run_app("train", "scoreexp.app.commands.train:train", schema=SCHEMA, provided=PROVIDED))
+
+make_callable(__name__, "scoreexp.api.train.train")

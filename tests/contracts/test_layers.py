@@ -20,6 +20,7 @@ FLOORS = (
     {"runs"},
     {"embedding"},
     {"lit"},
+    {"api"},
     {"app"},
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

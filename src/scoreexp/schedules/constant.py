@@ -17,6 +17,9 @@ class ConstantNoise(VarianceExploding):
     Reference: K. Lau, A. Na, J. Wan, "Efficient Score Pre-computation for Diffusion Models via Cross-Matrix Krylov
     Projection", 2025, https://arxiv.org/abs/2511.17634.
 
+    >>> ConstantNoise(0.2).sigma_range
+    (0.2, 0.2)
+
     Args:
         sigma: noise level, > 0, in units of the [-1, 1] range (0.2 is the paper's 0.1 of [0, 1]).
 

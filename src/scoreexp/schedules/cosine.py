@@ -24,6 +24,9 @@ class Cosine(VariancePreserving):
     Reference: A. Nichol, P. Dhariwal, "Improved Denoising Diffusion Probabilistic Models", 2021,
     https://arxiv.org/abs/2102.09672, section 3.2.
 
+    >>> Cosine().prior_std > 0.999
+    True
+
     Args:
         offset: ``s``, > 0, without unit: keeps the first noise levels from being too small.
         t_min: the smallest time, in (0, ``t_max``).

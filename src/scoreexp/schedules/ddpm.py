@@ -23,6 +23,9 @@ class DDPM(VariancePreserving):
     Reference: J. Ho, A. Jain, P. Abbeel, "Denoising Diffusion Probabilistic Models", 2020,
     https://arxiv.org/abs/2006.11239, section 4.
 
+    >>> tuple(round(x, 4) for x in DDPM().at(1e-3))
+    (0.9999, 0.01)
+
     Args:
         beta_start: variance of the first step, in (0, 1).
         beta_end: variance of the last step, in (0, 1).

@@ -18,6 +18,9 @@ class EDM(VarianceExploding):
     Reference: T. Karras, M. Aittala, T. Aila, S. Laine, "Elucidating the Design Space of Diffusion-Based Generative
     Models", 2022, https://arxiv.org/abs/2206.00364, section 3 and table 1.
 
+    >>> EDM().sigma_range
+    (0.002, 80.0)
+
     Args:
         sigma_min: smallest noise level, > 0, in units of the [-1, 1] range.
         sigma_max: largest noise level, > ``sigma_min``, in the same units.

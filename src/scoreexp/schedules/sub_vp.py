@@ -22,6 +22,9 @@ class SubVP(Schedule):
     Reference: Y. Song et al., "Score-Based Generative Modeling through Stochastic Differential Equations",
     2021, https://arxiv.org/abs/2011.13456, section 3.4 and appendix C.
 
+    >>> round(SubVP().prior_std, 3)
+    1.0
+
     Args:
         beta_min: beta(0), > 0, per unit of time.
         beta_max: beta(1), >= ``beta_min``, per unit of time.

@@ -20,6 +20,9 @@ class VE(VarianceExploding):
     Reference: Y. Song et al., "Score-Based Generative Modeling through Stochastic Differential Equations",
     2021, https://arxiv.org/abs/2011.13456, appendix C.
 
+    >>> VE().at(0.5)[0]
+    1.0
+
     Args:
         sigma_min: smallest noise level, > 0, in units of the [-1, 1] range (0.02 is the paper's 0.01 of [0,
             1]).

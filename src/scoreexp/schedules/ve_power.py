@@ -17,6 +17,9 @@ class VEPower(VarianceExploding):
     Reference: Na, Gao, Briazkalo, Wan, "Efficient Denoising using Score Embedding in Score-based
     Diffusion Models", 2024, https://arxiv.org/abs/2404.06661 (with c = 1 for images in [0, 1]).
 
+    >>> VEPower().at(0.5)[0]
+    1.0
+
     Args:
         sigma: the base ``s``, > 1, without unit (the paper: 5 for CIFAR-10, 2 for CelebA).
         scale: ``c``, > 0, in units of the [-1, 1] range (2 is the paper's 1 of [0, 1]).

@@ -1,0 +1,1 @@
+"""What Python users call: ``scoreexp.denoise``, ``scoreexp.sample`` and ``scoreexp.train``, without Hydra."""

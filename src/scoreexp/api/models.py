@@ -1,0 +1,38 @@
+"""What the functions for Python users take as a model, and how its run would use it."""
+
+from pathlib import Path
+from typing import Any
+
+from scoreexp.core.construct import construct
+from scoreexp.denoisers import DenoiserBase
+from scoreexp.runs.model import load, require_trusted
+from scoreexp.samplers import DDIM, Sampler, UniformGrid
+
+STEPS = 50
+
+
+def as_model(model: Any) -> DenoiserBase:
+    """A denoiser, or that of a checkpoint.
+
+    Raises:
+        TypeError: it is neither.
+    """
+    if isinstance(model, str | Path):
+        return load(model)
+    if not isinstance(model, DenoiserBase):
+        raise TypeError(
+            f"model is a {type(model).__name__}: give a Denoiser, an OracleDenoiser or the path of a checkpoint"
+        )
+    return model
+
+
+def usual_sampler(model: DenoiserBase) -> Sampler:
+    """One evaluation for a model of one noise level, the sampler of its run, or else DDIM with 50 steps."""
+    low, high = model.schedule.sigma_range
+    if low == high:
+        return DDIM(UniformGrid(1))
+    node = model.record.get("config", {}).get("sampler")
+    if not node:
+        return DDIM(UniformGrid(STEPS))
+    require_trusted(node, "sampler", {"scoreexp.samplers"})
+    return construct(node, "sampler")

@@ -1,0 +1,63 @@
+"""Draw samples in memory."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from scoreexp.api.models import as_model, usual_sampler
+from scoreexp.core.kinds import Images, kind_of
+from scoreexp.core.ranges import to_unit
+from scoreexp.denoisers import DenoiserBase
+from scoreexp.samplers import Sampler, draw, labels_for
+from scoreexp.samplers.labels import Label
+
+
+def sample(
+    model: DenoiserBase | str | Path,
+    n: int | None = None,
+    *,
+    seeds: Sequence[int] | None = None,
+    sampler: Sampler | None = None,
+    label: Label = None,
+    batch_size: int = 64,
+) -> Tensor:
+    """New samples ``[n, *]`` on the CPU: images in [0, 1], channels first; points as they are.
+
+    >>> import torch, scoreexp as se
+    >>> model = se.denoisers.OracleDenoiser(se.oracles.Gaussian(torch.zeros(2), torch.eye(2)), se.schedules.VP())
+    >>> se.sample(model, 5).shape
+    torch.Size([5, 2])
+
+    Args:
+        model: a denoiser, or the path of a checkpoint.
+        n: how many; 16, or as many as there are seeds.
+        seeds: one per sample, ``0 .. n - 1`` by default; a seed names a sample whatever the others are.
+        sampler: how; by default the sampler of the model's run, or DDIM with 50 steps.
+        label: class to draw, for a model with classes; by default ``seed mod classes``.
+        batch_size: samples drawn at once; does not change them.
+
+    Raises:
+        ValueError: ``n`` and ``seeds`` disagree, or are not positive.
+    """
+    denoiser = as_model(model)
+    chosen = list(range(16 if n is None else n)) if seeds is None else [int(seed) for seed in seeds]
+    if not chosen or (n is not None and n != len(chosen)):
+        raise ValueError(
+            f"n={n} samples with {len(chosen)} seeds: give one seed per sample, or only one of the two"
+        )
+    network = getattr(denoiser, "network", None)
+    device = (
+        next((p.device for p in network.parameters()), torch.device("cpu"))
+        if network
+        else torch.device("cpu")
+    )
+    drawn = []
+    for start in range(0, len(chosen), batch_size):
+        batch = chosen[start : start + batch_size]
+        cond = labels_for(batch, denoiser.record, label, device=device)
+        result = draw(denoiser, sampler or usual_sampler(denoiser), batch, cond=cond, device=device)
+        drawn.append(result.x.cpu())
+    samples = torch.cat(drawn)
+    return to_unit(samples).clamp(0, 1) if isinstance(kind_of(denoiser.event_shape), Images) else samples

@@ -1,0 +1,159 @@
+"""What Python users see: names, functions that are also commands, examples that run, and answers to wrong types."""
+
+import doctest
+import inspect
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import scoreexp as se
+
+ROOT = Path(se.__file__).parent
+EXAMPLES = sorted(path for path in ROOT.rglob("*.py") if ">>> " in path.read_text())
+SHAPE = (3, 10, 13)
+MODEL = se.denoisers.OracleDenoiser(
+    se.oracles.Gaussian(torch.zeros(SHAPE), torch.full(SHAPE, 0.04)), se.schedules.VP()
+)
+SAMPLER = se.samplers.DDIM(se.samplers.UniformGrid(1))
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_the_examples_run(path):
+    parts = path.relative_to(ROOT.parent).with_suffix("").parts
+    module = import_module(".".join(parts).removesuffix(".__init__"))
+    result = doctest.testmod(module, optionflags=doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS)
+    assert result.attempted
+    assert not result.failed
+
+
+@pytest.mark.parametrize("room", ["schedules", "observations", "restorers"])
+def test_every_public_class_of_a_room_has_an_example(room):
+    module = import_module(f"scoreexp.{room}")
+    classes = [getattr(module, name) for name in module.__all__ if inspect.isclass(getattr(module, name))]
+    concrete = [cls for cls in classes if not inspect.isabstract(cls) and not issubclass(cls, tuple)]
+    assert [cls.__name__ for cls in concrete if ">>> " not in (cls.__doc__ or "")] == []
+
+
+def test_dir_shows_the_nouns_and_nothing_else():
+    assert dir(se) == sorted(se.__all__)
+    for name in se.__all__:
+        assert getattr(se, name) is not None
+    with pytest.raises(AttributeError, match="has no attribute 'smaple'"):
+        se.smaple  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        "import scoreexp.denoise, scoreexp.sample",
+        "scoreexp.denoise; scoreexp.sample",
+        "import scoreexp.train",
+    ],
+)
+def test_functions_stay_callable_whichever_is_imported_first_and_hydra_is_not_imported(first):
+    program = f"""
+import sys, numpy as np, torch, scoreexp
+{first}
+from scoreexp import denoise, oracles, denoisers, schedules
+model = denoisers.OracleDenoiser(oracles.Gaussian(torch.zeros(3, 8, 8), torch.ones(3, 8, 8)), schedules.VP())
+image = scoreexp.denoise(np.full((8, 8, 3), 0.5), model, 0.1)
+from scoreexp.denoise import SCHEMA
+assert scoreexp.sample(model, 2).shape == (2, 3, 8, 8)
+assert image.shape == (8, 8, 3) and denoise is scoreexp.denoise and "ckpt" in SCHEMA
+print(sorted({{"hydra", "omegaconf", "pytorch_lightning"}} & set(sys.modules)))
+"""
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert result.stdout == "[]\n", result.stderr
+
+
+def expected(unit, sigma):
+    """The posterior mean of an image in [0, 1] under the prior of ``MODEL``."""
+    return (np.float32(0.04 / (0.04 + (2 * sigma) ** 2)) * (2 * unit - 1) + 1) / 2
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.uint8])
+@pytest.mark.parametrize("layout", ["[H, W]", "[H, W, 1]", "[H, W, 3]", "torch [C, H, W]", "torch [H, W]"])
+def test_an_image_comes_back_in_its_layout_and_type(layout, dtype):
+    shape = {"[H, W]": (10, 13), "[H, W, 1]": (10, 13, 1), "[H, W, 3]": (10, 13, 3)}.get(layout)
+    shape = shape or ((3, 10, 13) if "C" in layout else (10, 13))
+    unit = np.random.default_rng(0).uniform(0.3, 0.7, shape)
+    image = (unit * 255).round().astype(np.uint8) if dtype == np.uint8 else unit.astype(dtype)
+    given = torch.from_numpy(image) if "torch" in layout else image
+    result = se.denoise(given, MODEL, 0.1, sampler=SAMPLER, tile=None)
+    assert type(result) is type(given)
+    assert result.dtype == given.dtype
+    assert tuple(result.shape) == shape
+    scale = 255 if dtype == np.uint8 else 1
+    np.testing.assert_allclose(
+        np.asarray(result) / scale, expected(image / scale, 0.1), atol=0.51 / 255 if scale > 1 else 1e-5
+    )
+
+
+@pytest.mark.parametrize(
+    ("image", "error", "said"),
+    [
+        (np.zeros((3, 10, 13)), ValueError, r"\[H, W\] or \[H, W, C\].*image\.transpose\(1, 2, 0\)"),
+        (torch.zeros(10, 13, 3), ValueError, r"\[C, H, W\].*image\.permute\(2, 0, 1\)"),
+        (np.zeros((4, 4, 5)), ValueError, r"shape \(4, 4, 5\)"),
+        (np.zeros((2, 2), np.int32), TypeError, "type int32: give uint8"),
+        ([[0.0]], TypeError, "is a list"),
+        (np.full((4, 4), 200.0), ValueError, r"values in \[200, 200\]"),
+        (np.full((4, 4), np.nan), ValueError, "not finite"),
+    ],
+)
+def test_images_that_are_none_are_answered(image, error, said):
+    with pytest.raises(error, match=said):
+        se.denoise(image, MODEL, 0.1)
+
+
+def test_seeds_name_samples_and_must_be_as_many(tmp_path):
+    whole = se.sample(MODEL, 5, sampler=SAMPLER, batch_size=2)
+    assert torch.equal(whole[[3, 1]], se.sample(MODEL, seeds=[3, 1], sampler=SAMPLER))
+    assert 0 <= whole.min() <= whole.max() <= 1
+    with pytest.raises(ValueError, match="n=3 samples with 2 seeds"):
+        se.sample(MODEL, 3, seeds=[0, 1])
+    with pytest.raises(TypeError, match="model is a int"):
+        se.sample(3)
+
+
+def network():
+    torch.manual_seed(0)
+    net = se.networks.MLP(event_shape=(2,), width=32, blocks=2)
+    return se.denoisers.Denoiser(net, se.denoisers.EDMPrediction(), se.schedules.VP())
+
+
+def test_training_in_memory_repeats_and_learns():
+    points = 0.3 * torch.randn(2000, 2, generator=torch.Generator().manual_seed(0))
+    first, second = (se.train(network(), points, steps=150, batch_size=128) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values()))
+    oracle = se.denoisers.OracleDenoiser(
+        se.oracles.Gaussian(torch.zeros(2), torch.full((2,), 0.09)), se.schedules.VP()
+    )
+    t = torch.full((500,), 0.2, dtype=torch.float64)
+    x_t = torch.randn(500, 2, generator=torch.Generator().manual_seed(1)) * 0.5
+    error = (first(x_t, t) - oracle(x_t, t)).square().mean()
+    assert error < 0.1 * (network()(x_t, t) - oracle(x_t, t)).square().mean()
+    with pytest.raises(TypeError, match="denoiser is a MLP"):
+        se.train(network().network, points)
+    with pytest.raises(TypeError, match=r"torch\.int64: give a floating point"):
+        se.train(network(), torch.zeros(3, 2, dtype=torch.long))
+    with pytest.raises(ValueError, match=r"data has shape \(3, 5\).*\(2,\)"):
+        se.train(network(), torch.zeros(3, 5))
+
+
+def test_the_console_command_and_its_completion():
+    run = [sys.executable, "-m", "scoreexp"]
+    shown = subprocess.run([*run], capture_output=True, text=True)
+    assert "commands: compare, denoise, doctor" in shown.stdout
+    wrong = subprocess.run([*run, "trian"], capture_output=True, text=True)
+    assert (wrong.returncode, wrong.stdout) == (1, "")
+    assert wrong.stderr.startswith("error: scoreexp has no command trian (commands: compare,")
+    composed = subprocess.run([*run, "train", "--cfg", "job", "seed=7"], capture_output=True, text=True)
+    assert "seed: 7" in composed.stdout
+    script = subprocess.run([*run, "completion"], capture_output=True, text=True).stdout
+    assert "complete -o default -F _scoreexp scoreexp" in script
