@@ -3,6 +3,7 @@
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -46,6 +47,16 @@ def test_adding_a_sampler_works_as_written(tmp_path, monkeypatch):
     sys.modules.pop("euler_maruyama_demo", None)
 
 
+def test_the_ten_lines_of_the_readme_do_what_they_say(capsys):
+    torch.manual_seed(0)
+    names: dict[str, Any] = {}
+    exec(compile(blocks(README)["ten_lines.py"], "ten_lines.py", "exec"), names)
+    drawn = names["drawn"]
+    assert drawn.mean(0).tolist() == pytest.approx([0.5, -0.2], abs=0.05)
+    assert drawn.var(0).tolist() == pytest.approx([0.10, 0.02], rel=0.35)
+    assert "tensor" in capsys.readouterr().out
+
+
 def documents() -> list[Path]:
     return [README, *sorted(DOCS.glob("*.md"))]
 
@@ -53,8 +64,9 @@ def documents() -> list[Path]:
 @pytest.mark.parametrize("path", documents(), ids=lambda p: p.name)
 def test_choices_named_in_commands_exist(path):
     groups = {p.name for p in conf_dir().iterdir() if p.is_dir()}
+    commands = re.sub(r"```python.*?```", "", path.read_text(), flags=re.S)
     shown_errors = re.compile(r"^(\$ |error: ).*$", re.M)  # a session with a mistake in it
-    for group, values in re.findall(r"\b([a-z_]+)=([a-z0-9_,]+)", shown_errors.sub("", path.read_text())):
+    for group, values in re.findall(r"\b([a-z_]+)=([a-z0-9_,]+)", shown_errors.sub("", commands)):
         if group in groups:
             for value in values.split(","):
                 known = {p.stem for p in (conf_dir() / group).glob("*.yaml")} | {"null"}
