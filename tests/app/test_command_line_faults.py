@@ -152,7 +152,15 @@ def test_a_run_that_has_not_begun_leaves_nothing(own, monkeypatch):
 
 
 def test_a_checkpoint_with_own_classes_is_read_by_those_who_trust_it(own, capsys):
-    result = train(composed("train", *TINY, "network._target_=own_classes.MyNet", f"run_dir={own / 'run'}"))
+    result = train(
+        composed(
+            "train",
+            *TINY,
+            "trainer.max_steps=1",
+            "network._target_=own_classes.MyNet",
+            f"run_dir={own / 'run'}",
+        )
+    )
     said = capsys.readouterr().out
     (line,) = [line for line in said.splitlines() if "scoreexp.sample" in line]
     words = shlex.split(line)

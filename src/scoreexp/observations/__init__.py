@@ -2,7 +2,7 @@
 
 from scoreexp.observations.noise import GaussianNoise, NoiseModel
 from scoreexp.observations.observation import Observation
-from scoreexp.observations.operators import Identity, LinearOperator, Operator, require_adjoint
+from scoreexp.observations.operators import Identity, LinearOperator, Operator, Radon, require_adjoint
 
 __all__ = [
     "GaussianNoise",
@@ -11,5 +11,6 @@ __all__ = [
     "NoiseModel",
     "Observation",
     "Operator",
+    "Radon",
     "require_adjoint",
 ]

@@ -49,6 +49,15 @@ class Observation:
         """The observation of known data ``x [B, *]``, one random stream per sample."""
         return cls(noise.sample(operator(x), streams), operator, noise)
 
+    def require_streams(self, streams: ImageStreams) -> None:
+        """Refuse another number of random streams than there are samples.
+
+        Raises:
+            ValueError: the message has both numbers.
+        """
+        if len(streams) != len(self.y):
+            raise ValueError(f"{len(self.y)} observations for {len(streams)} seeds: give one seed per sample")
+
     def require_shape(self, event_shape: Sequence[int]) -> None:
         """Refuse data that the operator cannot have made of samples of ``event_shape``.
 

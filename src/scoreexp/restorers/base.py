@@ -20,7 +20,7 @@ class Restoration(NamedTuple):
         x: the estimate ``[B, *]``, in the units of the model.
         nfe: evaluations of the network for each sample; 0 for a restorer without one.
         seconds: wall time.
-        trajectory: estimates ``[B, *]`` on the way, first to last, as many as were asked for; the last is ``x``.
+        trajectory: estimates ``[B, *]`` on the way, first to last, at most as many as were asked for; the last is ``x``.
     """
 
     x: Tensor
@@ -56,7 +56,7 @@ class Restorer(ABC):
             model: the prior; put a network into evaluation mode first.
             streams: one random stream per sample.
             cond: class labels ``[B]``, or None.
-            keep: how many estimates on the way to return.
+            keep: how many estimates on the way to return, at most as many as there are.
             callback: called after each step as ``callback(i, n, x, x0_hat)``.
 
         Raises:

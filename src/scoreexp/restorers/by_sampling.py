@@ -48,6 +48,7 @@ class BySampling(Restorer):
     ) -> Restoration:
         if model is None:
             raise ValueError("BySampling needs a model: give the denoiser whose data x comes from")
+        observation.require_streams(streams)
         started = time.perf_counter()
         schedule, sigma = model.schedule, noise_level_of(observation)
         start, t_start = self.sampler.start(schedule, observation.y, sigma)

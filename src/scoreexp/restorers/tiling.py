@@ -48,7 +48,7 @@ def apply_tiled(
     """
     _check(x, tile, overlap, multiple)
     height, width = x.shape[-2:]
-    padded = _mirror_to_multiple(x, multiple)
+    padded = mirror_to_multiple(x, multiple)
     largest = max(padded.shape[-2:])
     smallest = min(_round_up(overlap + max(overlap, multiple), multiple), largest)
     side = largest if tile is None else tile
@@ -140,7 +140,7 @@ def _windows(length: int, side: int, overlap: int, multiple: int) -> list[tuple[
     ]
 
 
-def _mirror_to_multiple(x: Tensor, multiple: int) -> Tensor:
+def mirror_to_multiple(x: Tensor, multiple: int) -> Tensor:
     """Mirror at the bottom and right edges (edge pixels are not doubled), as often as is needed."""
     for axis in (-2, -1):
         length = x.shape[axis]

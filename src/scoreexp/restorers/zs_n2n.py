@@ -1,0 +1,133 @@
+r"""Zero-Shot Noise2Noise: a small network fitted to the two halves of one noisy image.
+
+``D_1`` and ``D_2`` average the two diagonals of each 2 x 2 block: two images of half the size with the same signal, where it
+is smooth, and independent noise. With the residual network ``f`` and ``d_k = D_k y`` the loss is
+
+.. math:: \tfrac12 \left[ |d_1 - f(d_1) - d_2|^2 + |d_2 - f(d_2) - d_1|^2 \right]
+          + \tfrac12 \sum_k |d_k - f(d_k) - D_k(y - f(y))|^2 ,
+
+means over the pixels, and the result ``y - f(y)``. It needs noise that is independent from pixel to pixel.
+
+Reference: Y. Mansour, R. Heckel, "Zero-Shot Noise2Noise: Efficient Image Denoising without any Data", 2023,
+https://arxiv.org/abs/2303.11253.
+"""
+
+import time
+from collections.abc import Callable
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import mse_loss
+from torch.nn.utils import skip_init
+
+from scoreexp.core.kinds import Images, kind_of
+from scoreexp.core.streams import ImageStreams, generator
+from scoreexp.core.types import PositiveFloat, PositiveInt
+from scoreexp.denoisers import DenoiserBase
+from scoreexp.observations import Identity, Observation
+from scoreexp.restorers.base import Callback, Restoration, Restorer
+from scoreexp.restorers.tiling import mirror_to_multiple
+
+
+def diagonal_means(x: Tensor) -> tuple[Tensor, Tensor]:
+    """The means of the two diagonals of each 2 x 2 block of ``x[B, C, H, W]``, H and W even: ``[B, C, H/2, W/2]``.
+
+    >>> diagonal_means(torch.tensor([[[[1.0, 2.0], [3.0, 4.0]]]]))
+    (tensor([[[[2.5000]]]]), tensor([[[[2.5000]]]]))
+    """
+    upper, lower = x[..., 0::2, :], x[..., 1::2, :]
+    return (upper[..., 1::2] + lower[..., 0::2]) / 2, (upper[..., 0::2] + lower[..., 1::2]) / 2
+
+
+class ZSN2N(Restorer):
+    """Fits about 22,000 weights to each image; no prior, no training set, and no evaluation of a model (``nfe`` is 0).
+
+    >>> from scoreexp.observations import GaussianNoise
+    >>> observation = Observation(torch.zeros(1, 3, 8, 8), Identity(), GaussianNoise(0.2))
+    >>> ZSN2N(steps=2)(observation, streams=ImageStreams([0])).x.shape
+    torch.Size([1, 3, 8, 8])
+
+    Args:
+        steps: of the optimiser (2000 in the authors' program).
+        width: channels of the two hidden layers.
+        lr: learning rate of Adam, halved after each 1500 steps.
+
+    Raises:
+        ValueError: a parameter is outside its domain; on a call, the observation is no image under the identity.
+    """
+
+    needs_model: ClassVar[bool] = False
+
+    def __init__(self, steps: PositiveInt = 2000, width: PositiveInt = 48, lr: PositiveFloat = 1e-3) -> None:
+        if steps < 1 or width < 1 or not lr > 0:
+            raise ValueError(f"steps={steps}, width={width}, lr={lr}: choose at least 1, 1 and a rate > 0")
+        self.steps, self.width, self.lr = steps, width, lr
+
+    def __call__(
+        self,
+        observation: Observation,
+        model: DenoiserBase | None = None,
+        *,
+        streams: ImageStreams,
+        cond: Tensor | None = None,
+        keep: int = 0,
+        callback: Callback | None = None,
+    ) -> Restoration:
+        started = time.perf_counter()
+        y = observation.y
+        if not isinstance(observation.operator, Identity) or not isinstance(kind_of(y.shape[1:]), Images):
+            raise ValueError(
+                f"ZS-N2N denoises images [B, C, H, W], not data {tuple(y.shape)} of {type(observation.operator).__name__}"
+            )
+        if min(y.shape[-2:]) < 2:
+            raise ValueError(f"ZS-N2N takes images of 2 x 2 pixels at least, not {tuple(y.shape[-2:])}")
+        observation.require_streams(streams)
+        fitted = []
+        with torch.inference_mode(False), torch.enable_grad():
+            for number, seed in enumerate(streams.seeds):
+
+                def followed(step: int, estimate: Tensor, done: int = number * self.steps) -> None:
+                    if callback is not None:
+                        callback(done + step, len(y) * self.steps, estimate, None)
+
+                fitted.append(self._fit(y[number : number + 1].clone(), seed, followed))
+        x = torch.cat(fitted)
+        return Restoration(x, 0, time.perf_counter() - started, [y, x][-keep:] if keep else [])
+
+    def _fit(self, y: Tensor, seed: int, followed: Callable[[int, Tensor], None]) -> Tensor:
+        """``y[1, C, H, W]`` without its noise; odd sides are mirrored by a pixel for the fit."""
+        height, width = y.shape[-2:]
+        network = self._network(y.shape[1], seed).to(y)
+        optimizer = torch.optim.Adam(network.parameters(), lr=self.lr)
+        schedule = torch.optim.lr_scheduler.StepLR(optimizer, step_size=1500, gamma=0.5)
+        even = mirror_to_multiple(y, 2)
+        halves = diagonal_means(even)
+        for step in range(1, self.steps + 1):
+            first, second = (half - network(half) for half in halves)
+            estimate = even - network(even)
+            whole = diagonal_means(estimate)
+            loss = (mse_loss(first, halves[1]) + mse_loss(second, halves[0])) / 2
+            loss = loss + (mse_loss(first, whole[0]) + mse_loss(second, whole[1])) / 2
+            if not loss.isfinite():
+                raise FloatingPointError(
+                    f"the loss is not finite at step {step} of {self.steps}: the image holds NaN, or lr={self.lr:g} is too "
+                    "large"
+                )
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            followed(step, estimate.detach()[..., :height, :width])
+        return (y - network(y)).detach()
+
+    def _network(self, channels: int, seed: int) -> nn.Module:
+        """With torch's usual law of initial weights, uniform within 1 / sqrt(inputs), from a stream of its own."""
+        sizes = ((channels, self.width, 3), (self.width, self.width, 3), (self.width, channels, 1))
+        layers = [skip_init(nn.Conv2d, a, b, side, padding=side // 2) for a, b, side in sizes]
+        random = generator(seed, "zs_n2n")
+        for layer, (inputs, _, side) in zip(layers, sizes):
+            bound = (inputs * side**2) ** -0.5
+            for weights in layer.parameters():
+                nn.init.uniform_(weights, -bound, bound, generator=random)
+        return nn.Sequential(layers[0], nn.LeakyReLU(0.2), layers[1], nn.LeakyReLU(0.2), layers[2])
