@@ -61,6 +61,8 @@ def test_a_right_hand_side_of_zero_needs_no_step():
 
 
 def test_what_cannot_be_solved_is_named():
+    with pytest.raises(FloatingPointError, match="right-hand side"):
+        conjugate_gradient(matvec, B * float("nan"))
     with pytest.raises(ValueError, match=r"step 1, sample 0: p\^T A p = -\d.* symmetric positive definite"):
         conjugate_gradient(lambda x: -x, B)
     with pytest.raises(ValueError, match=r"sample 2 has the relative residual .* after 2 steps, not 1e-06"):

@@ -123,7 +123,7 @@ def test_what_it_cannot_serve_is_refused():
         dds(Observation(X[:1], Identity(), GaussianNoise(0.1)), streams=streams)
     with pytest.raises(ValueError, match="2 observations for 1 seeds"):
         dds(Observation(OPERATOR(X[:2]), OPERATOR, GaussianNoise(0.1)), MODEL, streams=streams)
-    with pytest.raises(FloatingPointError, match="not finite at step 1 of 3: y holds NaN, or gamma=5"):
+    with pytest.raises(ValueError, match="y holds values that are not finite"):
         dds(Observation(OPERATOR(X[:1]) * float("nan"), OPERATOR, GaussianNoise(0.1)), MODEL, streams=streams)
     with pytest.raises(ValueError, match="gamma=-1"):
         DDS(UniformGrid(3), gamma=-1)

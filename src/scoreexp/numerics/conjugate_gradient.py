@@ -58,12 +58,17 @@ def conjugate_gradient(
         require_convergence: raise where a sample has not come so far.
 
     Raises:
+        FloatingPointError: ``b`` or ``x_0`` is not finite.
         ValueError: ``A`` is not positive definite (names the step, the sample and the curvature), or a sample has not
             converged where that is required.
     """
     x = torch.zeros_like(b) if x_0 is None else x_0
     r = b - matvec(x) if x_0 is not None else b
     p, rr = r, _dot(r, r)
+    if not rr.isfinite().all():
+        raise FloatingPointError(
+            "conjugate gradients: the right-hand side or the start is not finite: find its origin"
+        )
     goal = (tol**2) * _dot(b, b)
     iterations = torch.zeros(len(b), dtype=torch.long, device=b.device)
     for step in range(max_iter):

@@ -92,6 +92,8 @@ class DDS(Restorer):
             )
         observation.require_shape(model.event_shape)
         observation.require_streams(streams)
+        if not y.isfinite().all():
+            raise ValueError("y holds values that are not finite: find their origin")
         schedule, times = model.schedule, self.grid(model.schedule).tolist()
         x_t = start_from_prior(model, model.event_shape, streams, dtype=y.dtype, device=y.device)
         back_projected = operator.adjoint(y)
@@ -117,7 +119,7 @@ class DDS(Restorer):
                 ).x
                 if not x0.isfinite().all():
                     raise FloatingPointError(
-                        f"the estimate is not finite at step {i} of {len(times)}: y holds NaN, or gamma={self.gamma:g} is too large"
+                        f"the estimate is not finite at step {i} of {len(times)}: choose a smaller gamma than {self.gamma:g}"
                     )
                 # 3.
                 if i < len(times):
