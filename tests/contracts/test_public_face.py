@@ -26,9 +26,8 @@ SAMPLER = se.samplers.DDIM(se.samplers.UniformGrid(1))
 def test_the_examples_run(path):
     parts = path.relative_to(ROOT.parent).with_suffix("").parts
     module = import_module(".".join(parts).removesuffix(".__init__"))
-    finder = doctest.DocTestFinder(
-        recurse=path.parent != ROOT
-    )  # the root's names are imported when looked at
+    # the root's names are imported when they are looked at
+    finder = doctest.DocTestFinder(recurse=path != ROOT / "__init__.py")
     runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS)
     for example in finder.find(module):
         runner.run(example)
