@@ -398,8 +398,10 @@ def image_table(table: Table) -> list[str]:
     lines = image_rows(table)
     if not lines:
         return []
-    value = "seconds" if table.target is not None else f"last/{table.metric.removeprefix('val/')}"
-    best = ranked_best(table.rows, value)
+    best = ranked_best(table.rows, "seconds") if table.target is not None else set()
+    best = best or ranked_best(
+        table.rows, f"last/{table.metric.removeprefix('val/')}"
+    )  # none got to the target
     whole = []
     for row in table.rows:
         cells = []
@@ -409,7 +411,8 @@ def image_table(table: Table) -> list[str]:
             (row.last.get(table.metric.removeprefix("val/")), table.metric.removeprefix("val/")),
         ):
             shown = [seconds_text(v) if name is None else quality_text(v, name) for v in spread or ()]
-            cells.append(f"{shown[0]} ({shown[1]} to {shown[2]})" if shown else "–")
+            spans = bool(shown) and shown[1] != shown[2]
+            cells.append(f"{shown[0]} ({shown[1]} to {shown[2]})" if spans else shown[0] if shown else "–")
         whole.append(
             [
                 "all",
