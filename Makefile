@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint fmt type bench compare-quick study-solvers study-samplers study-swiss-roll study-langevin study-claims clean install
+.PHONY: help demo test test-slow lint fmt type docs bench compare-quick study-solvers study-samplers study-swiss-roll study-langevin study-claims clean install
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -36,6 +36,9 @@ lint: $(READY)  ## linter and formatter check
 fmt: $(READY)  ## format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(READY)  ## build the documentation in site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 type: $(READY)  ## type-check
 	$(BIN)/mypy
@@ -73,5 +76,5 @@ study-claims: $(READY)  ## redo docs/results.md: the published claims on a photo
 	$(BIN)/python -m benchmarks.study_claims
 
 clean:  ## remove build products and caches; outputs/ and .venv stay
-	rm -rf dist build .pytest_cache .mypy_cache .ruff_cache
+	rm -rf dist build site .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

@@ -354,7 +354,7 @@ def _results(table: Table, baseline: str | None, style: Mapping[str, tuple[str, 
         cells.append(f"<td>{_parameters(row.parameters)}</td>")
         body.append(f"<tr{' class=limit' if row.untrained else ''}>{''.join(cells)}</tr>")
     heading = f"Results: {e(_short(table))}" if several else "Results"
-    notes = "Median over seeds, below it the range. Bold: best median among the trained methods."
+    notes = "Median over seeds (and images), below it the range. Bold: best median among the trained methods."
     if aimed and table.speed_ups:
         notes += (
             f" Speed-up: median seconds of {e(label(str(baseline)))} over those of the method; &gt; and &lt; where one of "
