@@ -78,7 +78,6 @@ DENOISING: dict[str, type[PictureMetric]] = {
 OF_INCEPTION = {"fid": "frechet", "kid": "kernel"}
 OF_PICTURES = (*DENOISING, *OF_INCEPTION, *SAMPLE_METRICS, "nearest_neighbour", "bits_per_dim")
 OF_POINTS = ("sliced_wasserstein", "mmd", "score_error", "nearest_neighbour", "nll")
-HIGHER = ("ssim", "ssim_global", "ms_ssim", "psnr")
 CONVENTION = "values in [0, 1], predictions clamped, all colour channels alike, mean over pictures"
 SCORE_LEVELS = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)  # noise levels, data units
 NEIGHBOUR_SIDE = 32  # pixels a side by which generated and training pictures are compared
@@ -610,7 +609,9 @@ def _say_table(measured: Sequence[Measured]) -> None:
 def _better(name: str) -> str:
     if name.startswith("nearest_neighbour"):
         return "-"
-    return "higher" if name in HIGHER or name.startswith(("precision_", "recall_")) else "lower"
+    kind = "precision_recall" if name.startswith(("precision_", "recall_")) else name
+    metric = DENOISING.get(kind) or SAMPLE_METRICS.get(kind)
+    return "higher" if metric is not None and metric.higher_is_better else "lower"
 
 
 def _counted(batches: Any, what: str) -> Iterator[Any]:

@@ -1,0 +1,58 @@
+"""What every restorer, operator and guidance of conf/ promises; a new yaml is tested without editing this."""
+
+import pytest
+import torch
+import yaml
+
+from scoreexp.app.conf_dir import conf_dir
+from scoreexp.core.construct import construct, locate
+from scoreexp.core.streams import ImageStreams
+from scoreexp.denoisers import DenoiserBase, OracleDenoiser
+from scoreexp.numerics.oracles import Gaussian
+from scoreexp.observations import GaussianNoise, Identity, LinearOperator, Observation, require_adjoint
+from scoreexp.restorers import Restorer
+from scoreexp.schedules import VP
+
+SHAPE = (1, 8, 8)
+MODEL = OracleDenoiser(Gaussian(torch.zeros(SHAPE), torch.full(SHAPE, 0.2)), VP())
+
+
+def nodes(group):
+    return [
+        pytest.param(yaml.safe_load(path.read_text()), id=path.stem)
+        for path in sorted((conf_dir() / group).glob("*.yaml"))
+    ]
+
+
+@pytest.mark.parametrize("node", nodes("restorer"))
+def test_a_restorer_denoises_repeats_itself_and_does_not_touch_the_data(node):
+    node = {**node, **({"steps": 3} if "steps" in node else {"grid": {**node["grid"], "steps": 3}})}
+    restorer = construct(node)
+    assert isinstance(restorer, Restorer)
+    observation = Observation.simulate(
+        torch.zeros(3, *SHAPE), Identity(), GaussianNoise(0.3), ImageStreams(range(3))
+    )
+    before = observation.y.clone()
+    model = MODEL if restorer.needs_model else None
+    whole = restorer(observation, model, streams=ImageStreams([5, 6, 7]), keep=2)
+    assert whole.x.shape == observation.y.shape
+    assert whole.x.isfinite().all()
+    assert torch.equal(observation.y, before)
+    assert (whole.nfe > 0) == restorer.needs_model
+    assert torch.equal(whole.trajectory[-1], whole.x)
+    one = Observation(observation.y[1:2], Identity(), GaussianNoise(0.3))
+    torch.testing.assert_close(restorer(one, model, streams=ImageStreams([6])).x, whole.x[1:2])
+    with pytest.raises(ValueError, match="3 observations for 2 seeds"):
+        restorer(observation, model, streams=ImageStreams([0, 1]))
+
+
+@pytest.mark.parametrize("node", nodes("operator"))
+def test_an_operator_that_is_linear_passes_the_adjoint_test(node):
+    operator = construct(node)
+    assert isinstance(operator, LinearOperator)
+    require_adjoint(operator, (1, node["size"], node["size"]))
+
+
+@pytest.mark.parametrize("node", nodes("guidance"))
+def test_a_guidance_is_a_denoiser_around_one(node):
+    assert issubclass(locate(node["_target_"]), DenoiserBase)
