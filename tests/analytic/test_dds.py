@@ -127,3 +127,25 @@ def test_what_it_cannot_serve_is_refused():
         dds(Observation(OPERATOR(X[:1]) * float("nan"), OPERATOR, GaussianNoise(0.1)), MODEL, streams=streams)
     with pytest.raises(ValueError, match="gamma=-1"):
         DDS(UniformGrid(3), gamma=-1)
+
+
+def test_two_steps_by_hand():
+    """Dense solves in the place of conjugate gradients, the noise drawn in the same order."""
+    y, grid, gamma, eta = OPERATOR(X), UniformGrid(2), 3.0, 0.6
+    streams, schedule = ImageStreams(range(COUNT)), MODEL.schedule
+    system = torch.eye(N * N, dtype=torch.float64) + gamma * MATRIX.T @ MATRIX
+    x_t = schedule.prior_std * streams.normal(X)
+    times = grid(schedule).tolist()
+    for i, t in enumerate(times):
+        alpha, sigma = schedule.at(t)
+        x0_hat = MODEL(x_t, torch.full((COUNT,), t, dtype=torch.float64))
+        right = x0_hat + gamma * OPERATOR.adjoint(y)
+        x0 = torch.linalg.solve(system, right.flatten(1).T).T.reshape(X.shape)
+        if i + 1 < len(times):
+            alpha_s, sigma_s = schedule.at(times[i + 1])
+            eps = (x_t - alpha * x0_hat) / sigma
+            x_t = alpha_s * x0 + sigma_s * ((1 - eta**2) ** 0.5 * eps + eta * streams.normal(X))
+    made = DDS(grid, gamma=gamma, cg_steps=64, eta=eta)(
+        Observation(y, OPERATOR, GaussianNoise(0.0)), MODEL, streams=ImageStreams(range(COUNT))
+    )
+    torch.testing.assert_close(made.x, x0, rtol=1e-8, atol=1e-8)
