@@ -1,16 +1,16 @@
 """What every restorer is: from an observation to an estimate of what was observed."""
 
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor
 
 from scoreexp.core.streams import ImageStreams
 from scoreexp.denoisers import DenoiserBase
+from scoreexp.denoisers.counting import counting
 from scoreexp.observations import Observation
-
-Callback = Callable[[int, int, Tensor, Tensor | None], None]
+from scoreexp.samplers.base import Callback
 
 
 class Restoration(NamedTuple):
@@ -32,13 +32,15 @@ class Restoration(NamedTuple):
 class Restorer(ABC):
     """Estimates ``x`` from an ``Observation`` of it. What it needs beyond that are constructor arguments.
 
+    A new restorer writes ``restore``; what holds for all of them (the number of seeds, whether there is a model, the count
+    of evaluations, the time) is seen to here.
+
     Attributes:
         needs_model: whether it takes a denoiser as its prior. A restorer that fits the one observation takes none.
     """
 
     needs_model: ClassVar[bool] = True
 
-    @abstractmethod
     def __call__(
         self,
         observation: Observation,
@@ -62,4 +64,28 @@ class Restorer(ABC):
         Raises:
             ValueError: the restorer cannot serve this observation or needs a model; the message says which it can.
             FloatingPointError: the estimate is not finite; names the step.
+        """
+        if self.needs_model and model is None:
+            raise ValueError(
+                f"{type(self).__name__} needs a model: give the denoiser whose data x comes from"
+            )
+        observation.require_streams(streams)
+        started = time.perf_counter()
+        with counting() as evaluations:
+            x, trajectory = self.restore(observation, model, streams, cond, keep, callback)
+        return Restoration(x, evaluations.per_sample(len(x)), time.perf_counter() - started, trajectory)
+
+    @abstractmethod
+    def restore(
+        self,
+        observation: Observation,
+        model: Any,
+        streams: ImageStreams,
+        cond: Tensor | None,
+        keep: int,
+        callback: Callback | None,
+    ) -> tuple[Tensor, list[Tensor]]:
+        """The estimate ``[B, *]`` and those on the way; arguments and errors as of the call.
+
+        ``model`` is a ``DenoiserBase``, or whatever was given where none is needed.
         """

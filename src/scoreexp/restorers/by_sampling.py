@@ -1,13 +1,11 @@
 """Denoising by a sampler: the chain that leads from noise to data, entered at the observed noise level."""
 
-import time
-
 from torch import Tensor
 
 from scoreexp.core.streams import ImageStreams
 from scoreexp.denoisers import DenoiserBase
 from scoreexp.observations import GaussianNoise, Identity, Observation
-from scoreexp.restorers.base import Callback, Restoration, Restorer
+from scoreexp.restorers.base import Callback, Restorer
 from scoreexp.samplers import Sampler
 
 
@@ -36,20 +34,15 @@ class BySampling(Restorer):
     def __init__(self, sampler: Sampler) -> None:
         self.sampler = sampler
 
-    def __call__(
+    def restore(
         self,
         observation: Observation,
-        model: DenoiserBase | None = None,
-        *,
+        model: DenoiserBase,
         streams: ImageStreams,
-        cond: Tensor | None = None,
-        keep: int = 0,
-        callback: Callback | None = None,
-    ) -> Restoration:
-        if model is None:
-            raise ValueError("BySampling needs a model: give the denoiser whose data x comes from")
-        observation.require_streams(streams)
-        started = time.perf_counter()
+        cond: Tensor | None,
+        keep: int,
+        callback: Callback | None,
+    ) -> tuple[Tensor, list[Tensor]]:
         schedule, sigma = model.schedule, noise_level_of(observation)
         start, t_start = self.sampler.start(schedule, observation.y, sigma)
         result = self.sampler(
@@ -57,7 +50,7 @@ class BySampling(Restorer):
         )
         before = zip(result.trajectory[:-1], result.times[:-1].tolist(), strict=True)
         trajectory = [*(x / schedule.at(t)[0] for x, t in before), *result.trajectory[-1:]]
-        return Restoration(result.x, result.nfe, time.perf_counter() - started, trajectory)
+        return result.x, trajectory
 
 
 def noise_level_of(observation: Observation) -> float:

@@ -13,7 +13,6 @@ https://arxiv.org/abs/2303.05754, algorithm 1.
 """
 
 import math
-import time
 
 import torch
 from torch import Tensor
@@ -21,13 +20,12 @@ from torch import Tensor
 from scoreexp.core.streams import ImageStreams
 from scoreexp.core.types import NonNegativeFloat, PositiveInt, Probability
 from scoreexp.denoisers import DenoiserBase
-from scoreexp.denoisers.counting import counting
 from scoreexp.denoisers.denoiser import eps_from_x0
 from scoreexp.numerics.conjugate_gradient import conjugate_gradient
 from scoreexp.observations import LinearOperator, Observation
-from scoreexp.restorers.base import Callback, Restoration, Restorer
+from scoreexp.restorers.base import Callback, Restorer
 from scoreexp.samplers import start_from_prior
-from scoreexp.samplers.base import batch_of
+from scoreexp.samplers.base import batch_of, spread
 from scoreexp.samplers.grids import TimeGrid
 
 
@@ -72,64 +70,60 @@ class DDS(Restorer):
         self.grid, self.gamma, self.cg_steps, self.eta = grid, gamma, cg_steps, eta
 
     @torch.no_grad()
-    def __call__(
+    def restore(
         self,
         observation: Observation,
-        model: DenoiserBase | None = None,
-        *,
+        model: DenoiserBase,
         streams: ImageStreams,
-        cond: Tensor | None = None,
-        keep: int = 0,
-        callback: Callback | None = None,
-    ) -> Restoration:
-        started = time.perf_counter()
+        cond: Tensor | None,
+        keep: int,
+        callback: Callback | None,
+    ) -> tuple[Tensor, list[Tensor]]:
         y, operator = observation.y, observation.operator
-        if model is None or model.event_shape is None:
+        if model.event_shape is None:
             raise ValueError("DDS needs a model that knows the shape of its samples: give the prior of x")
         if not isinstance(operator, LinearOperator):
             raise ValueError(
                 f"DDS solves linear problems, and {type(operator).__name__} is no LinearOperator"
             )
         observation.require_shape(model.event_shape)
-        observation.require_streams(streams)
         if not y.isfinite().all():
             raise ValueError("y holds values that are not finite: find their origin")
         schedule, times = model.schedule, self.grid(model.schedule).tolist()
         x_t = start_from_prior(model, model.event_shape, streams, dtype=y.dtype, device=y.device)
         back_projected = operator.adjoint(y)
-        kept = set(torch.linspace(len(times), 1, keep, dtype=torch.float64).round().int().tolist())
+        kept = spread(1, len(times), keep)
         trajectory: list[Tensor] = []
-        with counting() as evaluations:
-            for i, t in enumerate(times, start=1):
-                # 1.
-                alpha_t, sigma_t = schedule.at(t)
-                x0_hat = model(x_t, batch_of(t, x_t), cond)
-                if not x0_hat.isfinite().all():
-                    raise FloatingPointError(
-                        f"the model's estimate is not finite at step {i} of {len(times)}: check its weights"
-                    )
-                eps_hat = eps_from_x0(x0_hat, x_t, alpha_t, sigma_t)
-                # 2.
-                x0 = conjugate_gradient(
-                    lambda x: x + self.gamma * operator.adjoint(operator(x)),
-                    x0_hat + self.gamma * back_projected,
-                    x0_hat,
-                    max_iter=self.cg_steps,
-                    tol=0.0,
-                ).x
-                if not x0.isfinite().all():
-                    raise FloatingPointError(
-                        f"the estimate is not finite at step {i} of {len(times)}: choose a smaller gamma than {self.gamma:g}"
-                    )
-                # 3.
-                if i < len(times):
-                    alpha_s, sigma_s = schedule.at(times[i])
-                    noise = math.sqrt(1 - self.eta**2) * eps_hat
-                    if self.eta > 0:
-                        noise = noise + self.eta * streams.normal(x_t)
-                    x_t = alpha_s * x0 + sigma_s * noise
-                if i in kept:
-                    trajectory.append(x0)
-                if callback is not None:
-                    callback(i, len(times), x0, x0_hat)
-        return Restoration(x0, evaluations.per_sample(len(y)), time.perf_counter() - started, trajectory)
+        for i, t in enumerate(times, start=1):
+            # 1.
+            alpha_t, sigma_t = schedule.at(t)
+            x0_hat = model(x_t, batch_of(t, x_t), cond)
+            if not x0_hat.isfinite().all():
+                raise FloatingPointError(
+                    f"the model's estimate is not finite at step {i} of {len(times)}: check its weights"
+                )
+            eps_hat = eps_from_x0(x0_hat, x_t, alpha_t, sigma_t)
+            # 2.
+            x0 = conjugate_gradient(
+                lambda x: x + self.gamma * operator.adjoint(operator(x)),
+                x0_hat + self.gamma * back_projected,
+                x0_hat,
+                max_iter=self.cg_steps,
+                tol=0.0,
+            ).x
+            if not x0.isfinite().all():
+                raise FloatingPointError(
+                    f"the estimate is not finite at step {i} of {len(times)}: choose a smaller gamma than {self.gamma:g}"
+                )
+            # 3.
+            if i < len(times):
+                alpha_s, sigma_s = schedule.at(times[i])
+                noise = math.sqrt(1 - self.eta**2) * eps_hat
+                if self.eta > 0:
+                    noise = noise + self.eta * streams.normal(x_t)
+                x_t = alpha_s * x0 + sigma_s * noise
+            if i in kept:
+                trajectory.append(x0)
+            if callback is not None:
+                callback(i, len(times), x0, x0_hat)
+        return x0, trajectory

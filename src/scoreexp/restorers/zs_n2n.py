@@ -12,7 +12,6 @@ Reference: Y. Mansour, R. Heckel, "Zero-Shot Noise2Noise: Efficient Image Denois
 https://arxiv.org/abs/2303.11253.
 """
 
-import time
 from collections.abc import Callable
 from typing import ClassVar
 
@@ -26,7 +25,7 @@ from scoreexp.core.streams import ImageStreams, generator
 from scoreexp.core.types import PositiveFloat, PositiveInt
 from scoreexp.denoisers import DenoiserBase
 from scoreexp.observations import Identity, Observation
-from scoreexp.restorers.base import Callback, Restoration, Restorer
+from scoreexp.restorers.base import Callback, Restorer
 from scoreexp.restorers.tiling import mirror_to_multiple
 
 
@@ -64,17 +63,15 @@ class ZSN2N(Restorer):
             raise ValueError(f"steps={steps}, width={width}, lr={lr}: choose at least 1, 1 and a rate > 0")
         self.steps, self.width, self.lr = steps, width, lr
 
-    def __call__(
+    def restore(
         self,
         observation: Observation,
-        model: DenoiserBase | None = None,
-        *,
+        model: DenoiserBase | None,
         streams: ImageStreams,
-        cond: Tensor | None = None,
-        keep: int = 0,
-        callback: Callback | None = None,
-    ) -> Restoration:
-        started = time.perf_counter()
+        cond: Tensor | None,
+        keep: int,
+        callback: Callback | None,
+    ) -> tuple[Tensor, list[Tensor]]:
         y = observation.y
         if not isinstance(observation.operator, Identity) or not isinstance(kind_of(y.shape[1:]), Images):
             raise ValueError(
@@ -82,7 +79,6 @@ class ZSN2N(Restorer):
             )
         if min(y.shape[-2:]) < 2:
             raise ValueError(f"ZS-N2N takes images of 2 x 2 pixels at least, not {tuple(y.shape[-2:])}")
-        observation.require_streams(streams)
         fitted = []
         with torch.inference_mode(False), torch.enable_grad():
             for number, seed in enumerate(streams.seeds):
@@ -93,7 +89,7 @@ class ZSN2N(Restorer):
 
                 fitted.append(self._fit(y[number : number + 1].clone(), seed, followed))
         x = torch.cat(fitted)
-        return Restoration(x, 0, time.perf_counter() - started, [y, x][-keep:] if keep else [])
+        return x, [y, x][-keep:] if keep else []
 
     def _fit(self, y: Tensor, seed: int, followed: Callable[[int, Tensor], None]) -> Tensor:
         """``y[1, C, H, W]`` without its noise; odd sides are mirrored by a pixel for the fit."""

@@ -131,7 +131,7 @@ class Sampler(ABC):
         times = (grid or self.grid)(model.schedule, t_start=t_start)
         visited = times.tolist() + [0.0] * self.denoise_last
         n = len(visited) - 1
-        kept = set(torch.linspace(n, 0, keep, dtype=torch.float64).round().int().tolist())
+        kept = spread(0, n, keep)
         trajectory = [x] if 0 in kept else []
 
         with counting() as evaluations:
@@ -152,6 +152,15 @@ class Sampler(ABC):
                     callback(i, n, x, bound.x0_hat)
         nfe = evaluations.per_sample(len(x))
         return SampleResult(x, nfe, trajectory, torch.tensor(visited, dtype=torch.float64)[sorted(kept)])
+
+
+def spread(first: int, last: int, count: int) -> set[int]:
+    """``count`` whole numbers, evenly spaced from ``last`` down to ``first``; at most all of them.
+
+    >>> sorted(spread(0, 10, 3))
+    [0, 5, 10]
+    """
+    return set(torch.linspace(last, first, count, dtype=torch.float64).round().int().tolist())
 
 
 def falling_noise_levels(schedule: Schedule, times: Tensor) -> Tensor:
