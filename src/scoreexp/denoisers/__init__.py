@@ -1,6 +1,6 @@
 """Denoisers: E[x_0 | x_t] from a network and its preconditioning, or exact from a known distribution."""
 
-from scoreexp.denoisers.denoiser import Denoiser, DenoiserBase, OracleDenoiser
+from scoreexp.denoisers.denoiser import Denoiser, DenoiserBase, OracleDenoiser, Wrapper
 from scoreexp.denoisers.preconditioning import (
     Coefficients,
     EDMPrediction,
@@ -21,5 +21,6 @@ __all__ = [
     "Preconditioning",
     "ScorePrediction",
     "VPrediction",
+    "Wrapper",
     "X0Prediction",
 ]
