@@ -25,8 +25,10 @@ from scoreexp.app.wandb_logging import log_report
 from scoreexp.core.errors import UserError
 from scoreexp.data.suffixes import READABLE
 from scoreexp.runs.reporting import BUSY, COMPARISON_FILE, Plan, conditions, write_report
-from scoreexp.runs.reporting.page import image_table
-from scoreexp.runs.reporting.runs import find_runs, flattened, method_settings, read_config, slug
+from scoreexp.runs.reporting.image_table import image_text
+from scoreexp.runs.reporting.reading import find_runs, read_config
+from scoreexp.runs.reporting.runs import slug
+from scoreexp.runs.reporting.settings import flattened, method_settings
 from scoreexp.runs.reporting.summary import tables
 from scoreexp.system.json_files import read_json, write_json
 from scoreexp.system.machine import processor
@@ -341,7 +343,7 @@ def _write(root: Path) -> Path:
     page = write_report([root], root)
     runs, plan = find_runs([root])
     for table in tables(runs, plan):
-        for line in image_table(table):
+        for line in image_text(table):
             _say(line)
     return _announced(page)
 
