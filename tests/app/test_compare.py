@@ -10,7 +10,16 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 from scoreexp.app.commands import compare as comparing
-from scoreexp.app.commands.compare import compare, overrides_of, plan_of, report, unequal
+from scoreexp.app.commands.compare import compare, report
+from scoreexp.app.comparison_jobs import (
+    cases_of,
+    checked_config,
+    checked_configs,
+    job_of,
+    overrides_of,
+    unequal,
+)
+from scoreexp.app.comparison_plan import plan_of
 from scoreexp.app.conf_dir import conf_dir
 from scoreexp.app.config_check import check_config
 from scoreexp.app.jobs import JobStatus
@@ -52,12 +61,8 @@ def test_every_sweep_is_sound_and_gives_all_methods_the_same_conditions(name, tm
     assert check_config(OmegaConf.to_container(cfg, resolve=True), schema=SCHEMA) == []
     assert cfg.sweep.name == name
     plan = plan_of(cfg)
-    configs = {
-        method: comparing._checked(
-            comparing.Job(method, comparing.MODULE, tuple(overrides_of(plan, method)), tmp_path / method)
-        )
-        for method in plan.methods
-    }
+    cases = cases_of(plan, list(plan.methods))
+    configs = checked_configs(cases, [job_of(plan, case, tmp_path) for case in cases])
     assert unequal(configs) == []
     for config in configs.values():
         assert config["callbacks"]["budget"]["seconds"] == plan.seconds
@@ -115,7 +120,7 @@ def test_a_folder_with_other_settings_is_refused(tmp_path, asked):
     folder = tmp_path / "exact_score" / "seed_3"
     folder.mkdir(parents=True)
     compare(configuration(tmp_path, *arguments))
-    stored = comparing._checked(asked[0])
+    stored = checked_config("stored", [*asked[0].overrides, asked[0].folder_override])
     (folder / "config.yaml").write_text(OmegaConf.to_yaml(stored))
     compare(configuration(tmp_path, *arguments))
     stored["data"]["size"] = 64

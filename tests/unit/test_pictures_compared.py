@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from scoreexp.app.commands.compare import overrides_of, pictures_of
+from scoreexp.app.comparison_jobs import overrides_of
+from scoreexp.app.comparison_plan import pictures_of
 from scoreexp.compare import arguments
 from scoreexp.core.errors import UserError
 from scoreexp.runs.reporting.csv_table import as_csv
