@@ -132,7 +132,9 @@ def _protocol(first: Mapping[str, Any], size: int | None) -> list[str]:
 
 
 def _value(value: Any) -> str:
-    return {None: "null", True: "true", False: "false"}.get(value, "") or quoted(str(value))
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return quoted(str(value))
 
 
 def pictures_of(path: str | Sequence[str] | None) -> list[str]:
