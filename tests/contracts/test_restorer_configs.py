@@ -24,10 +24,15 @@ def nodes(group):
     ]
 
 
+def with_steps(node, steps):
+    """The node with so many steps, wherever it says how many."""
+    inner = {key: with_steps(value, steps) for key, value in node.items() if isinstance(value, dict)}
+    return {**node, **inner, **({"steps": steps} if "steps" in node else {})}
+
+
 @pytest.mark.parametrize("node", nodes("restorer"))
 def test_a_restorer_denoises_repeats_itself_and_does_not_touch_the_data(node):
-    node = {**node, **({"steps": 3} if "steps" in node else {"grid": {**node["grid"], "steps": 3}})}
-    restorer = construct(node)
+    restorer = construct(with_steps(node, 3))
     assert isinstance(restorer, Restorer)
     observation = Observation.simulate(
         torch.zeros(3, *SHAPE), Identity(), GaussianNoise(0.3), ImageStreams(range(3))

@@ -50,6 +50,12 @@ class SVD(NamedTuple):
     v: Callable[[Tensor], Tensor]
     ut: Callable[[Tensor], Tensor]
 
+    @property
+    def measured(self) -> Tensor:
+        """True where a singular value is above rounding, which tells what of ``x`` the data determine."""
+        singular = self.singular
+        return singular > singular.max() * max(singular.shape) * torch.finfo(singular.dtype).eps
+
 
 class LinearOperator(Operator):
     """A linear ``A`` with its adjoint; ``require_adjoint`` tests that the two belong together."""
@@ -75,9 +81,8 @@ class LinearOperator(Operator):
         Raises:
             ValueError: it is not known in closed form.
         """
-        singular, _, v, ut = self.svd(y)
-        kept = singular > singular.max() * max(singular.shape) * torch.finfo(singular.dtype).eps
-        return v(torch.where(kept, ut(y) / torch.where(kept, singular, 1), 0))
+        svd = self.svd(y)
+        return svd.v(torch.where(svd.measured, svd.ut(y) / torch.where(svd.measured, svd.singular, 1), 0))
 
     def norm(self, event_shape: Sequence[int], *, iterations: int = 50) -> float:
         """The largest singular value, by power iteration on ``A^T A`` in float64: a lower bound, close after 50 steps.
