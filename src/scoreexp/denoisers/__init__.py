@@ -10,6 +10,7 @@ from scoreexp.denoisers.preconditioning import (
     VPrediction,
     X0Prediction,
 )
+from scoreexp.denoisers.product import Product
 
 __all__ = [
     "Coefficients",
@@ -19,6 +20,7 @@ __all__ = [
     "EpsPrediction",
     "OracleDenoiser",
     "Preconditioning",
+    "Product",
     "ScorePrediction",
     "VPrediction",
     "Wrapper",
