@@ -1,6 +1,13 @@
 """What is known of an unknown image: data, operator and noise. The only description of it, for every restorer."""
 
-from scoreexp.observations.noise import GaussianNoise, NoiseModel
+from scoreexp.observations.noise import (
+    CorrelatedNoise,
+    GammaNoise,
+    GaussianNoise,
+    NoiseModel,
+    PoissonGaussianNoise,
+    PoissonNoise,
+)
 from scoreexp.observations.observation import Observation
 from scoreexp.observations.operators import (
     SVD,
@@ -37,9 +44,11 @@ __all__ = [
     "CartesianMRI",
     "ChannelMix",
     "Compose",
+    "CorrelatedNoise",
     "FourierMask",
     "FromDeepinv",
     "Function",
+    "GammaNoise",
     "GaussianBlur",
     "GaussianNoise",
     "Grayscale",
@@ -53,6 +62,8 @@ __all__ = [
     "Observation",
     "Operator",
     "PerChannel",
+    "PoissonGaussianNoise",
+    "PoissonNoise",
     "Radon",
     "RandomMask",
     "Separable",
