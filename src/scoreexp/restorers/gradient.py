@@ -131,6 +131,18 @@ class STSL(GradientChain):
 
     where s is the pixel-space score. Probes are scaled by the noise: long ones measure the curve elsewhere.
 
+    >>> import torch
+    >>> from scoreexp.core.streams import ImageStreams
+    >>> from scoreexp.denoisers import OracleDenoiser
+    >>> from scoreexp.numerics.oracles import Gaussian
+    >>> from scoreexp.observations import GaussianNoise, Identity, Observation
+    >>> from scoreexp.samplers import UniformGrid
+    >>> from scoreexp.schedules import VP
+    >>> model = OracleDenoiser(Gaussian(torch.zeros(1, 4, 4), torch.ones(1, 4, 4)), VP())
+    >>> observation = Observation(torch.ones(1, 1, 4, 4), Identity(), GaussianNoise(0.1))
+    >>> STSL(UniformGrid(10))(observation, model, streams=ImageStreams([0])).nfe
+    19
+
     Args:
         grid: the times visited.
         zeta: weight of the data, > 0.
@@ -182,6 +194,18 @@ class HIRDiff(GradientChain):
 
     For a cube of bands that are combinations of a few images give the operator ``Compose(A, ChannelMix(E))`` and a model of
     the few; the result is theirs, ``ChannelMix(E)`` makes the cube of it.
+
+    >>> import torch
+    >>> from scoreexp.core.streams import ImageStreams
+    >>> from scoreexp.denoisers import OracleDenoiser
+    >>> from scoreexp.numerics.oracles import Gaussian
+    >>> from scoreexp.observations import GaussianNoise, Identity, Observation
+    >>> from scoreexp.samplers import UniformGrid
+    >>> from scoreexp.schedules import VP
+    >>> model = OracleDenoiser(Gaussian(torch.zeros(1, 4, 4), torch.ones(1, 4, 4)), VP())
+    >>> observation = Observation(torch.ones(1, 1, 4, 4), Identity(), GaussianNoise(0.1))
+    >>> HIRDiff(UniformGrid(10))(observation, model, streams=ImageStreams([0])).nfe
+    10
 
     Args:
         grid: the times visited.

@@ -181,6 +181,18 @@ class MMPS(LikelihoodRestorer):
 
     Each step of conjugate gradients costs a backward pass through the network, which the count of evaluations leaves out.
 
+    >>> import torch
+    >>> from scoreexp.core.streams import ImageStreams
+    >>> from scoreexp.denoisers import OracleDenoiser
+    >>> from scoreexp.numerics.oracles import Gaussian
+    >>> from scoreexp.observations import Identity
+    >>> from scoreexp.samplers import DDIM, UniformGrid
+    >>> from scoreexp.schedules import VP
+    >>> model = OracleDenoiser(Gaussian(torch.zeros(1, 4, 4), torch.ones(1, 4, 4)), VP())
+    >>> observation = Observation(torch.ones(1, 1, 4, 4), Identity(), GaussianNoise(0.1))
+    >>> MMPS(DDIM(UniformGrid(10)))(observation, model, streams=ImageStreams([0])).nfe
+    10
+
     Args:
         sampler: what draws.
         cg_steps: most steps of conjugate gradients (1 to 5 in the paper); with as many as ``y`` has values they are exact.

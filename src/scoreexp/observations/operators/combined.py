@@ -172,6 +172,12 @@ class LinearFunction(LinearOperator):
 class FromDeepinv(LinearOperator):
     """A linear physics of deepinv (``deepinv.physics.LinearPhysics``): its ``A`` and ``A_adjoint``, without its noise.
 
+    >>> import torch
+    >>> from types import SimpleNamespace
+    >>> physics = SimpleNamespace(A=lambda x: 2 * x, A_adjoint=lambda y: 2 * y)  # deepinv.physics.Inpainting(...)
+    >>> FromDeepinv(physics)(torch.ones(1, 2))
+    tensor([[2., 2.]])
+
     Args:
         physics: the object; it must take the dtype and device of the data.
 
