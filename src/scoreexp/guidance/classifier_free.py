@@ -13,6 +13,7 @@ is one less.
 import torch
 from torch import Tensor
 
+from scoreexp.core.checked import checked
 from scoreexp.core.errors import UserError
 from scoreexp.denoisers import DenoiserBase
 from scoreexp.samplers.labels import knows_null_label
@@ -41,6 +42,7 @@ class ClassifierFree(DenoiserBase, wraps=True):
         ValueError: if called without labels.
     """
 
+    @checked
     def __init__(self, model: DenoiserBase, weight: float = 2.0) -> None:
         if not knows_null_label(model.record):
             classes = model.record.get("num_classes")

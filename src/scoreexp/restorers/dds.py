@@ -17,8 +17,9 @@ import math
 import torch
 from torch import Tensor
 
+from scoreexp.core.checked import checked
 from scoreexp.core.streams import ImageStreams
-from scoreexp.core.types import NonNegativeFloat, PositiveInt, Probability
+from scoreexp.core.types import FiniteNonNegativeFloat, PositiveInt, Probability
 from scoreexp.denoisers import DenoiserBase
 from scoreexp.denoisers.denoiser import eps_from_x0
 from scoreexp.numerics.conjugate_gradient import conjugate_gradient
@@ -56,17 +57,14 @@ class DDS(Restorer):
             shape than the model's samples allow.
     """
 
+    @checked
     def __init__(
         self,
         grid: TimeGrid,
-        gamma: NonNegativeFloat = 5.0,
+        gamma: FiniteNonNegativeFloat = 5.0,
         cg_steps: PositiveInt = 5,
         eta: Probability = 0.85,
     ) -> None:
-        if not (gamma >= 0 and math.isfinite(gamma)) or cg_steps < 1 or not 0 <= eta <= 1:
-            raise ValueError(
-                f"gamma={gamma}, cg_steps={cg_steps}, eta={eta}: choose gamma >= 0, cg_steps >= 1 and eta in [0, 1]"
-            )
         self.grid, self.gamma, self.cg_steps, self.eta = grid, gamma, cg_steps, eta
 
     @torch.no_grad()
