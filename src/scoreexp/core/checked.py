@@ -217,9 +217,9 @@ def _described(hint: Any) -> str:
     """What an annotation allows: ``an int >= 1 or None``."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Annotated:
-        bounds = [f"{mark[0]} {mark[1]}" for mark in arguments[1:] if isinstance(mark, tuple)]
+        ranges = [" and ".join(f"{mark[0]} {mark[1]}" for mark in arguments[1:] if isinstance(mark, tuple))]
         advice = [f"({mark})" for mark in arguments[1:] if isinstance(mark, str)]
-        return " ".join([_described(arguments[0]), " and ".join(bounds), *advice]).replace("  ", " ").strip()
+        return " ".join(filter(None, [_described(arguments[0]), *ranges, *advice]))
     if origin in (Union, UnionType):
         return " or ".join(map(_described, arguments))
     if origin is Literal:
@@ -244,9 +244,11 @@ def _described(hint: Any) -> str:
 def _remedy(hint: Any, value: Any) -> str:
     """``, such as UniformGrid(20)`` where an object of the class is made of such a value alone."""
     for kind in _concrete(hint) if isinstance(hint, type) else ():
-        required = [p.name for p in inspect.signature(kind).parameters.values() if p.default is p.empty]
         init = getattr(kind.__init__, "__wrapped__", None)
-        test = _tests(init)[1].get(required[0]) if init is not None and len(required) == 1 else None
+        if init is None:
+            continue
+        required = [p.name for p in inspect.signature(kind).parameters.values() if p.default is p.empty]
+        test = _tests(init)[1].get(required[0]) if len(required) == 1 else None
         if test is not None and test(value) is None:
             return f", such as {kind.__name__}({_shown(value)})"
     return ""
