@@ -86,7 +86,7 @@ class DataModule(pl.LightningDataModule, ABC):
         seed: names the order of the samples and their augmentation.
 
     Raises:
-        DataError: if a value is outside its domain.
+        ValueError: if a value is outside its domain.
     """
 
     @checked

@@ -72,8 +72,8 @@ class Photo(DataModule):
     Validation and test use the training pictures.
 
     Raises:
-        DataError: if the picture is unknown, unreadable or smaller than the crop, or a value is outside its
-            domain.
+        DataError: if the picture is unknown, unreadable or smaller than the crop.
+        ValueError: if a value is outside its domain.
     """
 
     @checked
