@@ -297,7 +297,7 @@ class NCSNpp(nn.Module):
     ) -> None:
         super().__init__()
         if not multipliers:
-            raise ValueError("multipliers is empty: give at least one, that of the finest level")
+            raise ValueError("multipliers is empty: give at least one, for the finest level")
         self.downsampling_factor = 2 ** (len(multipliers) - 1)
         check_image_shape(tuple(event_shape), self.downsampling_factor)
 

@@ -128,7 +128,7 @@ class UNet(nn.Module):
                 f"hidden_ratio has {len(ratios)} values for {len(multipliers)} levels: give one number, or one per level"
             )
         if not multipliers:
-            raise ValueError("multipliers is empty: give at least one, that of the finest level")
+            raise ValueError("multipliers is empty: give at least one, for the finest level")
         self.downsampling_factor = 2 ** (len(multipliers) - 1)
         check_image_shape(tuple(event_shape), self.downsampling_factor)
         heights = [event_shape[1] >> level for level in range(len(multipliers))]

@@ -76,9 +76,7 @@ class PointsMonitor(pl.Callback):
         seed: int = 0,
     ) -> None:
         if not levels:
-            raise ValueError(
-                f"monitor levels are {list(levels)} and {list(shown_levels)}: allowed are noise levels > 0, at least one"
-            )
+            raise ValueError("levels is empty: give at least one noise level")
         self.sampler, self.folder, self.samples, self.seed = sampler, Path(folder), samples, seed
         self.levels, self.shown_levels = tuple(levels), tuple(shown_levels)
         self.best = float("inf")
