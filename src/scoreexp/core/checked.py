@@ -21,7 +21,6 @@ from typing import (
     get_args,
     get_origin,
     get_type_hints,
-    is_typeddict,
     overload,
 )
 
@@ -31,9 +30,8 @@ P = ParamSpec("P")
 R = TypeVar("R")
 C = TypeVar("C", bound=type)
 
-Test = Callable[
-    [Any], type[Exception] | None
-]  # None: allowed; ValueError: out of range; TypeError: of another type
+# what is wrong with a value: None is nothing, ValueError its range, TypeError its type
+Test = Callable[[Any], type[Exception] | None]
 
 _SCALARS: Mapping[Any, tuple[tuple[type, ...], str]] = {
     int: ((Integral,), "an int"),
@@ -105,7 +103,7 @@ def _tests(function: Callable[..., Any]) -> tuple[tuple[str, ...], dict[str, Tes
 
 
 def _test(hint: Any) -> Test | None:
-    """Tells what is wrong with a value for an annotation; None where everything is allowed."""
+    """The test of a value for an annotation; None where everything is allowed."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Annotated:
         return _in_range(_test(arguments[0]), [mark for mark in arguments[1:] if isinstance(mark, tuple)])
@@ -116,18 +114,16 @@ def _test(hint: Any) -> Test | None:
     if hint in _SCALARS:
         return _scalar(*_SCALARS[hint][0])
     kind = hint if origin is None else origin
-    if (
-        not isinstance(kind, type)
-        or kind is object
-        or is_typeddict(kind)
-        or getattr(kind, "_is_protocol", False)
-    ):
+    if not isinstance(kind, type) or getattr(kind, "_is_protocol", False):
         return None
-    if issubclass(kind, Mapping) or not issubclass(kind, Collection):
-        return _instance(Mapping if issubclass(kind, Mapping) else kind)
-    if kind.__module__ not in ("builtins", "collections.abc"):
-        return _instance(kind)
-    return _collection(kind, arguments)
+    if issubclass(kind, Mapping):
+        return _instance(Mapping)
+    return _collection(kind, arguments) if _is_collection(kind) else _instance(kind)
+
+
+def _is_collection(kind: Any) -> bool:
+    abstract = kind.__module__ == "collections.abc" and issubclass(kind, Collection)
+    return kind in (tuple, list, set, frozenset) or abstract
 
 
 def _in_range(test: Test | None, bounds: list[tuple[str, float]]) -> Test | None:
@@ -231,12 +227,7 @@ def _described(hint: Any) -> str:
     article = "an" if name[0] in "AEIOUaeiou" else "a"
     if kind is tuple and arguments and arguments[-1] is not Ellipsis:
         return f"a tuple of {len(arguments)}: {', '.join(map(_described, arguments))}"
-    if (
-        arguments
-        and isinstance(kind, type)
-        and issubclass(kind, Collection)
-        and not issubclass(kind, Mapping)
-    ):
+    if arguments and _is_collection(kind) and not issubclass(kind, Mapping):
         return f"{article} {name.lower()}, each {_described(arguments[0])}"
     return f"{article} {name}"
 
