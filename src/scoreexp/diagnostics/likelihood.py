@@ -28,14 +28,15 @@ References:
 
 import math
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from scoreexp.core.checked import checked
 from scoreexp.core.streams import ImageStreams
 from scoreexp.core.tensors import sum_per_sample
-from scoreexp.core.types import NonNegativeFloat, PositiveInt
+from scoreexp.core.types import AtLeastTwo, NonNegativeFloat, PositiveInt
 from scoreexp.denoisers.angular_flow import AngularFlow
 from scoreexp.denoisers.denoiser import DenoiserBase
 from scoreexp.numerics.ode import RK45, OdeSolver, rms
@@ -91,9 +92,8 @@ def dequantise(x: Tensor, generator: torch.Generator, levels: int = 256) -> Tens
     return x + spacing * (noise - 0.5)
 
 
-def _spacing(levels: int) -> float:
-    if levels < 2:
-        raise ValueError(f"levels={levels}: choose at least 2 (256 for 8-bit pictures)")
+@checked
+def _spacing(levels: Annotated[AtLeastTwo, "256 for 8-bit pictures"]) -> float:
     return 2 / (levels - 1)
 
 
@@ -112,6 +112,7 @@ class Likelihood:
         ValueError: if a parameter is outside its domain.
     """
 
+    @checked
     def __init__(
         self,
         solver: OdeSolver | None = None,
@@ -119,10 +120,6 @@ class Likelihood:
         probes: PositiveInt = 1,
         t_end: NonNegativeFloat | None = None,
     ) -> None:
-        if trace not in ("rademacher", "gaussian", "exact"):
-            raise ValueError(f"trace={trace!r}: choose 'rademacher', 'gaussian' or 'exact'")
-        if probes < 1:
-            raise ValueError(f"probes={probes}: choose at least 1")
         self.solver = solver or RK45(1e-5, 1e-5)
         self.trace = trace
         self.probes = probes

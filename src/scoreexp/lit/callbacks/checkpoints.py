@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import pytorch_lightning as pl
 
+from scoreexp.core.checked import checked
 from scoreexp.core.types import PositiveInt
 from scoreexp.lit.callbacks.signals import Interrupted
 from scoreexp.lit.csv_logger import CSVLogger
@@ -26,6 +27,7 @@ class Checkpoints(pl.callbacks.Checkpoint):
         mode: whether the largest (``max``) or the smallest (``min``) value of it is the best.
     """
 
+    @checked
     def __init__(
         self,
         *,
@@ -34,10 +36,6 @@ class Checkpoints(pl.callbacks.Checkpoint):
         monitor: str | None = "val/ssim",
         mode: Literal["max", "min"] = "max",
     ) -> None:
-        if every_n_steps < 1:
-            raise ValueError(f"checkpoint interval every_n_steps is {every_n_steps}: allowed is 1 or more")
-        if mode not in ("max", "min"):
-            raise ValueError(f"checkpoint mode is {mode!r}: allowed are 'max' and 'min'")
         self.folder, self.every_n_steps = Path(folder), every_n_steps
         self.monitor, self.mode = monitor, mode
         self.best_score: float | None = None

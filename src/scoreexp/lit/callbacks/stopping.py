@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 import pytorch_lightning as pl
 
+from scoreexp.core.checked import checked
 from scoreexp.core.errors import UserError
 from scoreexp.lit.callbacks.distribution_monitor import DistributionMonitor
 from scoreexp.lit.callbacks.monitor import CONFIRMED
@@ -52,6 +53,7 @@ class StopOnTarget(pl.Callback):
             logged is known when training starts.
     """
 
+    @checked
     def __init__(
         self,
         *,
@@ -59,8 +61,6 @@ class StopOnTarget(pl.Callback):
         target: float | None = None,
         mode: Literal["max", "min"] = "max",
     ) -> None:
-        if mode not in ("max", "min"):
-            raise ValueError(f"stopping mode is {mode!r}: allowed are 'max' and 'min'")
         if mode != (better := _mode_of(monitor)):
             extreme = "larger" if better == "max" else "smaller"
             raise UserError(
