@@ -18,7 +18,8 @@ from scoreexp.app.composition import CommandLine, compose, plain_config, readabl
 from scoreexp.app.conf_dir import conf_dir
 from scoreexp.app.config_check import check_config
 from scoreexp.app.early_checks import require_data
-from scoreexp.app.jobs import Job, describe_failures, quoted, run_jobs
+from scoreexp.app.jobs import Job, describe_failures, quoted
+from scoreexp.app.local_jobs import run_jobs
 from scoreexp.app.signatures import suggest
 from scoreexp.app.sweep import say_offline_runs, write_sweep
 from scoreexp.app.wandb_logging import log_report
