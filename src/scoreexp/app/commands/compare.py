@@ -1,7 +1,6 @@
 """A comparison: the same conditions for every method and seed, each run in a process of its own, then the report."""
 
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -22,6 +21,7 @@ from scoreexp.app.jobs import Job, describe_failures, quoted
 from scoreexp.app.local_jobs import run_jobs
 from scoreexp.app.signatures import suggest
 from scoreexp.app.sweep import say_offline_runs, write_sweep
+from scoreexp.app.terminal import say
 from scoreexp.app.wandb_logging import log_report
 from scoreexp.core.errors import UserError
 from scoreexp.data.suffixes import READABLE
@@ -81,11 +81,11 @@ def compare(cfg: DictConfig) -> Path:
         )
     require_data(*(config.get("data") or {} for config in configs.values()))
     for line in unequal(configs):
-        _say(f"warning: {line}")
+        say(f"warning: {line}")
     present = [m for m in plan.methods if m in chosen or (root / slug(m)).is_dir()]  # also of earlier calls
     load = max(load_per_core(), read_json(root / COMPARISON_FILE).get("load", 0.0))
     if load > BUSY:
-        _say(
+        say(
             f"warning: the machine is busy (load average {load:.1f} per core): seconds will not be comparable"
         )
     earlier = read_json(root / COMPARISON_FILE)
@@ -107,10 +107,10 @@ def compare(cfg: DictConfig) -> Path:
             for method, seed, image in cases
         ],
     )
-    _say(f"comparison     {plan.name}: {len(chosen)} methods x {len(plan.cases)} runs, {_limit(plan)}")
+    say(f"comparison     {plan.name}: {len(chosen)} methods x {len(plan.cases)} runs, {_limit(plan)}")
     if cfg.experiments is not None:
         protocol = dict(override.lstrip("+").split("=", 1) for override in plan.shared if "=" in override)
-        _say("protocol       " + " ".join(f"{key}={value}" for key, value in protocol.items()))
+        say("protocol       " + " ".join(f"{key}={value}" for key, value in protocol.items()))
     try:
         statuses = run_jobs(
             jobs,
@@ -343,19 +343,14 @@ def _write(root: Path) -> Path:
     runs, plan = find_runs([root])
     for table in tables(runs, plan):
         for line in image_table(table):
-            _say(line)
+            say(line)
     return _announced(page)
 
 
 def _announced(page: Path) -> Path:
     """The report, after saying where it is."""
-    _say(f"report         {page}\ntable          {page.with_name('results.csv')}")
+    say(f"report         {page}\ntable          {page.with_name('results.csv')}")
     return page
-
-
-def _say(text: str) -> None:
-    sys.stdout.write(f"{text}\n")
-    sys.stdout.flush()
 
 
 def load_per_core() -> float:

@@ -13,6 +13,7 @@ from PIL import Image
 from scoreexp.app.early_checks import require_input
 from scoreexp.app.progress import StepProgress
 from scoreexp.app.run_settings import nearest_level, own_sigma, require_reachable, sampler_settings
+from scoreexp.app.terminal import say, say_labelled
 from scoreexp.core.errors import UserError
 from scoreexp.core.kinds import Images, kind_of
 from scoreexp.core.ranges import sigma_to_model, to_uint8
@@ -78,7 +79,7 @@ def denoise(cfg: DictConfig) -> list[Denoised]:
                 raise
             done.append(Denoised(source, target, float("nan"), str(error)))
             said = str(error) if str(source) in str(error) else f"{shown(source)}: {error}"
-            _say("failed", said)
+            say_labelled("failed", said)
     failed = [shown(item.source) for item in done if item.error]
     if failed:
         more = f" and {len(failed) - MAX_NAMED} more" if len(failed) > MAX_NAMED else ""
@@ -86,7 +87,7 @@ def denoise(cfg: DictConfig) -> list[Denoised]:
             f"{len(failed)} of {len(done)} pictures failed: {', '.join(failed[:MAX_NAMED])}{more} (see above)"
         )
     beside = "" if cfg.strip else ", strip=true for a comparison"
-    _say("try next", f"another strength (sigma=...), another sampler (sampler=ddpm){beside}")
+    say_labelled("try next", f"another strength (sigma=...), another sampler (sampler=ddpm){beside}")
     return done
 
 
@@ -108,9 +109,9 @@ def _task(cfg: DictConfig) -> _Task:
         require_reachable(sampler, model.schedule, sigma)
     label, doubt = label_of_observed(record, cfg.seed, cfg.label)
     if doubt is not None:
-        _say("warning", doubt)
+        say_labelled("warning", doubt)
     if trained_on_one_picture(record.get("config", {})):
-        _say("note", "this model was trained on 1 picture: it knows no other")
+        say_labelled("note", "this model was trained on 1 picture: it knows no other")
     return _Task(model, sampler, sigma, label if isinstance(label, int) else None, cfg)
 
 
@@ -120,7 +121,7 @@ def _sigma(cfg: DictConfig, record: Mapping[str, Any]) -> float | None:
         return None
     sigma = own_sigma(record) if cfg.sigma is None else float(cfg.sigma)
     if sigma is None:
-        _say(
+        say_labelled(
             "note",
             "the run denoised no pictures, so it has no noise level of its own: estimates that of each",
         )
@@ -130,7 +131,7 @@ def _sigma(cfg: DictConfig, record: Mapping[str, Any]) -> float | None:
             f"sigma={cfg.sigma}: allowed is > 0 in units of the [0, 1] range (25/255 = 0.098), or auto"
         )
     if cfg.sigma is None:
-        _say("noise level", f"sigma = {sigma:g}, that of the model's run (sigma=auto estimates it)")
+        say_labelled("noise level", f"sigma = {sigma:g}, that of the model's run (sigma=auto estimates it)")
     return sigma
 
 
@@ -166,7 +167,9 @@ def _files(source: Path, output: str | None) -> list[tuple[Path, Path]]:
     if len(names) < len(found):
         if not names:
             raise UserError(f"input={source} is the output folder itself: give output=DIR outside of it")
-        _say("note", f"{len(found) - len(names)} pictures below the output {shown(folder)} are left out")
+        say_labelled(
+            "note", f"{len(found) - len(names)} pictures below the output {shown(folder)} are left out"
+        )
     pairs = [(path, _writable_name(folder / path.relative_to(source))) for path in names]
     first: dict[Path, Path] = {}
     for path, made in pairs:
@@ -196,7 +199,7 @@ def _denoise_file(task: _Task, source: Path, target: Path) -> Denoised:
     cfg = task.cfg
     picture = read_image(source, white_level=cfg.white_level)
     if (doubt := few_bits(picture)) is not None:
-        _say("warning", f"{source.name}: {doubt} Then give white_level=4095")
+        say_labelled("warning", f"{source.name}: {doubt} Then give white_level=4095")
     _require_writable(target, cfg.overwrite, like=picture)
     strip, gif = target.with_name(f"{target.stem}_strip.png"), target.with_name(f"{target.stem}.gif")
     folder = target.with_name(f"{target.stem}_intermediate")
@@ -217,29 +220,29 @@ def _denoise_file(task: _Task, source: Path, target: Path) -> Denoised:
             tiles=Tiles(cfg.tile, cfg.overlap),
             callback=progress.step,
             progress=progress.part_done,
-            warn=lambda text: print(text, flush=True),
+            warn=say,
         )
     clean = states[-1]
     made = next((path for path in reversed(target.parents) if not path.exists()), None)
     write_image(target, dataclasses.replace(picture, pixels=clean), overwrite=cfg.overwrite)
     if made is not None:
-        _say("made folder", shown(made))
+        say_labelled("made folder", shown(made))
     height, width = picture.pixels.shape[:2]
-    _say("denoised", f"{shown(target)} ({width} x {height}, sigma {sigma:.3g})")
+    say_labelled("denoised", f"{shown(target)} ({width} x {height}, sigma {sigma:.3g})")
     if cfg.strip:
         from scoreexp.figures.images import comparison  # matplotlib, for those who ask for it
 
         comparison([picture.pixels, clean], ["noisy", f"denoised, sigma {sigma:.3g}"], strip)
-        _say("comparison", shown(strip))
+        say_labelled("comparison", shown(strip))
     if cfg.intermediate:
         for stale in folder.glob("state_*.png"):
             stale.unlink()
         for i, state in enumerate(states[1:-1], start=1):
             write_image(folder / f"state_{i:03d}.png", state)
-        _say("intermediate", f"{shown(folder)} ({len(states) - 2} pictures)")
+        say_labelled("intermediate", f"{shown(folder)} ({len(states) - 2} pictures)")
     if cfg.gif:
         _write_gif(gif, states)
-        _say("animation", f"{shown(gif)} ({len(states)} frames)")
+        say_labelled("animation", f"{shown(gif)} ({len(states)} frames)")
     return Denoised(source, target, sigma)
 
 
@@ -250,7 +253,7 @@ def _estimated(task: _Task, picture: Picture, source: Path) -> float:
         raise UserError(f"no noise was found in {source}: give sigma=... to denoise it all the same")
     sigma = nearest_level(task.model.schedule, estimate.sigma)
     taken = "" if sigma == estimate.sigma else f"; denoises {sigma:.3f}, the model's nearest level"
-    _say(
+    say_labelled(
         "noise level",
         f"sigma = {estimate.sigma:.3f} estimated from {source.name} ({estimate.trust}: {estimate.why}){taken}",
     )
@@ -267,7 +270,3 @@ def _write_gif(path: Path, states: Sequence[np.ndarray]) -> None:
         frames[0].save(
             temporary, format="GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0
         )
-
-
-def _say(what: str, text: str) -> None:
-    print(f"{what:<15}{text}", flush=True)
