@@ -40,6 +40,12 @@ class NextCommand(NamedTuple):
 class RunCallback(pl.Callback):
     """A callback that the run asks about more than the training loop; one that has nothing to say keeps these answers.
 
+    >>> class LastLoss(RunCallback):
+    ...     def conclusion(self, metrics):
+    ...         return f"loss of the last step {metrics['train/loss']:.2f}"
+    >>> LastLoss().conclusion({"train/loss": 0.5})
+    'loss of the last step 0.50'
+
     Attributes:
         reason: why it has stopped the run, or None. A run that is over stays over when it is resumed, so the state that
             it comes from belongs to ``state_dict``.
