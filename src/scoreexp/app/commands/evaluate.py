@@ -19,6 +19,7 @@ from scoreexp.app.config_check import check_config
 from scoreexp.app.progress import StepProgress
 from scoreexp.app.run_settings import own_sigma, require_reachable, sampler_settings
 from scoreexp.app.signatures import suggest
+from scoreexp.app.terminal import say
 from scoreexp.core.errors import UserError
 from scoreexp.core.kinds import Images, kind_of
 from scoreexp.core.ranges import to_model, to_uint8, to_unit
@@ -175,10 +176,10 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
         _write(subject, file, measured, nfe, time.perf_counter() - started)
     _say_table(measured)
     for reason, without in _by_reason(subject.unmeasured).items():
-        _say(f"not measured   {', '.join(without)}: {reason}")
+        say(f"not measured   {', '.join(without)}: {reason}")
     if nfe is not None:
-        _say(f"samples        {shown(folder)} ({cfg.n}, {nfe} network evaluations each)")
-    _say(f"values         {shown(file)}")
+        say(f"samples        {shown(folder)} ({cfg.n}, {nfe} network evaluations each)")
+    say(f"values         {shown(file)}")
     return {item.name: item.value for item in measured}
 
 
@@ -601,9 +602,9 @@ def _say_table(measured: Sequence[Measured]) -> None:
     widths = [max(len(row[i]) for row in rows) for i in range(4)]
     for row, caveat in zip(rows, ["", *(item.caveat for item in measured)], strict=True):
         cells = (row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:4], widths[1:])), row[4])
-        _say("  ".join(cells).rstrip())
+        say("  ".join(cells).rstrip())
         if caveat:
-            _say(f"    note: {caveat}")
+            say(f"    note: {caveat}")
 
 
 def _better(name: str) -> str:
@@ -620,8 +621,3 @@ def _counted(batches: Any, what: str) -> Iterator[Any]:
         if done:
             sys.stderr.write(f"{what}  batch {done + 1}/{len(batches)}\n")
         yield batch
-
-
-def _say(text: str) -> None:
-    sys.stdout.write(f"{text}\n")
-    sys.stdout.flush()

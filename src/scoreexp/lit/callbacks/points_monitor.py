@@ -3,9 +3,9 @@
 import math
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import pytorch_lightning as pl
@@ -14,12 +14,14 @@ from torch import Tensor
 
 from scoreexp.core.checked import checked
 from scoreexp.core.errors import UserError
+from scoreexp.core.kinds import Points, kind_of
 from scoreexp.core.streams import generator, stream_seed
 from scoreexp.core.tensors import expand_to
-from scoreexp.core.types import AtLeastTwo, PositiveFloat
+from scoreexp.core.types import AtLeastTwo, FromRun, PositiveFloat
 from scoreexp.data import DataModule
 from scoreexp.denoisers.denoiser import DenoiserBase
 from scoreexp.figures.points import DECADES, ScoreMap, points_picture
+from scoreexp.lit.callbacks.base import Curves, NextCommand, RunCallback
 from scoreexp.lit.module import ScoreModule
 from scoreexp.metrics import sliced_wasserstein
 from scoreexp.numerics.oracles import Oracle
@@ -34,7 +36,7 @@ _CHUNK = 128  # points whose exact density is computed at once
 _HALF_WIDTH = 1.25  # of the panels: data lie in [-1, 1]
 
 
-class PointsMonitor(pl.Callback):
+class PointsMonitor(RunCallback):
     r"""Log how far a model of points is from the exact distribution.
 
     Of ``data.oracle()`` the score is known at every noise level, so the model's is held against it:
@@ -64,23 +66,31 @@ class PointsMonitor(pl.Callback):
         ValueError: if a number is outside its domain.
     """
 
+    curves = (
+        Curves(
+            ("val/score_error", "val/sliced_wasserstein"),
+            "points.png",
+            "distance from the exact distribution",
+            log=True,
+        ),
+    )
+
     @checked
     def __init__(
         self,
         *,
-        sampler: Sampler,
-        folder: str,
+        sampler: Annotated[Sampler, FromRun("sampler")],
+        folder: Annotated[str, FromRun("pictures")],
         samples: AtLeastTwo = 2000,
         levels: tuple[PositiveFloat, ...] = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0),
         shown_levels: tuple[PositiveFloat, PositiveFloat] = (0.05, 0.15),
-        seed: int = 0,
+        seed: Annotated[int, FromRun("seed")] = 0,
     ) -> None:
         if not levels:
             raise ValueError("levels is empty: give at least one noise level")
         self.sampler, self.folder, self.samples, self.seed = sampler, Path(folder), samples, seed
         self.levels, self.shown_levels = tuple(levels), tuple(shown_levels)
         self.best = float("inf")
-        self.picture: Path | None = None
         self._truth: _Truth | None = None
 
     def state_dict(self) -> dict[str, Any]:
@@ -149,8 +159,18 @@ class PointsMonitor(pl.Callback):
                 picture, _file_name(data), values.get("score_error", values["sliced_wasserstein"])
             )
 
-    def conclusion(self, metrics: Mapping[str, float]) -> str:
-        """What the last evaluation found, in a line; ``metrics`` as logged."""
+    def require_suits(self, module: ScoreModule) -> None:
+        shape = module.denoiser.event_shape
+        if kind_of(shape) != Points(2):
+            raise UserError(
+                f"callbacks.monitor is for points in the plane, but samples have the shape {shape}: "
+                "set callbacks=default"
+            )
+        self.require_reachable(module.denoiser.schedule)
+
+    def conclusion(self, metrics: Mapping[str, float]) -> str | None:
+        if self.picture is None:  # nothing was evaluated
+            return None
         values = {
             name.removeprefix("val/"): value for name, value in metrics.items() if name.startswith("val/")
         }
@@ -158,6 +178,9 @@ class PointsMonitor(pl.Callback):
         if "score_error" in values:
             text += f"; relative squared error of the score {values['score_error']:.4f}"
         return text
+
+    def next_commands(self) -> Sequence[NextCommand]:
+        return [NextCommand("sample", {"n": 2000, "sampler": "heun"})]
 
     def _distance_in_words(self, values: Mapping[str, float]) -> str:
         text = f"sliced Wasserstein distance of {self.samples} samples {values['sliced_wasserstein']:.4f}"

@@ -1,12 +1,14 @@
 """Stop when a target is reached, and say so."""
 
 import re
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import pytorch_lightning as pl
 
 from scoreexp.core.checked import checked
 from scoreexp.core.errors import UserError
+from scoreexp.lit.callbacks.base import RunCallback
 from scoreexp.lit.callbacks.distribution_monitor import DistributionMonitor
 from scoreexp.lit.callbacks.monitor import CONFIRMED
 
@@ -37,7 +39,7 @@ def _mode_of(monitor: str) -> Literal["max", "min"]:
     return _MODES[monitor]
 
 
-class StopOnTarget(pl.Callback):
+class StopOnTarget(RunCallback):
     """Stop training once a monitored value has reached ``target``.
 
     Watch a confirmed value (``val/ssim_confirmed``): one evaluation that touches the target by luck is then not enough. A
@@ -100,3 +102,6 @@ class StopOnTarget(pl.Callback):
             reached = f"{self.monitor} = {float(value):.4f} reached the target {self.target:g}"
             self.reason = f"{reached} at step {trainer.global_step}"
             trainer.should_stop = True
+
+    def targets(self) -> Mapping[str, float]:
+        return {} if self.target is None else {self.monitor: self.target}
