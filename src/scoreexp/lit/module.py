@@ -146,8 +146,7 @@ class ScoreModule(pl.LightningModule):
             torch.manual_seed(seed)
 
     def _stop_on_non_finite(self, losses: Tensor, t: Tensor) -> None:
-        alpha, sigma = self.denoiser.schedule(t)
-        ratios = (sigma / alpha)[~torch.isfinite(losses)]
+        ratios = self.denoiser.schedule.noise_level(t)[~torch.isfinite(losses)]
         levels = ", ".join(f"{r:.3g}" for r in ratios[:4].tolist())
         raise NonFiniteError(
             f"the loss is not finite at step {self.global_step} (noise-to-signal ratio {levels}); likely causes: a learning "
