@@ -18,7 +18,9 @@ from scoreexp.denoisers import (
     VPrediction,
     X0Prediction,
 )
+from scoreexp.denoisers.angular_flow import AngularFlow
 from scoreexp.diagnostics.likelihood import Likelihood
+from scoreexp.lit import ScoreModule
 from scoreexp.networks import MLP
 from scoreexp.networks.exact import ExactPosteriorMean
 from scoreexp.numerics.ode import RK45
@@ -233,6 +235,29 @@ def test_the_first_step_of_the_reverse_sde_forgets_where_it_began(sampler):
     torch.testing.assert_close(result.x, 0.999 * MEAN + 0.001 * z, rtol=0, atol=1e-15)
 
 
+class Wider(FlowMatching):
+    """Noise of another scale, whose squares round."""
+
+    def _sigma(self, t):
+        return 0.7 * t
+
+
+def test_ancestral_ddim_keeps_nothing_of_the_start_whatever_the_rounding():
+    x = points(1)
+    for end in torch.linspace(0.05, 0.95, 50).tolist():
+        sampler, model = DDIM(UniformGrid(2, t_end=end), 1.0, False), OracleDenoiser(GAUSSIAN, Wider())
+        a, b = (sampler(model, start, streams=ImageStreams([0])).x for start in (x, -x))
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-7)  # the root of a rounding
+
+
+def test_the_flow_is_regular_at_the_end_and_a_rounding_beyond_it():
+    flow = AngularFlow(OracleDenoiser(GAUSSIAN, SCHEDULE))
+    assert flow.at(1.0) == (math.pi / 2, 1.0)
+    for angle in (math.pi / 2, math.nextafter(math.pi / 2, 2)):
+        velocity = flow.velocity(torch.full((3,), angle, dtype=torch.float64), points(3))
+        torch.testing.assert_close(velocity, -MEAN.expand(3, 2))
+
+
 def test_evaluations_from_alpha_0():
     model, x, streams = OracleDenoiser(MIXTURE, SCHEDULE), points(16), ImageStreams(range(16))
     fewer = {"heun": 1, "pndm_s": 1, "pndm_f": 3}
@@ -353,6 +378,13 @@ def test_the_likelihood_weight_is_the_papers_and_its_loss_ends_at_0():
 def test_no_law_is_uniform_over_endless_levels():
     with pytest.raises(ValueError, match=r"FlowMatching schedule have no end.* choose time_law=uniform"):
         LogUniformNoise().sample(4, SCHEDULE, torch.Generator())
+    with pytest.raises(ValueError, match=r"FlowMatching schedule have no end"):  # before the first step
+        ScoreModule(
+            denoiser=Denoiser(Constant(), VPrediction(), SCHEDULE),
+            objective=DenoisingScoreMatching(VWeighting()),
+            time_law=LogUniformNoise(),
+            optimizer=torch.optim.Adam,
+        )
     t = LogUniformNoise().sample(1000, FlowMatching(t_max=0.999), torch.Generator().manual_seed(0))
     assert t.min() < 0.002
     assert t.max() > 0.99

@@ -44,6 +44,9 @@ class ScoreModule(pl.LightningModule):
             effect where the data have no classes.
         compile: run the network through ``torch.compile`` (in place: checkpoint keys stay the same).
         seed: names the random streams; 0 is a seed like any other.
+
+    Raises:
+        ValueError: an argument is outside its domain, or the schedule has no such law of times.
     """
 
     def __init__(
@@ -68,6 +71,7 @@ class ScoreModule(pl.LightningModule):
         self.denoiser = denoiser
         self.averaged = copy.deepcopy(denoiser).requires_grad_(False) if ema is not None else None
         self.objective, self.time_law = objective, time_law
+        time_law.sample(1, denoiser.schedule, generator("first time"))  # refuses before the run has begun
         self.make_optimizer, self.warmup_steps = optimizer, warmup_steps
         self.ema, self.seed = ema, int(seed)
         self.record: dict[
