@@ -137,7 +137,8 @@ class Denoiser(nn.Module, DenoiserBase):
         self.schedule = schedule
         self.event_shape: tuple[int, ...] | None = getattr(network, "event_shape", None)
         noisiest = torch.tensor([schedule.t_max], dtype=torch.float64)
-        preconditioning(*schedule(noisiest))  # so that it refuses alpha = 0 here and not in a step
+        if not noisiest.is_meta:  # a model of shapes alone, with which a file is checked, has no values
+            preconditioning(*schedule(noisiest))  # refuses alpha = 0 here and not in a step
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
         c = self.preconditioning(*self.schedule(t.to(device="cpu", dtype=torch.float64)))
