@@ -46,6 +46,9 @@ class ScoreModule(pl.LightningModule):
             effect where the data have no classes.
         compile: run the network through ``torch.compile`` (in place: checkpoint keys stay the same).
         seed: names the random streams; 0 is a seed like any other.
+
+    Raises:
+        ValueError: an argument is outside its domain, or the schedule has no such law of times.
     """
 
     needs_training: ClassVar[bool] = True  # False: ``prepare`` makes the model, which is then evaluated
@@ -69,6 +72,7 @@ class ScoreModule(pl.LightningModule):
         self.denoiser = denoiser
         self.averaged = copy.deepcopy(denoiser).requires_grad_(False) if ema is not None else None
         self.objective, self.time_law = objective, time_law
+        time_law.sample(1, denoiser.schedule, generator("first time"))  # refuses before the run has begun
         self.make_optimizer, self.warmup_steps = optimizer, warmup_steps
         self.ema, self.seed = ema, int(seed)
         self.record: dict[
@@ -172,8 +176,7 @@ class ScoreModule(pl.LightningModule):
             torch.manual_seed(seed)
 
     def _stop_on_non_finite(self, losses: Tensor, t: Tensor) -> None:
-        alpha, sigma = self.denoiser.schedule(t)
-        ratios = (sigma / alpha)[~torch.isfinite(losses)]
+        ratios = self.denoiser.schedule.noise_level(t)[~torch.isfinite(losses)]
         levels = ", ".join(f"{r:.3g}" for r in ratios[:4].tolist())
         raise NonFiniteError(
             f"the loss is not finite at step {self.global_step} (noise-to-signal ratio {levels}); likely causes: a learning "
