@@ -26,7 +26,7 @@ from scoreexp.samplers import ClampedEulerMaruyama, UniformGrid
 from scoreexp.schedules import ConstantNoise, VEPower
 from scoreexp.train import PROVIDED, SCHEMA
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
 from test_data_files import write_celeba, write_cifar
 
 EXPERIMENTS = sorted(path.stem for path in (conf_dir() / "experiment").glob("*_ours*.yaml"))
