@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import composed
 from hydra.utils import instantiate
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from scoreexp.app.commands.train import train
 from scoreexp.app.conf_dir import conf_dir
@@ -48,6 +48,15 @@ def test_choice_composes_and_passes_the_check(group, name):
 SHAPE = (3, 16, 16)
 
 
+def shrunk(cfg: DictConfig) -> DictConfig:
+    """The configuration with few channels in its network."""
+    if isinstance(cfg.network.get("channels"), int):
+        cfg.network.channels = 16
+    if "widths" in cfg.network:
+        cfg.network.widths = [8 * 2**level for level in range(len(cfg.network.widths))]
+    return cfg
+
+
 @pytest.fixture(scope="module")
 def oracle():
     return Gaussian(torch.zeros(SHAPE), torch.full(SHAPE, 0.25))
@@ -72,10 +81,8 @@ def test_preconditioning_contract(name):
 
 @pytest.mark.parametrize("name", names("network"))
 def test_network_contract(name):
-    cfg = composed("train", f"network={name}").network
-    if "channels" in cfg and isinstance(cfg.channels, int):
-        cfg.channels = 16
-    network = instantiate(cfg, event_shape=SHAPE, num_classes=None)
+    cfg = shrunk(composed("train", f"network={name}"))
+    network = instantiate(cfg.network, event_shape=SHAPE, num_classes=None)
     x = torch.randn(2, *SHAPE, generator=generator(0, "x"))
     with torch.no_grad():
         out = network(x, torch.tensor([-1.0, 0.5]))
@@ -160,7 +167,7 @@ def test_experiment_trains_two_steps(name, tmp_path):
         "trainer.accelerator=cpu",
         f"run_dir={tmp_path}",
     ]
-    result = train(composed("train", *overrides))
+    result = train(shrunk(composed("train", *overrides)))
     assert result.status == "finished"
     assert result.checkpoint.exists()
     assert 0 <= result.metrics["val/ssim"] <= 1
