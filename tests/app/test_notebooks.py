@@ -23,7 +23,10 @@ PICTURES = {  # drawn by a complete run
 }
 SHORTER = {  # what a complete run does more often than it takes to see that it runs
     "01_swiss_roll_and_exact_scores": {"=300": "=20"},
-    "03_reading_a_comparison": {"max_steps=40": "max_steps=4", "val_check_interval=10": "val_check_interval=2"},
+    "03_reading_a_comparison": {
+        "max_steps=40": "max_steps=4",
+        "val_check_interval=10": "val_check_interval=2",
+    },
 }
 
 every = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

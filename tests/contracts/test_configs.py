@@ -108,9 +108,11 @@ def test_objective_contract(name, oracle):
 def test_time_law_contract(name):
     cfg = composed("train", f"time_law={name}")
     law, schedule = instantiate(cfg.time_law), instantiate(cfg.schedule)
-    a, b = (law.sample(64, schedule, generator(7, "t")) for _ in range(2))
+    a, b, c = (law.sample(64, schedule, generator(seed, "t")) for seed in (7, 7, 8))
     assert torch.equal(a, b), "the generator decides"
+    assert not torch.equal(a, c)
     assert a.shape == (64,)
+    assert a.dtype == torch.float64
     assert float(a.min()) >= schedule.t_min
     assert float(a.max()) <= schedule.t_max
 

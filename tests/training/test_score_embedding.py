@@ -154,7 +154,8 @@ def test_without_embedding_the_module_is_an_ordinary_one(tiny, cached, tmp_path)
 
 def test_same_seed_same_embedding_same_run_with_and_without_a_cache(cached, tmp_path):
     published = [
-        "trainer.max_steps=2", "embedding.precomputation.initial_density=sampled_kde", "embedding.noise=0.1", "embedding.clamp=true"
+        "trainer.max_steps=2",
+        "embedding.precomputation.initial_density=sampled_kde", "embedding.noise=0.1", "embedding.clamp=true",
     ]  # fmt: skip
     train(cached(*published, run="a"))
     train(cached(*published, run="b"))
