@@ -75,7 +75,7 @@ study-claims: $(READY)  ## redo docs/results.md: the published claims on a photo
 	$(BIN)/python -m scoreexp.compare sweep=claims_published
 	$(BIN)/python -m benchmarks.study_claims
 
-study-stack: $(READY)  ## scoreexp against bare Lightning, Hydra and W&B, fault by fault: docs/faults.md (about 20 minutes)
+study-stack: $(READY)  ## scoreexp against bare Lightning, Hydra and W&B, fault by fault (docs/faults.md)
 	$(BIN)/python -m pytest benchmarks/stack
 
 clean:  ## remove build products and caches; outputs/ and .venv stay
