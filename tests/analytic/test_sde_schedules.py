@@ -41,40 +41,6 @@ def test_the_forward_sde_has_the_marginals(schedule):
     np.testing.assert_allclose(solution.y[1], sigma**2, rtol=1e-7)
 
 
-@every_schedule
-def test_coefficients_are_the_derivatives_of_the_scales(schedule):
-    t = interior_times(schedule)[0].requires_grad_()
-    (a,) = torch.autograd.grad(schedule.alpha(t).log().sum(), t)
-    (variance_rate,) = torch.autograd.grad((schedule.sigma(t) ** 2).sum(), t)
-    t = t.detach()
-    torch.testing.assert_close(schedule.drift(t), a, rtol=1e-9, atol=1e-12)
-    g2 = variance_rate - 2 * a * schedule.sigma(t) ** 2
-    torch.testing.assert_close(schedule.diffusion(t) ** 2, g2, rtol=1e-9, atol=1e-12)
-
-
-@every_schedule
-def test_t_of_sigma_is_the_inverse_over_the_whole_range(schedule):
-    t, ratios = interior_times(schedule)
-    alpha, sigma = schedule(t)
-    torch.testing.assert_close(sigma / alpha, ratios, rtol=1e-10, atol=0)
-    assert (t.diff() > 0).all()
-    ends = schedule.t_of_sigma(torch.tensor(schedule.sigma_range, dtype=torch.float64))
-    torch.testing.assert_close(ends, torch.tensor([schedule.t_min, schedule.t_max], dtype=torch.float64))
-    for bad in (schedule.sigma_range[0] * 0.99, schedule.sigma_range[1] * 1.01):
-        with pytest.raises(ValueError, match="noise level sigma/alpha"):
-            schedule.t_of_sigma(torch.tensor([bad], dtype=torch.float64))
-
-
-@every_schedule
-def test_results_have_the_dtype_of_t_and_times_outside_are_refused(schedule):
-    t = interior_times(schedule)[0].float()
-    for function in (schedule.alpha, schedule.sigma, schedule.drift, schedule.diffusion):
-        assert torch.equal(function(t), function(t.double()).float())
-        for bad in (schedule.t_min * 0.99, schedule.t_max * 1.01, math.nan):
-            with pytest.raises(ValueError, match=rf"t = .* is outside \[.*{type(schedule).__name__}"):
-                function(torch.tensor([bad]))
-
-
 def test_sub_vp_is_the_published_sde():
     schedule = SubVP()
     for t in (0.01, 0.2, 0.7, 1.0):

@@ -1,12 +1,10 @@
 """Stopping on a confirmed target."""
 
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from scoreexp.app.commands.train import train
 from scoreexp.core.errors import UserError
 from scoreexp.lit.callbacks import StopOnTarget
 
@@ -75,41 +73,3 @@ def test_a_mode_that_contradicts_the_monitor_is_refused(monitor, mode, better):
     with pytest.raises(UserError, match=f"{monitor} is the better .* set callbacks.stop.mode={better}"):
         StopOnTarget(monitor=monitor, mode=mode)
     assert StopOnTarget(monitor=monitor, mode=better).mode == better
-
-
-FRECHET = [
-    "callbacks=fid", "callbacks.distribution.n=4", "callbacks.distribution.batch_size=4", "data.crop=random",
-    "callbacks.stop.mode=min", "callbacks.stop.target=1e9",
-]  # fmt: skip
-
-
-def test_a_distance_of_generated_pictures_stops_a_run(tiny):
-    result = train(
-        tiny(
-            *FRECHET,
-            "callbacks.stop.monitor=val/frechet_random_conv_4",
-            "callbacks.distribution.every_n_steps=1",
-        )
-    )
-    assert "val/frechet_random_conv_4" in result.status
-    assert "reached the target 1e+09 at step 2" in result.status
-
-
-@pytest.mark.parametrize(
-    ("changed", "logs"),
-    [
-        ([], "val/frechet_random_conv_4$"),
-        (["callbacks.distribution=null"], "nothing, set callbacks=fid$"),
-        (
-            ["callbacks.distribution.metric=precision_recall"],
-            "val/precision_random_conv_4, val/recall_random_conv_4$",
-        ),
-    ],
-)
-def test_a_distance_that_the_run_does_not_log_is_refused_before_training(tiny, changed, logs):
-    cfg = tiny(*FRECHET, *changed, "callbacks.stop.monitor=val/frechet_random_conv_5k")
-    with pytest.raises(UserError, match=f"val/frechet_random_conv_5k is not logged by this run: .*{logs}"):
-        train(cfg)
-    assert not (Path(cfg.run_dir) / "checkpoints").exists() or not any(
-        (Path(cfg.run_dir) / "checkpoints").iterdir()
-    )

@@ -1,8 +1,11 @@
 """The straight path from data to noise."""
 
+from typing import Annotated
+
 from torch import Tensor
 
-from scoreexp.core.types import PositiveFloat
+from scoreexp.core.checked import checked
+from scoreexp.core.types import OpenProbability
 from scoreexp.schedules.base import Schedule
 
 
@@ -33,11 +36,12 @@ class FlowMatching(Schedule):
         ValueError: if the times are not in that order.
     """
 
-    def __init__(self, t_min: PositiveFloat = 1e-3, t_max: PositiveFloat = 1.0) -> None:
-        if not 0 < t_min < t_max <= 1:
-            raise ValueError(
-                f"t_min={t_min}, t_max={t_max}: choose 0 < t_min < t_max <= 1, because sigma(0) = 0 and alpha(1) = 0"
-            )
+    @checked
+    def __init__(
+        self,
+        t_min: Annotated[OpenProbability, "sigma(0) = 0"] = 1e-3,
+        t_max: Annotated[float, (">", 0), ("<=", 1), "alpha(1) = 0"] = 1.0,
+    ) -> None:
         super().__init__(t_min=t_min, t_max=t_max)
 
     def _alpha(self, t: Tensor) -> Tensor:

@@ -39,11 +39,11 @@ def test_the_halves_have_independent_noise_and_agree_on_ramps():
     torch.testing.assert_close(first, second)
 
 
-@pytest.mark.parametrize(("channels", "size"), [(3, (64, 64)), (1, (63, 65))])
+@pytest.mark.parametrize(("channels", "size"), [(3, (40, 40)), (1, (39, 41))])
 def test_noise_is_removed_from_a_smooth_image(channels, size):
     ramp = torch.linspace(-0.5, 0.5, size[0])[:, None].expand(1, channels, *size)
     observation = observed(ramp)
-    made = ZSN2N(steps=250)(observation, streams=ImageStreams([0]))
+    made = ZSN2N(steps=150)(observation, streams=ImageStreams([0]))
     assert made.x.shape == ramp.shape
     assert (made.x - ramp).square().mean() < 0.3 * (observation.y - ramp).square().mean()
     assert made.nfe == 0
