@@ -8,10 +8,10 @@ from conftest import TINY, composed
 from omegaconf import OmegaConf
 from PIL import Image
 
-from scoreexp.app.commands import evaluate as evaluating
 from scoreexp.app.commands.evaluate import evaluate
 from scoreexp.app.commands.train import train
 from scoreexp.app.config_check import check_config
+from scoreexp.app.evaluation import of_model
 from scoreexp.core.errors import UserError
 from scoreexp.data import Photo
 from scoreexp.diagnostics.likelihood import Likelihood, LikelihoodResult
@@ -53,7 +53,7 @@ def points(tmp_path_factory):
 @pytest.fixture
 def coarse_likelihood(monkeypatch):
     """Its accuracy is tested elsewhere."""
-    monkeypatch.setattr(evaluating, "Likelihood", lambda trace: Likelihood(RK45(1e-2, 1e-2), trace))
+    monkeypatch.setattr(of_model, "Likelihood", lambda trace: Likelihood(RK45(1e-2, 1e-2), trace))
 
 
 def configured(checkpoint, *overrides):
@@ -168,7 +168,7 @@ def test_bits_are_those_of_dequantised_pictures(trained, tmp_path, monkeypatch):
             seen.append(x)
             return LikelihoodResult(-x.double().square().flatten(1).sum(1), x, 1)
 
-    monkeypatch.setattr(evaluating, "Likelihood", lambda trace: Square())
+    monkeypatch.setattr(of_model, "Likelihood", lambda trace: Square())
     given = ["metrics=[bits_per_dim]", "+data.num_val=2"]
     a, b = (
         evaluate(

@@ -6,6 +6,7 @@ from scoreexp import on_first_use
 
 if TYPE_CHECKING:
     from scoreexp.metrics.card import MetricCard, MetricValue, card_differences, metric_name
+    from scoreexp.metrics.catalogue import spec_of
     from scoreexp.metrics.distribution import (
         gaussian_kernel,
         kid,
@@ -36,11 +37,13 @@ if TYPE_CHECKING:
         SampleMetric,
         SlicedWasserstein,
     )
+    from scoreexp.metrics.spec import MetricSpec
 else:  # a figure needs no torchmetrics
     __getattr__ = on_first_use(
         __name__,
         {
             "card": ["MetricCard", "MetricValue", "card_differences", "metric_name"],
+            "catalogue": ["spec_of"],
             "distribution": [
                 "gaussian_kernel",
                 "kid",
@@ -66,6 +69,7 @@ else:  # a figure needs no torchmetrics
                 "SampleMetric",
                 "SlicedWasserstein",
             ],
+            "spec": ["MetricSpec"],
         },
     )
 
@@ -82,6 +86,7 @@ __all__ = [
     "InceptionFeatures",
     "KernelDistance",
     "MetricCard",
+    "MetricSpec",
     "MetricValue",
     "MissingWeightsError",
     "PictureMetric",
@@ -108,6 +113,7 @@ __all__ = [
     "precision_recall",
     "psnr",
     "sliced_wasserstein",
+    "spec_of",
     "split_digest",
     "split_images",
     "ssim",

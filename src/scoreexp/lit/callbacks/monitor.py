@@ -14,7 +14,7 @@ from scoreexp.core.ranges import sigma_to_model, to_unit
 from scoreexp.core.types import NonNegativeInt, PositiveFloat, PositiveInt
 from scoreexp.figures.images import denoising_strip, save_pixels
 from scoreexp.lit.module import ScoreModule
-from scoreexp.metrics import MSE, PSNR, SSIM, GlobalSSIM
+from scoreexp.metrics.catalogue import metric_named, specs
 from scoreexp.restorers import BySampling
 from scoreexp.restorers.denoising import denoise_observed, observe
 from scoreexp.samplers import Sampler
@@ -22,10 +22,12 @@ from scoreexp.schedules import Schedule
 from scoreexp.system.atomic import atomic_write
 
 CONFIRMED = ("ssim", "ssim_global")
+MEASURED = sorted(spec.name for spec in specs("pictures") if spec.usual and spec.needs == "pairs")
+LOGGED = (*(f"{name}_confirmed" for name in CONFIRMED), *MEASURED)  # what a run may be stopped on
 
 
 class DenoisingMonitor(pl.Callback):
-    """Log ``val/ssim``, ``val/ssim_global``, ``val/psnr``, ``val/mse`` of denoised validation pictures.
+    """Log the usual metrics of denoised validation pictures: ``val/ssim``, ``val/ssim_global``, ``val/psnr``, ``val/mse``.
 
     The observation is y = x + sigma z with z a function of (seed, picture index), the same at every evaluation; it is
     not clipped. The sampler starts at the time at which the schedule has that noise level. ``val/ssim_confirmed``
@@ -61,7 +63,7 @@ class DenoisingMonitor(pl.Callback):
             raise ValueError(f"monitor confirm is {confirm}: allowed is 1 or more evaluations")
         self.sampler, self.sigma, self.confirm, self.seed = sampler, sigma, confirm, seed
         self.folder, self.pictures, self.intermediate = Path(folder), pictures, intermediate
-        self.metrics = {"mse": MSE(), "psnr": PSNR(), "ssim": SSIM(), "ssim_global": GlobalSSIM()}
+        self.metrics = {name: metric_named(name, "pictures")() for name in MEASURED}
         self.recent = {name: deque[float](maxlen=confirm) for name in CONFIRMED}
         self.best_ssim = -float("inf")
         self._shown: list[list[Tensor]] = []

@@ -14,6 +14,7 @@ import yaml
 
 from scoreexp.core.errors import UserError
 from scoreexp.core.moves import with_current_names
+from scoreexp.metrics.catalogue import spec_of
 from scoreexp.system.json_files import read_json
 
 COMPARISON_FILE = "comparison.json"
@@ -24,7 +25,9 @@ _NOT_MEASURED = {
     "batch_size", "num_workers", "augment", "rotation", "seed", "root", "cache", "download", "on_bad_image",
 }  # fmt: skip
 _ONLY_SHOWN = {"monitor.pictures", "monitor.intermediate", "monitor.shown_levels"}
-_NOT_SETTINGS = {"run_dir", "resume", "dry_run", "seed", "data.seed"}
+_NOT_SETTINGS = {"run_dir", "resume", "dry_run", "seed", "data.seed"} | {
+    "callbacks.stop.mode", "callbacks.checkpoints.mode",  # follow from the metrics that are monitored
+}  # fmt: skip
 
 _MAX_DEPTH = 50
 
@@ -113,7 +116,9 @@ class Run:
     @property
     def descends(self) -> bool:
         """Whether the monitored value is to fall to its target."""
-        return ((self.config.get("callbacks") or {}).get("stop") or {}).get("mode") == "min"
+        stop = (self.config.get("callbacks") or {}).get("stop") or {}
+        spec = spec_of(str(stop.get("monitor")))
+        return (stop.get("mode") or (spec and spec.mode)) == "min"
 
     @property
     def untrained(self) -> bool:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, NamedTuple
 
+from scoreexp.metrics.catalogue import spec_of
 from scoreexp.runs.reporting.runs import Plan, Run, conditions
 
 QUALITY = ("ssim", "ssim_global", "psnr")
@@ -226,7 +227,9 @@ def ranked_best(rows: Sequence[Summary], value: str) -> set[str]:
             medians[row.method] = spread.median
     if len(medians) < 2:
         return set()
-    best = min(medians.values()) if value == "seconds" else max(medians.values())
+    spec = spec_of(value)  # seconds are those of no metric
+    falls = value == "seconds" or (spec is not None and spec.mode == "min")
+    best = (min if falls else max)(medians.values())
     return {method for method, median in medians.items() if median == best}
 
 
