@@ -92,6 +92,10 @@ class DistributionMonitor(pl.Callback):
         self.sampler, self.features, self.folder = sampler, features, Path(folder)
         self.metric, self.n, self.first_seed = metric, n, first_seed
         self._metric: type[SampleMetric] = metric_named(metric, "pictures")
+        if (needs := self._metric.spec.needs) != "pictures":
+            raise ValueError(
+                f"distribution metric {metric} needs {needs}, not generated pictures: allowed are SampleMetrics"
+            )
         self.split: SplitName = split
         self.reference_n, self.batch_size = reference_n, batch_size
         self.every_n_steps, self.every_n_seconds = every_n_steps, every_n_seconds
