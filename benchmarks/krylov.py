@@ -24,7 +24,6 @@ from scoreexp.numerics.fokker_planck import (
     BiCGSTAB,
     Direct,
     Factorised,
-    Grid,
     KrylovProjection,
     Problem,
     ScoreField,
@@ -132,18 +131,7 @@ def projection_along_time(
     rows = []
     for kind in ("jacobi", "lu"):
         for m, index in zip(field.log_p, indices):
-            problem = Problem(
-                log_p0=m,
-                batch_shape=(images,),
-                grid=Grid.of((side, side)),
-                times=TIMES,
-                diffusion=lambda t: DIFFUSION,
-                drift=None,
-                boundary="neumann",
-                tol=TOLERANCE,
-                max_iter=MAX_ITER,
-                wanted=frozenset(),
-            )
+            problem = Problem(m, g=DIFFUSION, times=TIMES, tol=TOLERANCE, max_iter=MAX_ITER)
             step = Linearisation(problem, index)
             inverse = SharedPreconditioner(kind, problem).at(step)
             system = step.system(m, m)

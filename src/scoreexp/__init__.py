@@ -2,7 +2,7 @@
 
 >>> import scoreexp as se
 >>> dir(se)  # doctest: +ELLIPSIS
-['Observation', 'denoise', 'denoisers', 'load', ...]
+['Observation', 'denoise', 'denoisers', 'guidance', ...]
 """
 
 import sys
@@ -39,12 +39,14 @@ _PUBLIC = {
     "Observation": "observations:Observation",
     "denoise": "denoise",
     "denoisers": "denoisers",
+    "guidance": "guidance",
     "load": "runs.model:load",
     "metrics": "metrics",
     "networks": "networks",
     "objectives": "objectives",
     "observations": "observations",
     "oracles": "numerics.oracles",
+    "restore": "api.restore:restore",
     "restorers": "restorers",
     "sample": "sample",
     "samplers": "samplers",
@@ -53,6 +55,7 @@ _PUBLIC = {
 }
 
 if TYPE_CHECKING:
+    from scoreexp.api.restore import restore as restore
     from scoreexp.numerics import oracles as oracles
     from scoreexp.observations import Observation as Observation
     from scoreexp.runs.model import load as load

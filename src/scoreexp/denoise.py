@@ -1,15 +1,13 @@
 """``python -m scoreexp.denoise ckpt=FILE input=PICTURE sigma=0.2``: denoise the user's own pictures."""
 
 import sys
-from pathlib import Path
 from typing import Any
 
-from scoreexp.app.early_checks import require_device_name, require_input, require_output
+from scoreexp.app.early_checks import require_device_name, require_input, require_model, require_output
 from scoreexp.core.callable_module import make_callable
-from scoreexp.runs.checkpoint_path import require_checkpoint
 
 SCHEMA = {
-    "ckpt": "str",
+    "ckpt": "str | None",
     "input": "str",
     "output": "str | None",
     "sigma": "PositiveFloat | Literal['auto'] | None",
@@ -27,16 +25,17 @@ SCHEMA = {
     "overwrite": "bool",
     "run_dir": "str",
     "sampler": "Any",
+    "restorer": "Node | None",
+    "guidance": "Node | None",
 }
+PROVIDED = {"guidance": {"model"}}
 
 
 def run(cfg: Any) -> Any:
     """``scoreexp.app.commands.denoise.denoise``, after what can be refused without torch."""
     require_device_name(cfg.device)
-    require_checkpoint(cfg.ckpt)
-    source = Path(cfg.input).expanduser()
-    require_input(source)
-    require_output(source, cfg.output)
+    require_model(cfg.ckpt, cfg.get("restorer"))
+    require_output(require_input(cfg.input), cfg.output)
     from scoreexp.app.commands.denoise import denoise
 
     return denoise(cfg)
@@ -45,6 +44,6 @@ def run(cfg: Any) -> Any:
 if __name__ == "__main__":
     from scoreexp.app.launch import run_app
 
-    sys.exit(run_app("denoise", "scoreexp.denoise:run", schema=SCHEMA))
+    sys.exit(run_app("denoise", "scoreexp.denoise:run", schema=SCHEMA, provided=PROVIDED))
 
 make_callable(__name__, "scoreexp.api.denoise.denoise")

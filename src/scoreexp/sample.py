@@ -19,7 +19,9 @@ SCHEMA = {
     "out": "str | None",
     "run_dir": "str",
     "sampler": "Node",
+    "guidance": "Node | None",
 }
+PROVIDED = {"guidance": {"model"}}
 
 
 def run(cfg: Any) -> Any:
@@ -35,6 +37,6 @@ def run(cfg: Any) -> Any:
 if __name__ == "__main__":
     from scoreexp.app.launch import run_app
 
-    sys.exit(run_app("sample", "scoreexp.sample:run", schema=SCHEMA))
+    sys.exit(run_app("sample", "scoreexp.sample:run", schema=SCHEMA, provided=PROVIDED))
 
 make_callable(__name__, "scoreexp.api.sample.sample")

@@ -10,12 +10,22 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 from scoreexp.app.commands import compare as comparing
-from scoreexp.app.commands.compare import compare, overrides_of, plan_of, report, unequal
+from scoreexp.app.commands.compare import compare, report
+from scoreexp.app.comparison_jobs import (
+    cases_of,
+    checked_config,
+    checked_configs,
+    job_of,
+    overrides_of,
+    unequal,
+)
+from scoreexp.app.comparison_plan import plan_of
+from scoreexp.app.composition import composed as composed_config
 from scoreexp.app.conf_dir import conf_dir
 from scoreexp.app.config_check import check_config
 from scoreexp.app.jobs import JobStatus
 from scoreexp.app.launch import run_app
-from scoreexp.compare import SCHEMA
+from scoreexp.compare import SCHEMA, arguments
 from scoreexp.core.errors import UserError
 
 SWEEPS = sorted(
@@ -52,12 +62,8 @@ def test_every_sweep_is_sound_and_gives_all_methods_the_same_conditions(name, tm
     assert check_config(OmegaConf.to_container(cfg, resolve=True), schema=SCHEMA) == []
     assert cfg.sweep.name == name
     plan = plan_of(cfg)
-    configs = {
-        method: comparing._checked(
-            comparing.Job(method, comparing.MODULE, tuple(overrides_of(plan, method)), tmp_path / method)
-        )
-        for method in plan.methods
-    }
+    cases = cases_of(plan, list(plan.methods))
+    configs = checked_configs(cases, [job_of(plan, case, tmp_path) for case in cases])
     assert unequal(configs) == []
     for config in configs.values():
         assert config["callbacks"]["budget"]["seconds"] == plan.seconds
@@ -115,7 +121,7 @@ def test_a_folder_with_other_settings_is_refused(tmp_path, asked):
     folder = tmp_path / "exact_score" / "seed_3"
     folder.mkdir(parents=True)
     compare(configuration(tmp_path, *arguments))
-    stored = comparing._checked(asked[0])
+    stored = checked_config("stored", [*asked[0].overrides, asked[0].folder_override])
     (folder / "config.yaml").write_text(OmegaConf.to_yaml(stored))
     compare(configuration(tmp_path, *arguments))
     stored["data"]["size"] = 64
@@ -204,6 +210,25 @@ def test_a_method_in_a_folder_of_its_own_reaches_the_jobs(tmp_path, asked, capsy
     given = [*job.overrides, job.folder_override]
     assert run_app("train", "scoreexp.app.commands.train:train", argv=["--cfg=job", *given]) == 0
     assert "name: own\nseed: 3\n" in capsys.readouterr().out
+
+
+def test_experiments_are_compared_under_the_protocol_of_the_first(tmp_path, asked, capsys):
+    experiment = tmp_path / "own" / "experiment" / "grey.yaml"
+    experiment.parent.mkdir(parents=True)
+    experiment.write_text(
+        "# @package _global_\n# Grey.\ndefaults: [photo32_exact, _self_]\nname: grey\nseed: 5\n"
+        "data: {channels: 1}\ncallbacks: {monitor: {confirm: 1}, stop: {target: 0.9}}\n"
+    )
+    given = ["experiments=[grey,photo32_exact]", "data.size=16", f"run_dir={tmp_path / 'out'}"]
+    argv = arguments([f"--config-dir={tmp_path / 'own'}", *given])
+    assert run_app("compare", "scoreexp.app.commands.compare:compare", schema=SCHEMA, argv=argv) == 0
+    configs = [composed_config([*job.overrides, job.folder_override], "train") for job in asked]
+    assert [config["name"] for config in configs] == ["grey", "photo32_exact"]
+    for config in configs:
+        assert (config["seed"], config["data"]["channels"], config["data"]["size"]) == (5, 1, 16)
+        assert config["callbacks"]["monitor"]["confirm"] == 1
+        assert config["callbacks"]["stop"]["target"] == 0.9
+    assert "data.channels=1 " in capsys.readouterr().out
 
 
 def test_a_whole_configuration_of_ones_own_reaches_the_jobs(tmp_path, asked):

@@ -27,7 +27,7 @@ def test_wheel_holds_the_package_and_the_configuration(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     for file in (ROOT / "conf").rglob("*.yaml"):
         assert f"scoreexp/conf/{file.relative_to(ROOT / 'conf')}" in names
-    for file in (ROOT / "src").rglob("*.py"):
+    for file in (path for path in (ROOT / "src").rglob("*.*") if path.suffix != ".pyc"):
         assert str(file.relative_to(ROOT / "src")) in names
     assert not [n for n in names if n.startswith(("tests/", "outputs/", "benchmarks/"))]
 

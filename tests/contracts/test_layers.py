@@ -63,6 +63,11 @@ def test_imports_only_from_its_own_room_or_lower_floors(path):
         assert package not in DRAWING or FLOOR[mine] >= FLOOR["figures"], f"{mine} imports {package}"
 
 
+def test_private_packages_of_hydra_are_imported_in_one_place():
+    users = [path for path in FILES if any(name.startswith("hydra._internal") for name in imports(path))]
+    assert users == [ROOT / "app" / "hydra_internals.py"]
+
+
 @pytest.mark.parametrize("bare", ["core/errors.py", "core/types.py", "numerics/fokker_planck"])
 def test_what_is_checked_before_torch_is_imported_does_not_import_it(bare):
     place = ROOT / bare

@@ -36,6 +36,13 @@ def test_a_checkpoint_of_0_1_gives_what_it_gave(name):
 
 
 @pytest.mark.parametrize("name", sorted(EXPECTED))
+def test_an_optimiser_of_0_1_finds_its_parameters_in_their_order(name):
+    state = read_checkpoint(V0_1 / f"{name}.ckpt")["optimizer_states"][0]["state"]
+    parameters = list(scoreexp.load(V0_1 / f"{name}.ckpt").parameters())
+    assert [state[i]["exp_avg"].shape for i in range(len(state))] == [p.shape for p in parameters]
+
+
+@pytest.mark.parametrize("name", sorted(EXPECTED))
 def test_the_configuration_of_a_checkpoint_names_what_exists(name):
     def targets(node):
         if isinstance(node, dict):

@@ -24,10 +24,15 @@ def nodes(group):
     ]
 
 
+def with_steps(node, steps):
+    """The node with so many steps, wherever it says how many."""
+    inner = {key: with_steps(value, steps) for key, value in node.items() if isinstance(value, dict)}
+    return {**node, **inner, **({"steps": steps} if "steps" in node else {})}
+
+
 @pytest.mark.parametrize("node", nodes("restorer"))
 def test_a_restorer_denoises_repeats_itself_and_does_not_touch_the_data(node):
-    node = {**node, **({"steps": 3} if "steps" in node else {"grid": {**node["grid"], "steps": 3}})}
-    restorer = construct(node)
+    restorer = construct(with_steps(node, 3))
     assert isinstance(restorer, Restorer)
     observation = Observation.simulate(
         torch.zeros(3, *SHAPE), Identity(), GaussianNoise(0.3), ImageStreams(range(3))
@@ -47,10 +52,26 @@ def test_a_restorer_denoises_repeats_itself_and_does_not_touch_the_data(node):
 
 
 @pytest.mark.parametrize("node", nodes("operator"))
-def test_an_operator_that_is_linear_passes_the_adjoint_test(node):
-    operator = construct(node)
+def test_an_operator_that_is_linear_passes_the_adjoint_test_and_has_the_decomposition_it_gives(node):
+    operator = construct({**node, "size": 16} if "size" in node else node)
     assert isinstance(operator, LinearOperator)
-    require_adjoint(operator, (1, node["size"], node["size"]))
+    event_shape = (3, 16, 16)
+    require_adjoint(operator, event_shape)
+    x = torch.randn(2, *event_shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    y = operator(x)
+    assert y.shape[1:] == operator.output_shape(event_shape)
+    assert operator(x.float()).dtype == operator.adjoint(y.float()).dtype == torch.float32
+    torch.testing.assert_close(operator(x[:1]), y[:1])  # sample by sample
+    try:
+        singular, vt, v, ut = operator.svd(x)
+    except ValueError:
+        assert "svd" not in vars(type(operator))
+        return
+    torch.testing.assert_close(v(vt(x)), x, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(ut(y), singular * vt(x), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(operator.adjoint(y), v(singular * ut(y)), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(operator(operator.pinv(y)), y, rtol=1e-6, atol=1e-6)
+    assert float(singular.max()) == pytest.approx(operator.norm(event_shape), rel=0.02)
 
 
 @pytest.mark.parametrize("node", nodes("guidance"))

@@ -8,10 +8,11 @@ from torch import nn
 
 from scoreexp.core.batch import Batch
 from scoreexp.core.kinds import Images, Points, kind_of
-from scoreexp.denoisers import Denoiser, DenoiserBase, EDMPrediction, OracleDenoiser
+from scoreexp.denoisers import Denoiser, DenoiserBase, EDMPrediction, OracleDenoiser, Wrapper
 from scoreexp.denoisers.counting import counting
+from scoreexp.guidance import ClassifierFree
 from scoreexp.lit.module import ScoreModule
-from scoreexp.networks import MLP
+from scoreexp.networks import MLP, ExactPosteriorMean, UNet
 from scoreexp.numerics.oracles import Gaussian
 from scoreexp.objectives import Objective, UniformTime
 from scoreexp.samplers import DDIM, Heun, KarrasGrid, UniformGrid, draw
@@ -31,6 +32,20 @@ class Twice(DenoiserBase, wraps=True):
         if self.at_once:
             return self.model(torch.cat([x_t, x_t]), torch.cat([t, t])).chunk(2)[0]
         return (self.model(x_t, t) + self.model(x_t, t)) / 2
+
+
+class Halved(Wrapper):
+    """Asks its model once."""
+
+    def __call__(self, x_t, t, cond=None):
+        return self.model(x_t, t, cond) / 2
+
+
+class HalvedAgain(Halved):
+    """A wrapper because its base is one."""
+
+    def __call__(self, x_t, t, cond=None):
+        return super().__call__(x_t, t, cond) / 2
 
 
 class Leaf(DenoiserBase):
@@ -58,6 +73,27 @@ def test_networks_of_every_kind_are_counted_and_counts_nest():
             assert draw(model, DDIM(UniformGrid(4)), range(3)).nfe == 4
             model(torch.zeros(7, 2), torch.full((7,), 0.5))
         assert outer.rows == 4 * 3 + 7
+
+
+@pytest.mark.parametrize("kind", [Halved, HalvedAgain])
+def test_what_derives_from_a_wrapper_counts_what_it_asks(kind):
+    assert draw(kind(ORACLE), DDIM(UniformGrid(20)), range(5)).nfe == 20
+
+
+def test_a_wrapper_lies_where_its_model_lies_and_takes_the_same_sides():
+    shape = (1, 8, 8)
+    unet = UNet(event_shape=shape, channels=16, multipliers=(1, 2, 2), blocks=1, attention_resolutions=())
+    of_buffers_alone = ExactPosteriorMean(event_shape=shape)
+    for network, factor in ((unet, 4), (of_buffers_alone, 1)):
+        model = Denoiser(network.to("meta"), EDMPrediction(), VP())
+        model.event_shape = shape
+        model.record = {"num_classes": 3, "config": {"model": {"label_dropout": 0.1}}}
+        for found in (model, Halved(model), Halved(Halved(model)), ClassifierFree(model)):
+            assert (found.device, found.downsampling_factor) == (torch.device("meta"), factor)
+            assert (found.schedule, found.event_shape) == (model.schedule, shape)
+            assert found.record == model.record
+    for found in (ORACLE, Leaf(), Denoiser(nn.Identity(), EDMPrediction(), VP())):
+        assert (found.device, found.downsampling_factor) == (torch.device("cpu"), 1)
 
 
 def test_labels_are_bound_to_the_model_of_a_step():

@@ -7,6 +7,7 @@ from scipy.stats import gaussian_kde
 from scoreexp.numerics.fokker_planck import (
     GeometricDiffusion,
     PicardDivergence,
+    Problem,
     ScorePrecomputation,
     Spectral,
     initial_log_density,
@@ -155,7 +156,7 @@ def test_keep_selects_times_and_the_iterator_streams_them(image, solver):
     np.testing.assert_array_equal(some.log_p, full.log_p[[0, 2, 5]].astype(np.float32))
     np.testing.assert_array_equal(some.score, full.score[[0, 2, 5]].astype(np.float32))
     np.testing.assert_array_equal(some.iterations, full.iterations)
-    slices = list(iterate_log_density(log_p0, g=0.5, times=TIMES, solver=solver, keep=[2, 5]))
+    slices = list(iterate_log_density(Problem(log_p0, g=0.5, times=TIMES, keep=[2, 5]), solver))
     assert [s.index for s in slices] == [2, 5]
     np.testing.assert_array_equal(slices[1].log_p, full.log_p[5])
     np.testing.assert_array_equal(slices[1].score, full.score[5])
@@ -238,10 +239,12 @@ def test_bad_input_is_refused(change, message):
     with pytest.raises(ValueError, match=message) as error:
         solve_log_density(args.pop("log_p0"), **args)
     assert "\n" not in str(error.value)
-    if "drift gave" not in message:
-        args = {"log_p0": np.zeros((8, 8)), "g": 0.5, "times": TIMES} | change
+    if "drift gave" not in message:  # the others are refused before the first time is asked for
+        args = {"start": np.zeros((8, 8)), "g": 0.5, "times": TIMES} | change
+        args["start"] = args.pop("log_p0", args["start"])
+        solver = args.pop("solver", "spectral")
         with pytest.raises(ValueError, match=message):
-            iterate_log_density(args.pop("log_p0"), **args)
+            iterate_log_density(Problem(**args), solver)
 
 
 def test_unknown_eigenvalues_are_refused():

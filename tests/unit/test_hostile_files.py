@@ -55,7 +55,8 @@ from scoreexp.metrics import PixelFeatures
 from scoreexp.metrics.reference import make_reference
 from scoreexp.numerics.fokker_planck import ScoreField
 from scoreexp.runs.model import build_denoiser, model_record
-from scoreexp.runs.reporting.runs import method_settings, read_run
+from scoreexp.runs.reporting.reading import read_run
+from scoreexp.runs.reporting.settings import method_settings
 from scoreexp.system.json_files import read_json
 
 INPUTS = 10_000

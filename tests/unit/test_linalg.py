@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from scoreexp.numerics.linalg import arnoldi, bicgstab, conjugate_gradients, gmres
+from scoreexp.numerics.linalg import arnoldi, bicgstab, gmres
 
-SOLVERS = [conjugate_gradients, bicgstab, gmres]
+SOLVERS = [bicgstab, gmres]
 
 
 def systems(batch: int, n: int, *, symmetric: bool, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -20,7 +20,7 @@ def systems(batch: int, n: int, *, symmetric: bool, seed: int = 0) -> tuple[np.n
 @pytest.mark.parametrize("solver", SOLVERS)
 @pytest.mark.parametrize("preconditioned", [False, True])
 def test_solves_easy_and_hard_systems_to_the_tolerance(solver, preconditioned):
-    a, b = systems(3, 30, symmetric=solver is conjugate_gradients)
+    a, b = systems(3, 30, symmetric=False)
     diagonal = np.einsum("bii->bi", a)
     options = {"precondition": lambda x: x / diagonal} if preconditioned else {}
     result = solver(lambda x: np.einsum("bij,bj->bi", a, x), b, tol=1e-10, **options)
@@ -38,7 +38,7 @@ def test_solves_easy_and_hard_systems_to_the_tolerance(solver, preconditioned):
 
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_a_batch_gives_each_system_its_own_result(solver):
-    a, b = systems(3, 20, symmetric=solver is conjugate_gradients, seed=1)
+    a, b = systems(3, 20, symmetric=False, seed=1)
     batch = solver(lambda x: np.einsum("bij,bj->bi", a, x), b, tol=1e-9)
     for k in range(3):
         one = slice(k, k + 1)
@@ -130,7 +130,7 @@ def test_arnoldi_stops_where_the_space_is_exhausted():
 @pytest.mark.parametrize(
     "call",
     [
-        lambda: conjugate_gradients(lambda x: x, np.ones(3)),
+        lambda: bicgstab(lambda x: x, np.ones(3)),
         lambda: bicgstab(lambda x: x, np.ones((1, 3)), np.ones((1, 2))),
         lambda: bicgstab(lambda x: x, np.ones((1, 3)), tol=0.0),
         lambda: bicgstab(lambda x: x, np.ones((1, 3)), max_iter=0),

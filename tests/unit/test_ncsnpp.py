@@ -344,6 +344,15 @@ def test_state_dict_holds_the_frequencies():
     assert torch.equal(network(x, c_noise), other(x, c_noise))
 
 
+@pytest.mark.parametrize("config", KINDS)
+def test_a_copy_computes_with_its_own_weights(config):
+    network, other, (x, c_noise) = awake(tiny(**config)), awake(tiny(**config), seed=1), inputs()
+    before, changed = network(x, c_noise), copy.deepcopy(network)
+    changed.load_state_dict(other.state_dict())
+    assert torch.equal(changed(x, c_noise), other(x, c_noise))
+    assert torch.equal(network(x, c_noise), before)
+
+
 def test_new_weights_have_the_published_variance():
     # uniform of variance 2 / (fan in + fan out); of n uniform numbers it has relative error sqrt(0.8 / n) < 0.7 %
     torch.manual_seed(0)

@@ -4,10 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from scoreexp.app.commands.compare import overrides_of, pictures_of
+from scoreexp.app.comparison_jobs import overrides_of
+from scoreexp.app.comparison_plan import pictures_of
 from scoreexp.compare import arguments
 from scoreexp.core.errors import UserError
-from scoreexp.runs.reporting.page import as_csv, image_rows, image_table
+from scoreexp.runs.reporting.csv_table import as_csv
+from scoreexp.runs.reporting.image_table import image_table, image_text
 from scoreexp.runs.reporting.runs import Plan, Run
 from scoreexp.runs.reporting.summary import tables
 
@@ -35,11 +37,11 @@ def test_one_table_holds_all_pictures_and_ranks_each() -> None:
     (table,) = tables(RUNS, PLAN)
     medians = {row.method: row.last["psnr"] for row in table.rows}
     assert [tuple(medians[m] or ()) for m in "AB"] == [(20.5, 10.0, 31.0), (23.0, 20.0, 26.0)]
-    assert [(line[0], line[1]) for line in image_rows(table) if line[-1] == "best"] == [
+    assert [(line[0], line[1]) for line in image_table(table).rows if line[-1] == "best"] == [
         ("a.jpg", "B"),
         ("b.jpg", "A"),
     ]
-    assert len(image_table(table)) == 1 + 2 + 4
+    assert len(image_text(table)) == 1 + 2 + 4
     assert "A,b.jpg,1," in as_csv(RUNS, PLAN)
 
 

@@ -8,12 +8,16 @@ from pathlib import Path
 
 import pytest
 import yaml
+from jinja2 import UndefinedError
 
 from scoreexp.core.errors import UserError
-from scoreexp.runs.reporting import COMPARISON_FILE, Plan, write_report
+from scoreexp.runs.reporting import COMPARISON_FILE, Plan, page, write_report
 from scoreexp.runs.reporting.charts import ticks
-from scoreexp.runs.reporting.runs import differences, find_runs, slug
-from scoreexp.runs.reporting.summary import Spread, evaluations, median_curve, ranked_best, tables
+from scoreexp.runs.reporting.evaluations import evaluations
+from scoreexp.runs.reporting.reading import find_runs
+from scoreexp.runs.reporting.runs import slug
+from scoreexp.runs.reporting.settings import differences
+from scoreexp.runs.reporting.summary import Spread, median_curve, tables
 
 VOID = {"meta", "img", "br", "link", "line", "rect", "circle", "polyline"}
 
@@ -218,7 +222,7 @@ def test_the_best_of_a_distance_is_the_smallest_and_its_runs_need_no_mode(tmp_pa
         )
     (table,) = tables(find_runs([tmp_path])[0])
     assert [row.seconds.median for row in table.rows] == [2, 2]
-    assert ranked_best(table.rows, "last/score_error") == {"b"}
+    assert table.at_end.best(table.rows) == {"b"}
 
 
 def test_a_mode_that_follows_from_the_metric_makes_no_other_method(tmp_path):
@@ -284,14 +288,52 @@ def test_a_page_without_a_finished_run_says_so(tmp_path):
     assert "no run in these folders" in text_of(write_report([tmp_path / "empty"], tmp_path / "out"))
 
 
-def test_text_from_outside_is_escaped(tmp_path):
-    evil = "<script>alert('x')</script>"
-    make_comparison(tmp_path, {evil: reaching(1), "b & c": reaching(2)}, title=f"{evil} & more", machine=evil)
-    page = write_report([tmp_path], tmp_path)
-    assert "<script>" not in page.read_text()
-    assert evil in text_of(page)
-    assert "/" not in slug(evil)
-    assert slug("a b") != slug("a_b"), "different methods never share a folder"
+def make_named(root: Path, name: str) -> Path:
+    """A report in which all text from outside is ``name``."""
+    plan = make_comparison(
+        root, {name: reaching(1), "b": reaching(2)}, title=name, machine=name, images=[name, "b.png"]
+    )
+    evaluation = {"values": {name: 1.0}, "cards": {name: {name: name}}, "caveats": {name: name}}
+    for method in plan.methods:
+        for image in plan.images:
+            failed = {"status": "failed", "error": name, "hostname": name, "command": f"python -m {name}"}
+            folder = plan.folder(root, method, 0, image)
+            own = {"name": method, "lr": f"{name} {method}", "data": {"name": name}}
+            make_run(
+                folder,
+                device=name,
+                evaluation=evaluation,
+                status=failed if (method, image) == ("b", "b.png") else None,
+                **own,
+            )
+            (folder / "pictures" / "last").mkdir(parents=True)
+            (folder / "pictures" / "last" / "denoised.png").write_bytes(b"picture")
+    return write_report([root], root)
+
+
+@pytest.mark.parametrize(
+    "evil", ["<script>alert('x')</script>", '<b>&"', '"><img src=x onerror=y>', "&lt;i&gt;"]
+)
+def test_text_from_outside_is_shown_as_it_is(evil, tmp_path):
+    tags, texts = {}, {}
+    for name in (evil, "harmless"):
+        parser = Balanced()
+        parser.feed(make_named(tmp_path / slug(name), name).read_text())
+        tags[name], texts[name] = parser.tags, " ".join(parser.text)
+    assert tags[evil] == tags["harmless"]
+    assert texts[evil].count(evil) == texts["harmless"].count("harmless") > 20
+
+
+def test_different_methods_never_share_a_folder():
+    assert "/" not in slug("<script>alert('x')</script>")
+    assert slug("a b") != slug("a_b")
+
+
+def test_a_template_that_asks_for_what_is_not_there_is_an_error(tmp_path, monkeypatch):
+    (tmp_path / "report.html.jinja").write_text("{{ page.titel }}")
+    monkeypatch.setattr(page, "TEMPLATES", tmp_path)
+    with pytest.raises(UndefinedError, match="titel"):
+        page.render(page.page_of([]))
 
 
 def test_values_with_different_cards_stand_apart(tmp_path):

@@ -275,6 +275,15 @@ def test_state_dict_round_trip(make):
     assert torch.equal(network(x, c_noise), other(x, c_noise))
 
 
+@pytest.mark.parametrize("make", FAMILIES)
+def test_a_copy_computes_with_its_own_weights(make):
+    network, other, (x, c_noise) = awake(make()), awake(make(), seed=1), inputs()
+    before, changed = network(x, c_noise), copy.deepcopy(network)
+    changed.load_state_dict(other.state_dict())
+    assert torch.equal(changed(x, c_noise), other(x, c_noise))
+    assert torch.equal(network(x, c_noise), before)
+
+
 def test_compile_in_place_leaves_the_keys_unchanged():
     network = tiny()
     keys = list(network.state_dict())

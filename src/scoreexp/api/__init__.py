@@ -1,1 +1,1 @@
-"""What Python users call: ``scoreexp.denoise``, ``scoreexp.sample`` and ``scoreexp.train``, without Hydra."""
+"""What Python users call: ``scoreexp.denoise``, ``restore``, ``sample`` and ``train``, without Hydra."""

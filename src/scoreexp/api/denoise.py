@@ -15,6 +15,7 @@ from scoreexp.observations import GaussianNoise
 from scoreexp.restorers import BySampling
 from scoreexp.restorers.images import Tiles, restore_pixels
 from scoreexp.samplers import Sampler, label_of_observed
+from scoreexp.samplers.labels import Label
 
 Array = TypeVar("Array", np.ndarray, Tensor)
 
@@ -25,7 +26,7 @@ def denoise(
     sigma: float,
     *,
     sampler: Sampler | None = None,
-    label: int | None = None,
+    label: Label = None,
     seed: int = 0,
     tile: int | str | None = "auto",
 ) -> Array:
@@ -43,7 +44,7 @@ def denoise(
         model: a denoiser of images in [-1, 1], or the path of a checkpoint.
         sigma: standard deviation of the noise, in units of [0, 1] (25/255 = 0.098).
         sampler: how; by default the sampler of the model's run, or DDIM with 50 steps.
-        label: class of the image, for a model with classes.
+        label: class of the image, for a model with classes; ``"none"``, the null label, is the default where it was trained.
         seed: names the noise of samplers that draw any.
         tile: side of the tiles in pixels; None for the whole image at once, ``"auto"`` for tiles of large images.
 
@@ -63,7 +64,7 @@ def denoise(
         denoiser,
         pixels,
         GaussianNoise(sigma_to_model(sigma)),
-        label=chosen if isinstance(chosen, int) else None,
+        label=chosen,
         seed=seed,
         tiles=Tiles(tile),
     )[-1]

@@ -6,7 +6,7 @@ from typing import Any
 from scoreexp.core.construct import construct
 from scoreexp.denoisers import DenoiserBase
 from scoreexp.runs.model import load, require_trusted
-from scoreexp.samplers import DDIM, Sampler, UniformGrid
+from scoreexp.samplers import DDIM, Sampler, UniformGrid, sampler_of_one_level
 
 STEPS = 50
 
@@ -28,9 +28,8 @@ def as_model(model: Any) -> DenoiserBase:
 
 def usual_sampler(model: DenoiserBase) -> Sampler:
     """One evaluation for a model of one noise level, the sampler of its run, or else DDIM with 50 steps."""
-    low, high = model.schedule.sigma_range
-    if low == high:
-        return DDIM(UniformGrid(1))
+    if (sampler := sampler_of_one_level(model.schedule)) is not None:
+        return sampler
     node = model.record.get("config", {}).get("sampler")
     if not node:
         return DDIM(UniformGrid(STEPS))

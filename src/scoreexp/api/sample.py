@@ -30,6 +30,8 @@ def sample(
     >>> se.sample(model, 5).shape
     torch.Size([5, 2])
 
+    A guided model is a model: ``se.sample(se.guidance.ClassifierFree(se.load(path), weight=2.0), label=3)``.
+
     Args:
         model: a denoiser, or the path of a checkpoint.
         n: how many; 16, or as many as there are seeds.
@@ -47,17 +49,11 @@ def sample(
         raise ValueError(
             f"n={n} samples with {len(chosen)} seeds: give one seed per sample, or only one of the two"
         )
-    network = getattr(denoiser, "network", None)
-    device = (
-        next((p.device for p in network.parameters()), torch.device("cpu"))
-        if network
-        else torch.device("cpu")
-    )
+    how = sampler or usual_sampler(denoiser)
     drawn = []
     for start in range(0, len(chosen), batch_size):
         batch = chosen[start : start + batch_size]
-        cond = labels_for(batch, denoiser.record, label, device=device)
-        result = draw(denoiser, sampler or usual_sampler(denoiser), batch, cond=cond, device=device)
-        drawn.append(result.x.cpu())
+        cond = labels_for(batch, denoiser.record, label, device=denoiser.device)
+        drawn.append(draw(denoiser, how, batch, cond=cond).x.cpu())
     samples = torch.cat(drawn)
     return to_unit(samples).clamp(0, 1) if isinstance(kind_of(denoiser.event_shape), Images) else samples

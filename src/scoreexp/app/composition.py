@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
-from hydra._internal.hydra import Hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
@@ -21,7 +20,9 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, ListConfig, OmegaConf, flag_override
 from omegaconf.errors import InterpolationKeyError, InterpolationToMissingValueError, OmegaConfBaseException
 
+from scoreexp.app.conf_dir import conf_dir
 from scoreexp.app.config_check import known_keys, single_values
+from scoreexp.app.hydra_internals import Hydra, get_args_parser, hydra_of
 from scoreexp.app.jobs import quoted
 from scoreexp.app.signatures import closest, suggest
 from scoreexp.core.errors import UserError
@@ -56,6 +57,27 @@ def compose(command_line: CommandLine, mode: RunMode = RunMode.RUN) -> DictConfi
         cfg = hydra.compose_config(config_name, list(overrides), mode, with_log_configuration=False)
     use_current_names(cfg)
     return cfg
+
+
+def composed(words: Sequence[str], config_name: str) -> dict[str, Any]:
+    """The configuration that another command would compose, as plain data; this process's own stays as it is.
+
+    Args:
+        words: its command line: ``--config-path``, ``--config-dir`` and overrides.
+        config_name: its primary configuration.
+
+    Raises:
+        UserError: if it cannot be composed.
+    """
+    args = get_args_parser().parse_args(list(words))
+    folder = Path(args.config_path or conf_dir())
+    hydra = hydra_of(config_name, folder, args.config_dir)
+    command_line = CommandLine(hydra, folder, config_name, readable(args.overrides, sweep=False))
+    mine = HydraConfig.instance().cfg
+    try:
+        return plain_config(compose(command_line))
+    finally:
+        HydraConfig.instance().cfg = mine
 
 
 def use_current_names(cfg: DictConfig) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from scoreexp.app.signatures import resolve
 from scoreexp.core.errors import UserError
 from scoreexp.data.suffixes import WRITABLE
+from scoreexp.runs.checkpoint_path import require_checkpoint
 
 USUAL_NUMBER = 16  # of samples
 _DEVICES = re.compile(r"auto|cpu|mps|(cuda|xpu)(:\d+)?")
@@ -57,10 +58,22 @@ def _how_to_get(node: Mapping[str, Any]) -> str:
     return ""
 
 
-def require_input(source: Path) -> None:
-    """Refuse an input that is not there."""
-    if not source.exists():
+def require_model(ckpt: str | None, restorer: Mapping[str, Any] | None) -> None:
+    """Refuse a checkpoint that cannot be one, and none where nothing else can restore."""
+    if ckpt is not None:
+        require_checkpoint(ckpt)
+    elif not restorer:
+        raise UserError(
+            "ckpt is required: add ckpt=RUN_DIR/checkpoints/best.ckpt, or a restorer without a model, restorer=zs_n2n"
+        )
+
+
+def require_input(source: str | Path) -> Path:
+    """The input, refused where it is not there."""
+    path = Path(source).expanduser()
+    if not path.exists():
         raise UserError(f"input={source} does not exist: give a picture or a folder of pictures")
+    return path
 
 
 def require_output(source: Path, output: str | None) -> None:

@@ -19,9 +19,6 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from hydra import version
-from hydra._internal.hydra import Hydra
-from hydra._internal.utils import create_config_search_path, get_args_parser
-from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import (
@@ -49,6 +46,7 @@ from scoreexp.app.conf_dir import conf_dir
 from scoreexp.app.config_check import check_config
 from scoreexp.app.early_checks import require_data
 from scoreexp.app.help import help_text
+from scoreexp.app.hydra_internals import get_args_parser, hydra_of
 from scoreexp.app.sweep import devices_of, expand, plan_sweep, run_sweep
 from scoreexp.core.errors import UserError
 from scoreexp.system.processes import independent_launcher
@@ -147,15 +145,13 @@ def _start_hydra(app: App, args: Namespace) -> CommandLine:
     folder = conf_dir() if args.config_path is None else Path(args.config_path).resolve()
     if not folder.is_dir():
         raise UserError(f"--config-path={args.config_path} is not a folder")
-    search_path = create_config_search_path(str(folder))
-    if args.config_dir is not None:
-        extra = Path(args.config_dir).resolve()
-        if not extra.is_dir():
-            raise UserError(f"--config-dir={args.config_dir} is not a folder")
-        search_path.prepend("command-line", f"file://{extra}", anchor=SearchPathQuery(provider="schema"))
-    GlobalHydra.instance().clear()
+    extra = None if args.config_dir is None else Path(args.config_dir).resolve()
+    if extra is not None and not extra.is_dir():
+        raise UserError(f"--config-dir={args.config_dir} is not a folder")
     job_name = app.task.partition(":")[0].rpartition(".")[2]
-    hydra = Hydra.create_main_hydra2(job_name, search_path)
+    hydra = hydra_of(job_name, folder, extra)
+    GlobalHydra.instance().clear()
+    GlobalHydra.instance().initialize(hydra)
     overrides = readable(args.overrides, sweep=args.multirun)
     return CommandLine(hydra, folder, args.config_name or app.config_name, overrides)
 

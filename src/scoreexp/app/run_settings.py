@@ -1,4 +1,4 @@
-"""What a command takes from the run of a checkpoint where its own configuration does not say: sampler and noise level."""
+"""How a command uses a model: what its own configuration does not say, sampler and noise level, is that of the run."""
 
 import math
 from collections.abc import Mapping
@@ -8,13 +8,29 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from scoreexp.app.config_check import check_config
+from scoreexp.core.construct import construct
 from scoreexp.core.errors import UserError
 from scoreexp.core.ranges import sigma_to_model
+from scoreexp.denoisers import DenoiserBase
 from scoreexp.runs.model import require_trusted
 from scoreexp.samplers import Sampler
 from scoreexp.schedules import Schedule
 
 NEAR = 1.2  # ratio of noise levels up to which the model's nearest one serves an estimated one
+
+
+def guided(model: DenoiserBase, cfg: DictConfig) -> DenoiserBase:
+    """The model with the guidance of ``cfg`` around it, if there is any.
+
+    Raises:
+        UserError: the guidance does not take this model.
+    """
+    if not cfg.get("guidance"):
+        return model
+    found: DenoiserBase = construct(
+        OmegaConf.to_container(cfg.guidance, resolve=True), "guidance", model=model
+    )
+    return found
 
 
 def own_settings(

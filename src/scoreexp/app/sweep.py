@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
@@ -24,6 +23,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from scoreexp.app.composition import CommandLine, override_of
+from scoreexp.app.hydra_internals import BasicSweeper
 from scoreexp.app.jobs import Job, JobStatus, describe_failures
 from scoreexp.core.errors import UserError
 from scoreexp.system.json_files import read_json, write_json

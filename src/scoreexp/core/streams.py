@@ -6,7 +6,7 @@ image whatever the batch size or the number of devices.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -42,11 +42,26 @@ class ImageStreams:
         """The next standard normal draw of every image: shape, dtype and device of ``like[B, *]``.
 
         Raises:
-            ValueError: if ``like`` does not hold one sample per seed.
+            ValueError: if ``like`` does not hold one sample per seed (as in all draws).
         """
+        return self._drawn(like, lambda one, g: torch.randn(one.shape, generator=g, dtype=one.dtype))
+
+    def poisson(self, rate: Tensor) -> Tensor:
+        """Counts of mean ``rate[B, *] >= 0``, in its shape, dtype and device."""
+        return self._drawn(rate, lambda one, g: torch.poisson(one, generator=g))
+
+    def gamma(self, like: Tensor, shape: float) -> Tensor:
+        """Gamma variables of ``shape`` > 0 and scale 1, in the shape, dtype and device of ``like[B, *]``."""
+        # torch.distributions.Gamma draws by the same function but takes no generator
+        return self._drawn(
+            like, lambda one, g: torch._standard_gamma(torch.full_like(one, shape), generator=g)
+        )
+
+    def _drawn(self, like: Tensor, draw: Callable[[Tensor, torch.Generator], Tensor]) -> Tensor:
+        """Each image's draw, made in float32 or float64 on the CPU."""
         if like.shape[0] != len(self):
             raise ValueError(f"{like.shape[0]} samples for {len(self)} image seeds: give one seed per sample")
-        dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
-        draws = [torch.randn(like.shape[1:], generator=g, dtype=dtype) for g in self._generators]
-        stacked = torch.stack(draws) if draws else torch.empty(like.shape, dtype=dtype)
+        given = like.detach().to("cpu", torch.float64 if like.dtype == torch.float64 else torch.float32)
+        draws = [draw(one, g) for one, g in zip(given, self._generators, strict=True)]
+        stacked = torch.stack(draws) if draws else torch.empty_like(given)
         return stacked.to(device=like.device, dtype=like.dtype)

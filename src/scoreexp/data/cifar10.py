@@ -27,10 +27,9 @@ _URLS = (
 )
 _SHA256 = "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"
 _PIXELS = 3 * 32 * 32
-_MAX_BATCH, _MAX_ARCHIVE = (
-    128 << 20,
-    512 << 20,
-)  # room for archives that were pickled again with wider numbers
+# bytes, with room for archives that were pickled again with wider numbers
+_MAX_BATCH = 128 << 20
+_MAX_ARCHIVE = 512 << 20
 _SOURCES = ("cifar-10-batches-py", "cifar-10-batches-bin", "cifar-10-python.tar.gz", "cifar-10-binary.tar.gz")
 
 

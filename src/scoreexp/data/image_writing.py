@@ -57,10 +57,8 @@ def write_image(
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as temporary:
             _encode(temporary, picture)
-    except (
-        OSError,
-        ValueError,
-    ) as error:  # ValueError: beyond the limits of the format, such as its largest size
+    # ValueError: beyond the limits of the format, such as its largest size
+    except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ImageError(f"cannot write {path} ({reason}); choose another place or format") from error
 
@@ -163,6 +161,7 @@ def _deep_png_bytes(values: np.ndarray, picture: Picture) -> bytes:
     Reference: Portable Network Graphics Specification (Third Edition), W3C, 2025, https://www.w3.org/TR/png-3/
     """
 
+    # put in by hand: imagecodecs writes pixels only, and Pillow 8 bits per colour
     def chunk(name: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 

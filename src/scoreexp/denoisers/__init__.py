@@ -1,6 +1,6 @@
 """Denoisers: E[x_0 | x_t] from a network and its preconditioning, or exact from a known distribution."""
 
-from scoreexp.denoisers.denoiser import Denoiser, DenoiserBase, OracleDenoiser
+from scoreexp.denoisers.denoiser import Denoiser, DenoiserBase, OracleDenoiser, Wrapper
 from scoreexp.denoisers.preconditioning import (
     Coefficients,
     EDMPrediction,
@@ -10,6 +10,7 @@ from scoreexp.denoisers.preconditioning import (
     VPrediction,
     X0Prediction,
 )
+from scoreexp.denoisers.product import Product
 
 __all__ = [
     "Coefficients",
@@ -19,7 +20,9 @@ __all__ = [
     "EpsPrediction",
     "OracleDenoiser",
     "Preconditioning",
+    "Product",
     "ScorePrediction",
     "VPrediction",
+    "Wrapper",
     "X0Prediction",
 ]

@@ -18,8 +18,9 @@ References:
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from itertools import chain
 from types import MappingProxyType
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -66,8 +67,9 @@ def x0_from_v(v: Tensor, x_t: Tensor, alpha: Scale, sigma: Scale) -> Tensor:
 class DenoiserBase(ABC):
     """What objectives and samplers know of a model.
 
-    A class that asks other denoisers, such as guidance, says so: ``class MyGuidance(DenoiserBase, wraps=True)``. All others
-    are networks, whose evaluations are counted (``scoreexp.denoisers.counting``).
+    A class that asks other denoisers, such as guidance, is a ``Wrapper`` of one, or says so: ``class Mean(DenoiserBase,
+    wraps=True)``; classes derived from it are wrappers too. All others are networks, whose evaluations are counted
+    (``scoreexp.denoisers.counting``).
 
     Attributes:
         schedule: the noise schedule that ``t`` refers to.
@@ -78,12 +80,25 @@ class DenoiserBase(ABC):
     schedule: Schedule
     event_shape: tuple[int, ...] | None
     record: Mapping[str, Any] = MappingProxyType({})
+    _wraps: ClassVar[bool] = False
 
-    def __init_subclass__(cls, *, wraps: bool = False, **kwargs: Any) -> None:
+    def __init_subclass__(cls, *, wraps: bool | None = None, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
+        if wraps is not None:
+            cls._wraps = wraps
         for name in ("__call__", "forward"):
-            if not wraps and name in vars(cls):
+            if not cls._wraps and name in vars(cls):
                 setattr(cls, name, counted(vars(cls)[name]))
+
+    @property
+    def device(self) -> torch.device:
+        """Where ``x_t`` must lie; the CPU unless a class says otherwise."""
+        return torch.device("cpu")
+
+    @property
+    def downsampling_factor(self) -> int:
+        """What the sides of an image must be divisible by, in pixels; 1 unless a class says otherwise."""
+        return 1
 
     @abstractmethod
     def __call__(self, x_t: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
@@ -134,11 +149,53 @@ class Denoiser(nn.Module, DenoiserBase):
         self.schedule = schedule
         self.event_shape: tuple[int, ...] | None = getattr(network, "event_shape", None)
 
+    @property
+    def device(self) -> torch.device:
+        """That of the network's first parameter, or buffer where it has none."""
+        tensors = chain(self.network.parameters(), self.network.buffers())
+        return next((tensor.device for tensor in tensors), torch.device("cpu"))
+
+    @property
+    def downsampling_factor(self) -> int:
+        """That of the network; 1 where it states none."""
+        return int(getattr(self.network, "downsampling_factor", 1))
+
     def forward(self, x_t: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
         c = self.preconditioning(*self.schedule(t.to(device="cpu", dtype=torch.float64)))
         c_noise = expand_to(c.c_noise, x_t).flatten()
         output = self.network(expand_to(c.c_in, x_t) * x_t, c_noise, cond)
         return expand_to(c.c_skip, x_t) * x_t + expand_to(c.c_out, x_t) * output
+
+
+class Wrapper(DenoiserBase, wraps=True):
+    """A denoiser around another, whose schedule, event shape, record, device and downsampling factor it has.
+
+    A new wrapper writes ``__call__``; what it asks of ``self.model`` is counted there.
+
+    >>> from scoreexp.numerics.oracles import Gaussian
+    >>> from scoreexp.schedules import VP
+    >>> class Clipped(Wrapper):
+    ...     def __call__(self, x_t, t, cond=None):
+    ...         return self.model(x_t, t, cond).clamp(-1, 1)
+    >>> model = Clipped(OracleDenoiser(Gaussian(torch.full((2,), 3.0), torch.eye(2)), VP()))
+    >>> model(torch.zeros(1, 2), torch.tensor([0.5])), model.event_shape
+    (tensor([[1., 1.]]), (2,))
+
+    Args:
+        model: the denoiser inside.
+    """
+
+    def __init__(self, model: DenoiserBase) -> None:
+        self.model = model
+        self.schedule, self.event_shape, self.record = model.schedule, model.event_shape, model.record
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def downsampling_factor(self) -> int:
+        return self.model.downsampling_factor
 
 
 class OracleDenoiser(DenoiserBase):

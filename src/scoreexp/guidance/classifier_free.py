@@ -10,15 +10,17 @@ Reference: J. Ho, T. Salimans, "Classifier-Free Diffusion Guidance", 2022, https
 is one less.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
 from scoreexp.core.errors import UserError
-from scoreexp.denoisers import DenoiserBase
+from scoreexp.denoisers import DenoiserBase, Wrapper
 from scoreexp.samplers.labels import knows_null_label
 
 
-class ClassifierFree(DenoiserBase, wraps=True):
+class ClassifierFree(Wrapper):
     """The model pushed from the null label towards its label: two evaluations per call, one where ``w`` is 0 or 1.
 
     >>> import torch
@@ -34,11 +36,11 @@ class ClassifierFree(DenoiserBase, wraps=True):
 
     Args:
         model: a class-conditional model whose null label was trained.
-        weight: ``w``.
+        weight: ``w``, any finite number.
 
     Raises:
         UserError: the model has no classes, or its null label was not trained.
-        ValueError: if called without labels.
+        ValueError: the weight is not finite, or a call comes without labels.
     """
 
     def __init__(self, model: DenoiserBase, weight: float = 2.0) -> None:
@@ -52,8 +54,10 @@ class ClassifierFree(DenoiserBase, wraps=True):
             raise UserError(
                 f"classifier-free guidance: the model {what}; train with data.classes=true model.label_dropout=0.1"
             )
-        self.model, self.weight = model, float(weight)
-        self.schedule, self.event_shape, self.record = model.schedule, model.event_shape, model.record
+        if not math.isfinite(weight):
+            raise ValueError(f"weight={weight}: choose a finite number, such as 2")
+        super().__init__(model)
+        self.weight = float(weight)
 
     def __call__(self, x_t: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
         if cond is None:

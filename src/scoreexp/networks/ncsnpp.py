@@ -13,9 +13,9 @@ networks know the noise level and not the time, its positional features are thos
 """
 
 import math
+from collections.abc import Iterable
 from functools import partial
-from itertools import pairwise
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -242,6 +242,25 @@ def initialise(module: nn.Module) -> None:
         start_at_zero(module.conv)
 
 
+class DownLevel(NamedTuple):
+    """One resolution on the way down: the stream shrinks, the pyramid joins it, and it passes the blocks.
+
+    A skip is left where the stream enters the first block and behind every block.
+    """
+
+    downsample: ResidualBlock | None  # None at full resolution
+    joint: InputSkip | InputResidual | None  # None at full resolution, and without progressive input
+    blocks: list[ResidualBlock]
+
+
+class UpLevel(NamedTuple):
+    """One resolution on the way up: the stream grows, and every block takes one skip of this resolution with it."""
+
+    upsample: ResidualBlock | None  # None at the lowest resolution
+    blocks: list[ResidualBlock]
+    readout: Readout | None  # its part of the output; None where only finer levels have one
+
+
 class NCSNpp(nn.Module):
     """NCSN++ (``embedding: fourier``, ``fir``, progressive) and DDPM++ (``positional``, neither), continuous.
 
@@ -316,13 +335,41 @@ class NCSNpp(nn.Module):
 
         image_channels = event_shape[0]
         widths = [channels * multiplier for multiplier in multipliers]
-        down = FIRFilter(stride=2, padding=1) if fir else nn.AvgPool2d(2)
-        up = FIRUpsample() if fir else nn.Upsample(scale_factor=2.0, mode="nearest")
+        lowest = len(widths) - 1
+        shrink = FIRFilter(stride=2, padding=1) if fir else nn.AvgPool2d(2)
+        grow = FIRUpsample() if fir else nn.Upsample(scale_factor=2.0, mode="nearest")
+        block = partial(ResidualBlock, embedding_channels=4 * channels, dropout=dropout)
 
         def attends(level: int) -> bool:
             return event_shape[1] >> level in attention_resolutions
 
-        block = partial(ResidualBlock, embedding_channels=4 * channels, dropout=dropout)
+        def joint(level: int) -> InputSkip | InputResidual | None:
+            if progressive_input == "input_skip":
+                return InputSkip(image_channels, widths[level - 1], shrink)
+            if progressive_input == "residual":
+                pyramid = image_channels if level == 1 else widths[level - 2]
+                return InputResidual(pyramid, widths[level - 1], fir)
+            return None
+
+        def down_level(level: int) -> DownLevel:
+            # until the first block, the stream and the pyramid that joins it have the width of the finer level
+            entry, width = widths[max(level - 1, 0)], widths[level]
+            return DownLevel(
+                block(entry, entry, resample=shrink) if level > 0 else None,
+                joint(level) if level > 0 else None,
+                [block(w, width, attends=attends(level)) for w in [entry] + [width] * (blocks - 1)],
+            )
+
+        def up_level(level: int) -> UpLevel:
+            entry, width = widths[min(level + 1, lowest)], widths[level]
+            streams = [entry] + [width] * blocks
+            skips = [width] * blocks + [widths[max(level - 1, 0)]]
+            attending = [False] * blocks + [attends(level)]
+            return UpLevel(
+                block(entry, entry, resample=grow) if level < lowest else None,
+                [block(h + s, width, attends=a) for h, s, a in zip(streams, skips, attending)],
+                Readout(width, image_channels) if level == 0 or progressive_output == "output_skip" else None,
+            )
 
         features: nn.Module
         if embedding == "fourier":
@@ -332,40 +379,21 @@ class NCSNpp(nn.Module):
         self.conditioning = FeatureConditioning(features, number, 4 * channels, num_classes)
 
         self.stem = nn.Conv2d(image_channels, widths[0], 3, padding=1)
-        self.down = nn.ModuleList()
-        self.downsample = nn.ModuleList([block(width, width, resample=down) for width in widths[:-1]])
-        skips = [widths[0]]
-        for level, (before, here) in enumerate(pairwise([widths[0], *widths])):
-            fan_ins = [before] + [here] * (blocks - 1)
-            self.down.extend([block(fan_in, here, attends=attends(level)) for fan_in in fan_ins])
-            skips += [before] * (level > 0) + [here] * blocks
+        self.way_down = [down_level(level) for level in range(len(widths))]
+        self.way_up = [up_level(level) for level in reversed(range(len(widths)))]
 
-        # the pyramid joins after each downsampling, where the width is still that of the finer level
-        self.progressive_input = nn.ModuleList()
-        if progressive_input == "input_skip":
-            self.progressive_input.extend([InputSkip(image_channels, width, down) for width in widths[:-1]])
-        elif progressive_input == "residual":
-            joints = pairwise([image_channels, *widths[:-1]])
-            self.progressive_input.extend([InputResidual(before, here, fir) for before, here in joints])
-
+        # Registered by kind, not by level: a seed's initial weights, the keys of checkpoints and the optimiser's order
+        # of parameters depend on it.
+        self.down = nn.ModuleList(block for level in self.way_down for block in level.blocks)
+        self.downsample = _present(level.downsample for level in self.way_down)
+        self.progressive_input = _present(level.joint for level in self.way_down)
         self.middle = nn.ModuleList(
             [block(widths[-1], widths[-1], attends=True), block(widths[-1], widths[-1])]
         )
-
-        # the way up is stored from coarse to fine, in the order in which it runs
-        self.up = nn.ModuleList()
-        self.upsample = nn.ModuleList([block(width, width, resample=up) for width in widths[:0:-1]])
-        for level, (before, here) in enumerate(pairwise([widths[-1], *widths[::-1]])):
-            for i, fan_in in enumerate([before] + [here] * blocks):
-                last = i == blocks and attends(len(widths) - 1 - level)
-                self.up.append(block(fan_in + skips.pop(), here, attends=last))
-        self.grow = up
-        self.first_readout = 0 if progressive_output == "output_skip" else len(widths) - 1
-        self.readouts = nn.ModuleList(
-            [Readout(width, image_channels) for width in widths[::-1][self.first_readout :]]
-        )
-
-        self.blocks = blocks
+        self.up = nn.ModuleList(block for level in self.way_up for block in level.blocks)
+        self.upsample = _present(level.upsample for level in self.way_up)
+        self.grow = grow
+        self.readouts = _present(level.readout for level in self.way_up)
         self.gradient_checkpointing = gradient_checkpointing
         self.apply(initialise)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -386,26 +414,26 @@ class NCSNpp(nn.Module):
         embedding = self.conditioning(c_noise, cond)
         pyramid = x.contiguous(memory_format=torch.channels_last)
         h = self.stem(pyramid)
-        skips = [h]
-        for i, block in enumerate(self.down):
-            level, place = divmod(i, self.blocks)
-            if level > 0 and place == 0:
-                h = self._run(self.downsample[level - 1], h, embedding)
-                if self.progressive_input:
-                    h, pyramid = self.progressive_input[level - 1](h, pyramid)
-                skips.append(h)
-            h = self._run(block, h, embedding)
+        skips = []
+        for down in self.way_down:
+            if down.downsample is not None:
+                h = self._run(down.downsample, h, embedding)
+            if down.joint is not None:
+                h, pyramid = down.joint(h, pyramid)
             skips.append(h)
-        for block in self.middle:
-            h = self._run(block, h, embedding)
+            for block in down.blocks:
+                h = self._run(block, h, embedding)
+                skips.append(h)
+        for middle in self.middle:
+            h = self._run(middle, h, embedding)
         images = []
-        for i, block in enumerate(self.up):
-            level, place = divmod(i, self.blocks + 1)
-            if level > 0 and place == 0:
-                h = self._run(self.upsample[level - 1], h, embedding)
-            h = self._run(block, torch.cat([h, skips.pop()], dim=1), embedding)
-            if level >= self.first_readout and place == self.blocks:
-                images.append(self.readouts[level - self.first_readout](h))
+        for up in self.way_up:
+            if up.upsample is not None:
+                h = self._run(up.upsample, h, embedding)
+            for block in up.blocks:
+                h = self._run(block, torch.cat([h, skips.pop()], dim=1), embedding)
+            if up.readout is not None:
+                images.append(up.readout(h))
         image = images[0]
         for part in images[1:]:
             image = self.grow(image) + part
@@ -415,3 +443,7 @@ class NCSNpp(nn.Module):
         if self.gradient_checkpointing and torch.is_grad_enabled():
             return checkpoint(block, h, embedding, use_reentrant=False)
         return block(h, embedding)
+
+
+def _present(modules: Iterable[nn.Module | None]) -> nn.ModuleList:
+    return nn.ModuleList(module for module in modules if module is not None)

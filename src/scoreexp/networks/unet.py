@@ -15,7 +15,8 @@ too.
 
 import math
 from collections.abc import Iterator
-from itertools import pairwise, repeat
+from itertools import chain, pairwise, repeat
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -53,9 +54,8 @@ class ResidualBlock(nn.Module):
         """``x[B, channels, H, W]``, ``shift[B, hidden_channels]`` or None -> the shape of x."""
         h = self.conv1(F.silu(self.norm1(x)))
         if shift is not None:
-            h.add_(
-                shift[:, :, None, None]
-            )  # a convolution does not need its output again: in place costs one pass less
+            # in place, one pass less: a convolution does not need its output again
+            h.add_(shift[:, :, None, None])
         return self.conv2(self.dropout(F.silu(self.norm2(h)))).add_(x)
 
 
@@ -69,6 +69,21 @@ class AttentionBlock(nn.Module):
 
     def forward(self, x: Tensor, shift: Tensor | None) -> Tensor:
         return self.attention(self.block(x, shift))
+
+
+class DownLevel(NamedTuple):
+    """One resolution on the way down: the stream shrinks, then passes the blocks, and each block leaves a skip."""
+
+    downsample: nn.Conv2d | None  # None at full resolution
+    blocks: list[nn.Module]
+
+
+class UpLevel(NamedTuple):
+    """One resolution on the way up: the stream grows, then every block takes one skip by its merging convolution."""
+
+    upsample: nn.Conv2d | None  # follows the nearest-neighbour upsampling; None at the lowest resolution
+    merges: list[nn.Conv2d]
+    blocks: list[nn.Module]
 
 
 class UNet(nn.Module):
@@ -138,46 +153,51 @@ class UNet(nn.Module):
             raise ValueError(f"dropout={dropout} is not a probability below 1: use 0 for none")
         self.downsampling_factor = 2 ** (len(multipliers) - 1)
         check_image_shape(tuple(event_shape), self.downsampling_factor)
-        heights = [event_shape[1] >> level for level in range(len(multipliers))]
 
         image_channels = event_shape[0]
         embedding = 2 * channels if embedding_channels is None else embedding_channels
         widths = [channels * multiplier for multiplier in multipliers]
-        hidden: list[int] = []
+        hidden = [
+            _rounded_up(ratio * width, math.gcd(width, GROUP_SIZE)) for ratio, width in zip(ratios, widths)
+        ]
 
-        def block(width: int, ratio: float, attends: bool) -> nn.Module:
-            unit = math.gcd(width, GROUP_SIZE)
-            hidden.append(math.ceil(ratio * width / unit) * unit)
-            residual = ResidualBlock(width, hidden[-1], dropout)
-            return AttentionBlock(residual, SelfAttention(width, heads)) if attends else residual
+        def block(level: int, attends: bool) -> nn.Module:
+            residual = ResidualBlock(widths[level], hidden[level], dropout)
+            return AttentionBlock(residual, SelfAttention(widths[level], heads)) if attends else residual
 
-        def level_blocks(width: int, ratio: float, height: int) -> list[nn.Module]:
-            attends = height in attention_resolutions
-            return [block(width, ratio, attends and i == blocks - 1) for i in range(blocks)]
+        def blocks_of(level: int) -> list[nn.Module]:
+            attends = event_shape[1] >> level in attention_resolutions
+            return [block(level, attends and i == blocks - 1) for i in range(blocks)]
 
+        # Modules are made and registered by kind, not by level: a seed's initial weights, the keys of checkpoints
+        # and the optimiser's order of parameters depend on it. The levels hold the same modules once more.
+        fine_to_coarse = range(len(widths))
         self.stem = nn.Conv2d(image_channels, widths[0], 3, padding=1)
-        levels = list(zip(widths, ratios, heights))
-        self.down = nn.ModuleList([block for level in levels for block in level_blocks(*level)])
-        self.downsample = nn.ModuleList(
-            [nn.Conv2d(fine, coarse, 3, stride=2, padding=1) for fine, coarse in pairwise(widths)]
-        )
-        self.middle = block(widths[-1], ratios[-1], True)
-        # the way up is stored from coarse to fine, in the order in which it runs
-        self.up = nn.ModuleList([block for level in levels[::-1] for block in level_blocks(*level)])
-        self.upsample = nn.ModuleList(
-            [nn.Conv2d(coarse, fine, 3, padding=1) for coarse, fine in pairwise(widths[::-1])]
-        )
-        self.merge = nn.ModuleList(
-            [nn.Conv2d(width, width, 1) for width in widths[::-1] for _ in range(blocks)]
-        )
+        down = [blocks_of(level) for level in fine_to_coarse]
+        downsample = [nn.Conv2d(fine, coarse, 3, stride=2, padding=1) for fine, coarse in pairwise(widths)]
+        self.way_down = [DownLevel(*parts) for parts in zip([None, *downsample], down)]
+        self.down = nn.ModuleList(chain.from_iterable(down))
+        self.downsample = nn.ModuleList(downsample)
+
+        self.middle = block(fine_to_coarse[-1], True)
+
+        up = [blocks_of(level) for level in reversed(fine_to_coarse)]
+        upsample = [nn.Conv2d(coarse, fine, 3, padding=1) for coarse, fine in pairwise(widths[::-1])]
+        merges = [[nn.Conv2d(width, width, 1) for _ in range(blocks)] for width in widths[::-1]]
+        self.way_up = [UpLevel(*parts) for parts in zip([None, *upsample], merges, up)]
+        self.up = nn.ModuleList(chain.from_iterable(up))
+        self.upsample = nn.ModuleList(upsample)
+        self.merge = nn.ModuleList(chain.from_iterable(merges))
         self.norm_out = GroupNorm(widths[0])
         self.conv_out = start_at_zero(nn.Conv2d(widths[0], image_channels, 3, padding=1))
 
-        self.blocks = blocks
-        self.hidden = hidden
         self.conditioning = Conditioning(embedding, time_conditioning, num_classes)
-        # one linear layer for all blocks; the bias is that of each block's first convolution
-        self.shifts = None if self.conditioning.is_empty else nn.Linear(embedding, sum(hidden), bias=False)
+        # one linear layer for all blocks, in the order in which they run; the bias is that of each one's first convolution
+        one_way = [width for width in hidden for _ in range(blocks)]
+        self.hidden = [*one_way, hidden[-1], *one_way[::-1]]
+        self.shifts = (
+            None if self.conditioning.is_empty else nn.Linear(embedding, sum(self.hidden), bias=False)
+        )
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def forward(self, x: Tensor, c_noise: Tensor, cond: Tensor | None = None) -> Tensor:
@@ -199,14 +219,20 @@ class UNet(nn.Module):
         )
         h = self.stem(x.contiguous(memory_format=torch.channels_last))
         skips = []
-        for i, block in enumerate(self.down):
-            if i > 0 and i % self.blocks == 0:
-                h = self.downsample[i // self.blocks - 1](h)
-            h = block(h, next(shifts))
-            skips.append(h)
+        for down in self.way_down:
+            if down.downsample is not None:
+                h = down.downsample(h)
+            for block in down.blocks:
+                h = block(h, next(shifts))
+                skips.append(h)
         h = self.middle(h, next(shifts))
-        for i, (merge, block) in enumerate(zip(self.merge, self.up)):
-            if i > 0 and i % self.blocks == 0:
-                h = self.upsample[i // self.blocks - 1](F.interpolate(h, scale_factor=2.0, mode="nearest"))
-            h = block(merge(skips.pop()).add_(h), next(shifts))
+        for up in self.way_up:
+            if up.upsample is not None:
+                h = up.upsample(F.interpolate(h, scale_factor=2.0, mode="nearest"))
+            for merge, block in zip(up.merges, up.blocks):
+                h = block(merge(skips.pop()).add_(h), next(shifts))
         return self.conv_out(F.silu(self.norm_out(h)))
+
+
+def _rounded_up(width: float, unit: int) -> int:
+    return math.ceil(width / unit) * unit

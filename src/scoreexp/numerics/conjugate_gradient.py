@@ -59,9 +59,15 @@ def conjugate_gradient(
 
     Raises:
         FloatingPointError: ``b`` or ``x_0`` is not finite.
-        ValueError: ``A`` is not positive definite (names the step, the sample and the curvature), or a sample has not
-            converged where that is required.
+        ValueError: ``b`` has no batch axis, or ``x_0`` another shape; ``A`` is not positive definite (names the step,
+            the sample and the curvature); or a sample has not converged where that is required.
     """
+    if b.ndim < 2:
+        raise ValueError(
+            f"b has shape {tuple(b.shape)}: the first axis numbers the samples, use b[None] for one"
+        )
+    if x_0 is not None and x_0.shape != b.shape:
+        raise ValueError(f"x_0 has shape {tuple(x_0.shape)}: it must have that of b, {tuple(b.shape)}")
     x = torch.zeros_like(b) if x_0 is None else x_0
     r = b - matvec(x) if x_0 is not None else b
     p, rr = r, _dot(r, r)

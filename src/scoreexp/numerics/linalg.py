@@ -5,7 +5,7 @@ to one of the same shape, system by system. One call advances all systems, and s
 where they are. Preconditioning is from the right, so that residuals are those of the system as given.
 
 References: Saad, "Iterative Methods for Sparse Linear Systems", 2003,
-https://www-users.cse.umn.edu/~saad/IterMethBook_2ndEd.pdf (Arnoldi, GMRES, CG); van der Vorst, "Bi-CGSTAB: A Fast and
+https://www-users.cse.umn.edu/~saad/IterMethBook_2ndEd.pdf (Arnoldi, GMRES); van der Vorst, "Bi-CGSTAB: A Fast and
 Smoothly Converging Variant of Bi-CG", 1992, https://doi.org/10.1137/0913035.
 """
 
@@ -20,7 +20,7 @@ Operator = Callable[[Array], Array]
 
 
 class KrylovResult(NamedTuple):
-    """Solutions with their diagnostics per system; an iteration is one product with A for CG and GMRES, two for BiCGSTAB."""
+    """Solutions with their diagnostics per system; an iteration is one product with A for GMRES, two for BiCGSTAB."""
 
     x: Array  # [B, ...]
     iterations: NDArray[np.intp]  # [B]
@@ -33,48 +33,6 @@ def inner(x: Array, y: Array) -> Array:
     return np.einsum("bi,bi->b", x.reshape(len(x), -1), y.reshape(len(y), -1))
 
 
-def conjugate_gradients(
-    matvec: Operator,
-    b: Array,
-    x0: Array | None = None,
-    *,
-    tol: float = 1e-8,
-    max_iter: int = 1000,
-    precondition: Operator | None = None,
-) -> KrylovResult:
-    """Conjugate gradients for symmetric positive definite A.
-
-    Args:
-        matvec: A.
-        b: right-hand sides [B, ...].
-        x0: starting vectors; None is zero.
-        tol: stop at |b - A x| <= tol |b|; 0 < tol < 1.
-        max_iter: most iterations per system.
-        precondition: symmetric positive definite approximation of A^-1; None is the identity.
-
-    Raises ValueError for bad shapes or parameters; a system that does not converge is reported, not raised.
-    """
-    precondition = precondition or _identity
-    x, r, target = _start(matvec, b, x0, tol, max_iter)
-    iterations = np.zeros(len(b), dtype=np.intp)
-    z = precondition(r)
-    p, rz = z, inner(r, z)
-    for _ in range(max_iter):
-        active = _norm(r) > target
-        if not active.any():
-            break
-        q = matvec(p)
-        step = _expand(_ratio(rz, inner(p, q), active), b)
-        x += step * p
-        r = r - step * q
-        z = precondition(r)
-        rz_next = inner(r, z)
-        p = z + _expand(_ratio(rz_next, rz, active), b) * p
-        rz = rz_next
-        iterations += active
-    return _result(b, x, b - matvec(x), iterations, target)
-
-
 def bicgstab(
     matvec: Operator,
     b: Array,
@@ -84,10 +42,20 @@ def bicgstab(
     max_iter: int = 1000,
     precondition: Operator | None = None,
 ) -> KrylovResult:
-    """BiCGSTAB for general A; arguments as for ``conjugate_gradients``.
+    """BiCGSTAB for general A.
 
     A system whose recurrence breaks down, or whose recursive residual has drifted from the true one, starts afresh from
     its current solution.
+
+    Args:
+        matvec: A.
+        b: right-hand sides [B, ...].
+        x0: starting vectors; None is zero.
+        tol: stop at |b - A x| <= tol |b|; 0 < tol < 1.
+        max_iter: most iterations per system.
+        precondition: approximation of A^-1; None is the identity.
+
+    Raises ValueError for bad shapes or parameters; a system that does not converge is reported, not raised.
     """
     precondition = precondition or _identity
     x, r, target = _start(matvec, b, x0, tol, max_iter)
@@ -133,7 +101,7 @@ def gmres(
 ) -> KrylovResult:
     """Restarted GMRES for general A, |b - A x| minimised over each Krylov space of dimension ``restart``.
 
-    Arguments as for ``conjugate_gradients``; ``restart`` >= 1 basis vectors are held.
+    Arguments as for ``bicgstab``; ``restart`` >= 1 basis vectors are held.
     """
     if restart < 1:
         raise ValueError(f"restart={restart} must be at least 1")

@@ -6,7 +6,8 @@ from scoreexp.core.streams import ImageStreams
 from scoreexp.denoisers import DenoiserBase
 from scoreexp.observations import GaussianNoise, Identity, Observation
 from scoreexp.restorers.base import Callback, Restorer
-from scoreexp.samplers import Sampler
+from scoreexp.samplers import Sampler, SampleResult
+from scoreexp.schedules import Schedule
 
 
 class BySampling(Restorer):
@@ -48,9 +49,13 @@ class BySampling(Restorer):
         result = self.sampler(
             model, start, streams=streams, t_start=t_start, cond=cond, keep=keep, callback=callback
         )
-        before = zip(result.trajectory[:-1], result.times[:-1].tolist(), strict=True)
-        trajectory = [*(x / schedule.at(t)[0] for x, t in before), *result.trajectory[-1:]]
-        return result.x, trajectory
+        return result.x, unscaled(result, schedule)
+
+
+def unscaled(result: SampleResult, schedule: Schedule) -> list[Tensor]:
+    """The kept states as estimates of ``x_0``: ``x_t / alpha_t``, and the result itself."""
+    before = zip(result.trajectory[:-1], result.times[:-1].tolist(), strict=True)
+    return [*(x / schedule.at(t)[0] for x, t in before), *result.trajectory[-1:]]
 
 
 def noise_level_of(observation: Observation) -> float:

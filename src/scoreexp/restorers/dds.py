@@ -13,30 +13,25 @@ https://arxiv.org/abs/2303.05754, algorithm 1.
 """
 
 import math
+from typing import ClassVar
 
-import torch
 from torch import Tensor
 
-from scoreexp.core.streams import ImageStreams
 from scoreexp.core.types import NonNegativeFloat, PositiveInt, Probability
-from scoreexp.denoisers import DenoiserBase
 from scoreexp.denoisers.denoiser import eps_from_x0
 from scoreexp.numerics.conjugate_gradient import conjugate_gradient
-from scoreexp.observations import LinearOperator, Observation
-from scoreexp.restorers.base import Callback, Restorer
-from scoreexp.samplers import start_from_prior
-from scoreexp.samplers.base import batch_of, spread
+from scoreexp.restorers.chain import Chain, Problem, renoised
 from scoreexp.samplers.grids import TimeGrid
 
 
-class DDS(Restorer):
+class DDS(Chain):
     """See the module's formulas. One evaluation of the network per time of the grid.
 
     >>> import torch
     >>> from scoreexp.core.streams import ImageStreams
     >>> from scoreexp.denoisers import OracleDenoiser
     >>> from scoreexp.numerics.oracles import Gaussian
-    >>> from scoreexp.observations import GaussianNoise, Identity
+    >>> from scoreexp.observations import GaussianNoise, Identity, Observation
     >>> from scoreexp.samplers import UniformGrid
     >>> from scoreexp.schedules import VP
     >>> model = OracleDenoiser(Gaussian(torch.zeros(2), torch.ones(2)), VP())
@@ -56,6 +51,8 @@ class DDS(Restorer):
             shape than the model's samples allow.
     """
 
+    uses_sigma: ClassVar[bool] = False
+
     def __init__(
         self,
         grid: TimeGrid,
@@ -67,63 +64,29 @@ class DDS(Restorer):
             raise ValueError(
                 f"gamma={gamma}, cg_steps={cg_steps}, eta={eta}: choose gamma >= 0, cg_steps >= 1 and eta in [0, 1]"
             )
-        self.grid, self.gamma, self.cg_steps, self.eta = grid, gamma, cg_steps, eta
+        super().__init__(grid)
+        self.gamma, self.cg_steps, self.eta = gamma, cg_steps, eta
 
-    @torch.no_grad()
-    def restore(
-        self,
-        observation: Observation,
-        model: DenoiserBase,
-        streams: ImageStreams,
-        cond: Tensor | None,
-        keep: int,
-        callback: Callback | None,
-    ) -> tuple[Tensor, list[Tensor]]:
-        y, operator = observation.y, observation.operator
-        if model.event_shape is None:
-            raise ValueError("DDS needs a model that knows the shape of its samples: give the prior of x")
-        if not isinstance(operator, LinearOperator):
-            raise ValueError(
-                f"DDS solves linear problems, and {type(operator).__name__} is no LinearOperator"
-            )
-        observation.require_shape(model.event_shape)
-        if not y.isfinite().all():
-            raise ValueError("y holds values that are not finite: find their origin")
-        schedule, times = model.schedule, self.grid(model.schedule).tolist()
-        x_t = start_from_prior(model, model.event_shape, streams, dtype=y.dtype, device=y.device)
-        back_projected = operator.adjoint(y)
-        kept = spread(1, len(times), keep)
-        trajectory: list[Tensor] = []
-        for i, t in enumerate(times, start=1):
-            # 1.
-            alpha_t, sigma_t = schedule.at(t)
-            x0_hat = model(x_t, batch_of(t, x_t), cond)
-            if not x0_hat.isfinite().all():
-                raise FloatingPointError(
-                    f"the model's estimate is not finite at step {i} of {len(times)}: check its weights"
-                )
-            eps_hat = eps_from_x0(x0_hat, x_t, alpha_t, sigma_t)
-            # 2.
-            x0 = conjugate_gradient(
-                lambda x: x + self.gamma * operator.adjoint(operator(x)),
-                x0_hat + self.gamma * back_projected,
-                x0_hat,
-                max_iter=self.cg_steps,
-                tol=0.0,
-            ).x
-            if not x0.isfinite().all():
-                raise FloatingPointError(
-                    f"the estimate is not finite at step {i} of {len(times)}: choose a smaller gamma than {self.gamma:g}"
-                )
-            # 3.
-            if i < len(times):
-                alpha_s, sigma_s = schedule.at(times[i])
-                noise = math.sqrt(1 - self.eta**2) * eps_hat
-                if self.eta > 0:
-                    noise = noise + self.eta * streams.normal(x_t)
-                x_t = alpha_s * x0 + sigma_s * noise
-            if i in kept:
-                trajectory.append(x0)
-            if callback is not None:
-                callback(i, len(times), x0, x0_hat)
-        return x0, trajectory
+    def prepare(self, problem: Problem) -> Tensor:
+        return problem.operator.adjoint(problem.y)
+
+    def step(
+        self, problem: Problem, state: Tensor, t: float, s: float | None, prepared: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        x_t = state
+        # 1.
+        x0_hat = problem.denoise(x_t, t)
+        eps_hat = eps_from_x0(x0_hat, x_t, *problem.schedule.at(t))
+        # 2.
+        x_0 = conjugate_gradient(
+            lambda x: x + self.gamma * problem.operator.adjoint(problem.operator(x)),
+            x0_hat + self.gamma * prepared,
+            x0_hat,
+            max_iter=self.cg_steps,
+            tol=0.0,
+        ).x
+        # 3.
+        return x_0, x_0 if s is None else renoised(problem, x_0, eps_hat, s, self.eta**2)
+
+    def remedy(self) -> str:
+        return f"check the weights of the network, or choose a smaller gamma than {self.gamma:g}"

@@ -13,6 +13,7 @@ from scoreexp.denoisers import DenoiserBase
 from scoreexp.observations import Identity, NoiseModel, Observation
 from scoreexp.restorers.base import Callback, Restorer
 from scoreexp.restorers.tiling import apply_tiled
+from scoreexp.samplers.labels import Label
 
 WHOLE_SIDE, TILE = 512, 256  # pixels
 
@@ -41,10 +42,11 @@ def restore_pixels(
     pixels: np.ndarray,
     noise: NoiseModel,
     *,
-    label: int | None = None,
+    label: Label = None,
     seed: int = 0,
     keep: int = 0,
     tiles: Tiles = Tiles(),
+    device: torch.device | str = "cpu",
     callback: Callback | None = None,
     progress: Callable[[int, int], None] | None = None,
     warn: Callable[[str], None] | None = None,
@@ -59,11 +61,12 @@ def restore_pixels(
         model: its prior, with event shape (C, h, w), or None for a restorer without one.
         pixels: ``[H, W, C]`` in [0, 1], C in {1, 3}, any H and W.
         noise: of the image, in the units of the model ([-1, 1]).
-        label: class of the image, for a model with classes; None is the null label.
+        label: class of the image, for a model with classes; None and ``"none"`` are the null label.
         seed: names the noise of restorers that draw any.
         keep: estimates on the way to return before the last, at most all that there are; those of tiles are blended as
             the result is.
         tiles: how a large image is divided.
+        device: where a restorer without a model works; with one, that of the model.
         callback: called after each step of a tile, see ``Restorer``.
         progress: called with (tiles done, tiles in all).
         warn: told when tiles become smaller because memory has run out.
@@ -71,15 +74,12 @@ def restore_pixels(
     Returns:
         The estimates kept and the restored image, each float32 ``[H, W, C]``, clipped to [0, 1].
     """
-    network = getattr(model, "network", None)
-    multiple = int(getattr(network, "downsampling_factor", 1))
-    parameter = next(network.parameters(), None) if network is not None else None
+    multiple = 1 if model is None else model.downsampling_factor
     channels = model.event_shape[0] if model is not None and model.event_shape else pixels.shape[-1]
     observed = to_model(torch.from_numpy(np.ascontiguousarray(np.moveaxis(pixels, -1, 0))).float())
     batch = observed[:, None] if channels == 1 else observed.expand(channels, -1, -1)[None]
-    if parameter is not None:
-        batch = batch.to(parameter.device)
-    cond = None if label is None else torch.full((len(batch),), label, device=batch.device)
+    batch = batch.to(device if model is None else model.device)
+    cond = torch.full((len(batch),), label, device=batch.device) if isinstance(label, int) else None
 
     def run(part: Tensor, corner: tuple[int, int]) -> Tensor:
         streams = ImageStreams([stream_seed(seed, "denoise", *corner, i) for i in range(len(part))])

@@ -18,6 +18,7 @@ from scoreexp.samplers.grids import (
 from scoreexp.samplers.heun import Heun
 from scoreexp.samplers.labels import knows_null_label, label_of_observed, labels_for
 from scoreexp.samplers.langevin import AnnealedLangevin, ConstantGrid, Langevin
+from scoreexp.samplers.one_level import sampler_of_one_level
 from scoreexp.samplers.pndm import PNDM
 from scoreexp.samplers.predictor_corrector import PredictorCorrector
 from scoreexp.samplers.probability_flow import ProbabilityFlow
@@ -48,6 +49,7 @@ __all__ = [
     "knows_null_label",
     "label_of_observed",
     "labels_for",
+    "sampler_of_one_level",
     "start_from_observation",
     "start_from_prior",
 ]

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from scoreexp.core.streams import ImageStreams
 from scoreexp.denoisers.counting import counting
-from scoreexp.denoisers.denoiser import DenoiserBase
+from scoreexp.denoisers.denoiser import DenoiserBase, Wrapper
 from scoreexp.samplers.grids import TimeGrid
 from scoreexp.samplers.starts import start_from_observation
 from scoreexp.schedules import Schedule
@@ -44,13 +44,12 @@ class SampleResult(NamedTuple):
     times: Tensor
 
 
-class _Bound(DenoiserBase, wraps=True):
+class _Bound(Wrapper):
     """The model with its class labels, remembering the last posterior mean."""
 
     def __init__(self, model: DenoiserBase, cond: Tensor | None) -> None:
-        self.model, self.cond = model, cond
-        self.schedule = model.schedule
-        self.event_shape = model.event_shape
+        super().__init__(model)
+        self.cond = cond
         self.x0_hat: Tensor | None = None
 
     def __call__(self, x_t: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:

@@ -18,7 +18,7 @@ def draw(
     seeds: Sequence[int],
     *,
     cond: Tensor | None = None,
-    device: torch.device | str = "cpu",
+    device: torch.device | str | None = None,
     keep: int = 0,
     callback: Callback | None = None,
 ) -> SampleResult:
@@ -38,7 +38,7 @@ def draw(
         sampler: how.
         seeds: one per sample.
         cond: class labels ``[B]``, see ``labels_for``.
-        device: of the model.
+        device: where to draw; that of the model by default.
         keep: how many states on the way to return.
         callback: as of ``Sampler``.
 
@@ -51,5 +51,5 @@ def draw(
     if cond is not None and len(cond) != len(seeds):
         raise ValueError(f"{len(cond)} labels for {len(seeds)} seeds: give one label per seed")
     streams = ImageStreams(seeds)
-    start = start_from_prior(model, model.event_shape, streams, device=device)
+    start = start_from_prior(model, model.event_shape, streams, device=device or model.device)
     return sampler(model, start, streams=streams, cond=cond, keep=keep, callback=callback)

@@ -7,12 +7,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
 from scoreexp.app.early_checks import require_input
 from scoreexp.app.progress import StepProgress
-from scoreexp.app.run_settings import nearest_level, own_sigma, require_reachable, sampler_settings
+from scoreexp.app.run_settings import (
+    guided,
+    nearest_level,
+    own_sigma,
+    require_reachable,
+    sampler_settings,
+)
+from scoreexp.core.construct import construct
 from scoreexp.core.errors import UserError
 from scoreexp.core.kinds import Images, kind_of
 from scoreexp.core.ranges import sigma_to_model, to_uint8
@@ -28,11 +35,12 @@ from scoreexp.data.image_io import (
 from scoreexp.denoisers import DenoiserBase
 from scoreexp.observations import GaussianNoise
 from scoreexp.observations.noise.level import estimate_sigma
-from scoreexp.restorers import BySampling
+from scoreexp.restorers import BySampling, Restorer
 from scoreexp.restorers.images import Tiles, restore_pixels
 from scoreexp.runs.directory import shown
 from scoreexp.runs.model import load
-from scoreexp.samplers import DDIM, Sampler, UniformGrid, label_of_observed
+from scoreexp.samplers import label_of_observed, sampler_of_one_level
+from scoreexp.samplers.labels import Label
 from scoreexp.system.atomic import atomic_write
 from scoreexp.system.devices import choose_device
 
@@ -53,15 +61,15 @@ class Denoised(NamedTuple):
 class _Task(NamedTuple):
     """What is the same for all pictures of a call; ``sigma`` is None where each is to be estimated."""
 
-    model: DenoiserBase
-    sampler: Sampler
+    restorer: Restorer
+    model: DenoiserBase | None
     sigma: float | None
-    label: int | None
+    label: Label
     cfg: DictConfig
 
 
 def denoise(cfg: DictConfig) -> list[Denoised]:
-    """Denoise ``cfg.input`` (a picture or a folder) with the model of ``cfg.ckpt``; see ``conf/denoise.yaml``.
+    """Denoise ``cfg.input``, a picture or a folder, with the model of ``cfg.ckpt``; see ``conf/denoise.yaml``.
 
     One bad file in a folder does not end the batch; it is named at the end and makes the exit code 1.
     """
@@ -85,33 +93,60 @@ def denoise(cfg: DictConfig) -> list[Denoised]:
         raise UserError(
             f"{len(failed)} of {len(done)} pictures failed: {', '.join(failed[:MAX_NAMED])}{more} (see above)"
         )
-    beside = "" if cfg.strip else ", strip=true for a comparison"
-    _say("try next", f"another strength (sigma=...), another sampler (sampler=ddpm){beside}")
+    ideas = [] if cfg.get("restorer") else ["another strength (sigma=...)", "another sampler (sampler=ddpm)"]
+    if ideas := ideas + ["strip=true for a comparison"] * (not cfg.strip):
+        _say("try next", ", ".join(ideas))
     return done
 
 
 def _task(cfg: DictConfig) -> _Task:
-    """The model and how it is used: as its run says, as far as ``cfg`` does not."""
-    model = load(cfg.ckpt, weights=cfg.weights, device=str(choose_device(cfg.device)), trust=tuple(cfg.trust))
+    """What restores, and its model: used as its run says, as far as ``cfg`` does not."""
+    restorer = _restorer(cfg)
+    if restorer is not None and not restorer.needs_model:
+        return _Task(restorer, None, None if cfg.sigma is None else _sigma(cfg, {}), None, cfg)
+    device = str(choose_device(cfg.device))
+    model = guided(load(cfg.ckpt, weights=cfg.weights, device=device, trust=tuple(cfg.trust)), cfg)
     if not isinstance(kind_of(model.event_shape), Images):
         raise UserError(
             f"{cfg.ckpt} models samples of shape {model.event_shape}, not pictures: give another checkpoint"
         )
     record = model.record
-    low, high = model.schedule.sigma_range
-    if low == high and not cfg.get("sampler"):
-        sampler: Sampler = DDIM(UniformGrid(1))  # more evaluations at one level give the same posterior mean
-    else:
-        sampler = instantiate(sampler_settings(cfg, record))
+    if restorer is None:
+        sampler = None if cfg.get("sampler") else sampler_of_one_level(model.schedule)
+        restorer = BySampling(sampler or instantiate(sampler_settings(cfg, record)))
     sigma = _sigma(cfg, record)
-    if sigma is not None:
-        require_reachable(sampler, model.schedule, sigma)
+    if sigma is not None and isinstance(restorer, BySampling):
+        require_reachable(restorer.sampler, model.schedule, sigma)
     label, doubt = label_of_observed(record, cfg.seed, cfg.label)
+    if cfg.get("guidance") and not isinstance(label, int):
+        raise UserError(
+            f"guidance leads towards a class: give that of the picture, label=0 to {record['num_classes'] - 1}"
+        )
     if doubt is not None:
         _say("warning", doubt)
     if trained_on_one_picture(record.get("config", {})):
         _say("note", "this model was trained on 1 picture: it knows no other")
-    return _Task(model, sampler, sigma, label if isinstance(label, int) else None, cfg)
+    return _Task(restorer, model, sigma, label, cfg)
+
+
+def _restorer(cfg: DictConfig) -> Restorer | None:
+    """The restorer of ``cfg``, or None where it names none, which means by sampling.
+
+    Raises:
+        UserError: it needs a model that is not given, or something is given that it does not use.
+    """
+    if not cfg.get("restorer"):
+        return None
+    restorer: Restorer = construct(OmegaConf.to_container(cfg.restorer, resolve=True), "restorer")
+    name = type(restorer).__name__
+    if restorer.needs_model and cfg.ckpt is None:
+        raise UserError(f"restorer: {name} needs a model: add ckpt=RUN_DIR/checkpoints/best.ckpt")
+    unused = ["sampler"] if restorer.needs_model else ["sampler", "ckpt", "guidance", "label"]
+    if given := [key for key in unused if cfg.get(key) is not None]:
+        raise UserError(
+            f"restorer: {name} takes no {' and no '.join(given)}: leave {' and '.join(given)} out"
+        )
+    return restorer
 
 
 def _sigma(cfg: DictConfig, record: Mapping[str, Any]) -> float | None:
@@ -207,7 +242,7 @@ def _denoise_file(task: _Task, source: Path, target: Path) -> Denoised:
     kept = cfg.intermediate or GIF_STATES * cfg.gif
     with StepProgress(f"denoising {source.name}", part="tile") as progress:
         states = restore_pixels(
-            BySampling(task.sampler),
+            task.restorer,
             task.model,
             picture.pixels,
             GaussianNoise(sigma_to_model(sigma)),
@@ -215,6 +250,7 @@ def _denoise_file(task: _Task, source: Path, target: Path) -> Denoised:
             seed=cfg.seed,
             keep=kept + 1 if kept else 0,  # the first is the noisy picture
             tiles=Tiles(cfg.tile, cfg.overlap),
+            device=choose_device(cfg.device),
             callback=progress.step,
             progress=progress.part_done,
             warn=lambda text: print(text, flush=True),
@@ -244,17 +280,19 @@ def _denoise_file(task: _Task, source: Path, target: Path) -> Denoised:
 
 
 def _estimated(task: _Task, picture: Picture, source: Path) -> float:
-    """The noise level of a picture, as far as the model knows it."""
+    """The noise level of a picture, as far as a model that denoises by sampling knows it."""
     estimate = estimate_sigma(picture.pixels)
     if not estimate.sigma > 0:
         raise UserError(f"no noise was found in {source}: give sigma=... to denoise it all the same")
-    sigma = nearest_level(task.model.schedule, estimate.sigma)
+    sigma = estimate.sigma
+    if task.model is not None and isinstance(task.restorer, BySampling):
+        sigma = nearest_level(task.model.schedule, sigma)
+        require_reachable(task.restorer.sampler, task.model.schedule, sigma)
     taken = "" if sigma == estimate.sigma else f"; denoises {sigma:.3f}, the model's nearest level"
     _say(
         "noise level",
         f"sigma = {estimate.sigma:.3f} estimated from {source.name} ({estimate.trust}: {estimate.why}){taken}",
     )
-    require_reachable(task.sampler, task.model.schedule, sigma)
     return sigma
 
 

@@ -13,11 +13,12 @@ from torch import Tensor
 
 from scoreexp.app.early_checks import seeds_of
 from scoreexp.app.progress import StepProgress
+from scoreexp.app.run_settings import guided
 from scoreexp.core.errors import UserError
 from scoreexp.core.kinds import Images, kind_of
 from scoreexp.core.ranges import to_unit
 from scoreexp.data.image_io import write_image
-from scoreexp.denoisers.denoiser import Denoiser
+from scoreexp.denoisers import DenoiserBase
 from scoreexp.figures.images import image_grid
 from scoreexp.figures.points import scatter
 from scoreexp.runs.directory import git_revision, new_folder, shown
@@ -37,7 +38,7 @@ def sample(cfg: DictConfig) -> Path:
     """
     seeds = seeds_of(cfg.n, cfg.seeds)
     device = choose_device(cfg.device)
-    model = load(cfg.ckpt, weights=cfg.weights, device=str(device), trust=tuple(cfg.trust))
+    model = guided(load(cfg.ckpt, weights=cfg.weights, device=str(device), trust=tuple(cfg.trust)), cfg)
     labels_for([], model.record, cfg.label)
     shape = model.event_shape
     if kind_of(shape) is None:
@@ -52,7 +53,12 @@ def sample(cfg: DictConfig) -> Path:
 
 
 def _draw_into(
-    folder: Path, model: Denoiser, sampler: Sampler, seeds: list[int], cfg: DictConfig, device: torch.device
+    folder: Path,
+    model: DenoiserBase,
+    sampler: Sampler,
+    seeds: list[int],
+    cfg: DictConfig,
+    device: torch.device,
 ) -> None:
     started = time.perf_counter()
     shape = model.event_shape or ()
@@ -71,6 +77,7 @@ def _draw_into(
         "checkpoint": str(cfg.ckpt),
         "weights": cfg.weights,
         "sampler": OmegaConf.to_container(cfg.sampler, resolve=True),
+        "guidance": OmegaConf.to_container(cfg.guidance, resolve=True) if cfg.get("guidance") else None,
         "seeds": seeds,
         "label": cfg.label,
         "nfe_per_sample": result.nfe,

@@ -6,11 +6,11 @@ whether a drift are supported; ``solve.py`` lists the solvers.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from functools import cached_property
-from typing import ClassVar, Literal, Protocol
+from typing import ClassVar, Literal, Protocol, get_args
 
 import numpy as np
 from numpy.polynomial.legendre import leggauss
@@ -62,18 +62,93 @@ class StageClock:
 
 @dataclass(frozen=True)
 class Problem:
-    """m_t = -div f + (g^2/2) lap m - f . grad m + (g^2/2) |grad m|^2 for a batch of starts."""
+    """m_t = -div f + (g^2/2) lap m - f . grad m + (g^2/2) |grad m|^2 from m = ``start``, checked when it is made.
 
-    log_p0: Array  # [B, H, W]
-    batch_shape: tuple[int, ...]  # the leading axes that B flattens
-    grid: Grid
-    times: Array  # [N + 1]
-    diffusion: Callable[[float], float]  # g(t)
-    drift: Drift | None
-    boundary: Boundary
-    tol: float
-    max_iter: int
-    wanted: frozenset[int]  # indices of the times whose fields are asked for
+    >>> import numpy as np
+    >>> problem = Problem(np.zeros((2, 5, 8, 8)), g=0.5, times=np.array([0.0, 0.1, 0.3]), keep=[-1])
+    >>> problem.log_p0.shape, problem.batch_shape, sorted(problem.wanted)
+    ((10, 8, 8), (2, 5), [2])
+
+    Args:
+        start: log_p at the first time, [..., H, W].
+        g, drift, boundary, tol, max_iter, spacing, keep: as for ``solve_log_density``.
+        times: [N + 1], strictly increasing.
+
+    Raises:
+        ValueError: bad input.
+    """
+
+    start: Array
+    _: KW_ONLY
+    g: Diffusion
+    times: Array
+    drift: Drift | None = None
+    boundary: Boundary = "neumann"
+    tol: float = 1e-6
+    max_iter: int = 5
+    spacing: float | tuple[float, float] | None = None
+    keep: Iterable[int] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("start", "times"):
+            object.__setattr__(self, name, np.asarray(getattr(self, name), dtype=np.float64))
+        start, times = self.start, self.times
+        _ = self.grid  # refuses its shape or spacing here
+        if not start.size:
+            raise ValueError(f"log_p0 has shape {start.shape}: give at least one image")
+        if not np.isfinite(start).all():
+            raise ValueError(
+                "log_p0 has NaN or infinite values: floor the density before taking its logarithm"
+            )
+        if times.ndim != 1 or len(times) < 2 or not np.isfinite(times).all() or (np.diff(times) <= 0).any():
+            raise ValueError(
+                f"times of shape {times.shape} must be finite and strictly increasing, at least 2 in one axis"
+            )
+        if self.boundary not in get_args(Boundary):
+            allowed = ", ".join(get_args(Boundary))
+            raise ValueError(f"boundary {self.boundary!r} is unknown: choose one of {allowed}")
+        if not self.tol > 0:
+            raise ValueError(f"tol={self.tol} must be positive")
+        if self.max_iter < 1:
+            raise ValueError(f"max_iter={self.max_iter} must be at least 1")
+        for t in times:
+            value = self.diffusion(float(t))
+            if not (np.isfinite(value) and value > 0):
+                raise ValueError(f"g({t:.6g})={value} must be positive and finite at every time")
+        _ = self.wanted  # refuses indices here
+
+    @cached_property
+    def grid(self) -> Grid:
+        """The pixels of one start."""
+        return Grid.of(self.start.shape[-2:], self.spacing)
+
+    @property
+    def batch_shape(self) -> tuple[int, ...]:
+        """The leading axes of ``start``, which B flattens."""
+        return self.start.shape[:-2]
+
+    @cached_property
+    def log_p0(self) -> Array:
+        """The starts one after the other, [B, H, W]."""
+        return self.start.reshape(-1, *self.grid.shape)
+
+    def diffusion(self, t: float) -> float:
+        """g(t)."""
+        return self.g(t) if callable(self.g) else float(self.g)
+
+    @cached_property
+    def wanted(self) -> frozenset[int]:
+        """Indices of the times whose fields are asked for."""
+        count = len(self.times)
+        if self.keep is None:
+            return frozenset(range(count))
+        indices = [int(index) for index in self.keep]
+        bad = [index for index in indices if not -count <= index < count]
+        if bad or not indices:
+            raise ValueError(
+                f"keep={bad or indices}: give at least one index, each in [{-count}, {count - 1}]"
+            )
+        return frozenset(index % count for index in indices)
 
     @cached_property
     def variances(self) -> Array:
@@ -95,12 +170,10 @@ class Step:
 
     index: int
     log_p: Array  # [B, H, W]
-    residuals: Array = field(
-        default_factory=lambda: np.empty((0, 0))
-    )  # [iterations, B], NaN where an image had stopped
-    linear_iterations: Array | None = (
-        None  # [B] iterations of the linear solver, summed over the Picard iterations
-    )
+    # [iterations, B], NaN where an image had stopped
+    residuals: Array = field(default_factory=lambda: np.empty((0, 0)))
+    # [B] iterations of the linear solver, summed over the Picard iterations
+    linear_iterations: Array | None = None
 
 
 class Solver(Protocol):

@@ -2,16 +2,16 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import ArrayLike, DTypeLike, NDArray
+from numpy.typing import ArrayLike, DTypeLike
 
 from scoreexp.numerics.fokker_planck.auto import fastest
 from scoreexp.numerics.fokker_planck.direct import Direct
 from scoreexp.numerics.fokker_planck.factorised import Factorised
 from scoreexp.numerics.fokker_planck.field import ScoreField
-from scoreexp.numerics.fokker_planck.grid import Array, Grid
+from scoreexp.numerics.fokker_planck.grid import Array
 from scoreexp.numerics.fokker_planck.krylov import GMRES, BiCGSTAB, KrylovProjection
 from scoreexp.numerics.fokker_planck.problem import (
     Boundary,
@@ -87,7 +87,18 @@ def solve_log_density(
         LinearSolverFailure: a linear system is singular or its iterative solver failed.
     """
     clock = StageClock()
-    problem, method = _checked(log_p0, g, times, drift, boundary, solver, tol, max_iter, spacing, keep)
+    problem = Problem(
+        np.asarray(log_p0),
+        g=g,
+        times=np.asarray(times),
+        drift=drift,
+        boundary=boundary,
+        tol=tol,
+        max_iter=max_iter,
+        spacing=spacing,
+        keep=keep,
+    )
+    method = _resolved(solver, problem)
     kept = np.array(sorted(problem.wanted))
     steps, shape = len(problem.times) - 1, problem.batch_shape
     log_p = np.empty((len(kept), *shape, *problem.grid.shape), dtype)
@@ -123,25 +134,18 @@ def solve_log_density(
     )
 
 
-def iterate_log_density(
-    log_p0: ArrayLike,
-    *,
-    g: Diffusion,
-    times: ArrayLike,
-    drift: Drift | None = None,
-    boundary: Boundary = "neumann",
-    solver: SolverName | Solver = "spectral",
-    tol: float = 1e-6,
-    max_iter: int = 5,
-    spacing: float | tuple[float, float] | None = None,
-    keep: Iterable[int] | None = None,
-) -> Iterator[TimeSlice]:
+def iterate_log_density(problem: Problem, solver: SolverName | Solver = "spectral") -> Iterator[TimeSlice]:
     """The same solve, one kept time after the other, for fields that are too large to hold at all times.
 
-    Arguments and errors as for ``solve_log_density``; bad input raises here, before the first time is asked
-    for.
+    Args:
+        problem: start, equation and the times to keep.
+        solver: as for ``solve_log_density``.
+
+    Raises:
+        ValueError: a solver that does not support the boundary or the drift; before the first time is asked for.
+        PicardDivergence, LinearSolverFailure: as ``solve_log_density``, at the time where it happens.
     """
-    problem, method = _checked(log_p0, g, times, drift, boundary, solver, tol, max_iter, spacing, keep)
+    method = _resolved(solver, problem)
     clock = StageClock()
     shape = (*problem.batch_shape, *problem.grid.shape)
     return (
@@ -180,74 +184,9 @@ def _score(problem: Problem, log_p: Array, clock: StageClock) -> Array:
     return score.reshape(*problem.batch_shape, 2, *problem.grid.shape)
 
 
-def _checked(
-    log_p0: ArrayLike,
-    g: Diffusion,
-    times: ArrayLike,
-    drift: Drift | None,
-    boundary: Boundary,
-    solver: str | Solver,
-    tol: float,
-    max_iter: int,
-    spacing: float | tuple[float, float] | None,
-    keep: Iterable[int] | None,
-) -> tuple[Problem, Solver]:
-    start = np.asarray(log_p0, dtype=np.float64)
-    grid = Grid.of(start.shape[-2:], spacing)
-    if not start.size:
-        raise ValueError(f"log_p0 has shape {start.shape}: give at least one image")
-    if not np.isfinite(start).all():
-        raise ValueError("log_p0 has NaN or infinite values: floor the density before taking its logarithm")
-    times = np.asarray(times, dtype=np.float64)
-    if times.ndim != 1 or len(times) < 2 or not np.isfinite(times).all() or (np.diff(times) <= 0).any():
-        raise ValueError(
-            f"times of shape {times.shape} must be finite and strictly increasing, at least 2 in one axis"
-        )
-    if boundary not in get_args(Boundary):
-        raise ValueError(f"boundary {boundary!r} is unknown: choose one of {', '.join(get_args(Boundary))}")
-    if not tol > 0:
-        raise ValueError(f"tol={tol} must be positive")
-    if max_iter < 1:
-        raise ValueError(f"max_iter={max_iter} must be at least 1")
-    method = _resolved(solver, drift, boundary)
-    diffusion = _diffusion(g, times)
-    batch_shape = start.shape[:-2]
-    problem = Problem(
-        log_p0=start.reshape(-1, *grid.shape),
-        batch_shape=batch_shape,
-        grid=grid,
-        times=times,
-        diffusion=diffusion,
-        drift=drift,
-        boundary=boundary,
-        tol=tol,
-        max_iter=max_iter,
-        wanted=_wanted(keep, len(times)),
-    )
-    return problem, method
-
-
-def _diffusion(g: Diffusion, times: NDArray[np.float64]) -> Any:
-    diffusion = g if callable(g) else lambda t: float(g)
-    for t in times:
-        value = diffusion(float(t))
-        if not (np.isfinite(value) and value > 0):
-            raise ValueError(f"g({t:.6g})={value} must be positive and finite at every time")
-    return diffusion
-
-
-def _wanted(keep: Iterable[int] | None, count: int) -> frozenset[int]:
-    if keep is None:
-        return frozenset(range(count))
-    indices = [int(index) for index in keep]
-    bad = [index for index in indices if not -count <= index < count]
-    if bad or not indices:
-        raise ValueError(f"keep={bad or indices}: give at least one index, each in [{-count}, {count - 1}]")
-    return frozenset(index % count for index in indices)
-
-
-def _resolved(solver: str | Solver, drift: Drift | None, boundary: Boundary) -> Solver:
+def _resolved(solver: str | Solver, problem: Problem) -> Solver:
     """The solver itself, checked to support the drift and the boundary."""
+    boundary, drift = problem.boundary, problem.drift
     if solver == "auto":
         return fastest(boundary, drift)
     method = make_solver(solver) if isinstance(solver, str) else solver

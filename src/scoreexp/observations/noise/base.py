@@ -10,8 +10,9 @@ from scoreexp.core.streams import ImageStreams
 class NoiseModel(ABC):
     """``p(y | x)``, for drawing data, for training, for likelihoods and for every restorer.
 
-    ``x`` and ``y`` have shape ``[B, *]`` and are in the units of the model, [-1, 1] for images. A new noise model writes
-    the three abstract methods, and ``posterior_mean`` where Tweedie's formula is known for it.
+    ``x`` and ``y`` have shape ``[B, *]`` and are in the units of the model, [-1, 1] for images; where a law needs
+    intensities they are ``(x + 1) / 2 >= 0``. A new noise model writes the three abstract methods, ``posterior_mean``
+    where Tweedie's formula is known for it, and ``stabilise`` with its inverse where the variance depends on ``x``.
     """
 
     @abstractmethod
@@ -35,3 +36,19 @@ class NoiseModel(ABC):
         raise ValueError(
             f"{type(self).__name__} has no Tweedie formula: use a restorer that works from its likelihood"
         )
+
+    def stabilise(self, y: Tensor) -> Tensor:
+        """A function of each value under which the noise has about the standard deviation 1 whatever ``x`` is.
+
+        Raises:
+            ValueError: no such function is known for this noise.
+        """
+        raise ValueError(f"{type(self).__name__} has no variance-stabilising transform")
+
+    def unstabilise(self, z: Tensor) -> Tensor:
+        """The exact unbiased inverse: ``x`` for ``z = E[stabilise(y) | x]``, which is not the inverse of the function.
+
+        Raises:
+            ValueError: as ``stabilise``.
+        """
+        raise ValueError(f"{type(self).__name__} has no variance-stabilising transform")

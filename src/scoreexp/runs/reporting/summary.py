@@ -6,10 +6,11 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from scoreexp.metrics.catalogue import spec_of
-from scoreexp.runs.reporting.runs import Plan, Run, conditions
+from scoreexp.runs.reporting.runs import Plan, Run
+from scoreexp.runs.reporting.settings import conditions
 
 QUALITY = ("ssim", "ssim_global", "psnr")
 
@@ -69,6 +70,35 @@ class Summary:
     untrained: bool
 
 
+class Column(NamedTuple):
+    """A value that every method has and by which they are ranked.
+
+    Attributes:
+        kind: seconds, or a quality at the last or the best evaluation.
+        name: the quality.
+    """
+
+    kind: Literal["seconds", "last", "best"]
+    name: str = ""
+
+    def of(self, row: Summary) -> Spread | None:
+        return row.seconds if self.kind == "seconds" else getattr(row, self.kind)[self.name]
+
+    def best(self, rows: Sequence[Summary]) -> set[str]:
+        """The trained methods with the best median; none where only one can be compared."""
+        spreads = {row.method: self.of(row) for row in rows if not row.untrained}
+        medians = {m: s.median for m, s in spreads.items() if s is not None and math.isfinite(s.median)}
+        if len(medians) < 2:
+            return set()
+        spec = spec_of(self.name)
+        falls = self.kind == "seconds" or (spec is not None and spec.mode == "min")
+        best = (min if falls else max)(medians.values())
+        return {method for method, median in medians.items() if median == best}
+
+
+SECONDS = Column("seconds")
+
+
 @dataclass(frozen=True)
 class Table:
     """Results that may be compared: the same data, observation, target and hardware.
@@ -93,6 +123,21 @@ class Table:
     def metric(self) -> str:
         """The evaluated value behind the monitor, such as ``val/ssim_global``."""
         return self.monitor.removesuffix("_confirmed")
+
+    @property
+    def at_end(self) -> Column:
+        """The monitored quality at the last evaluation."""
+        return Column("last", quality_of(self.monitor))
+
+    def ranking(self, quality: Column) -> tuple[Column, set[str]]:
+        """What ranks the methods, and the best: seconds to the target, or ``quality`` where these do not tell."""
+        fastest = SECONDS.best(self.rows) if self.target is not None else set()
+        return (SECONDS, fastest) if fastest else (quality, quality.best(self.rows))
+
+
+def quality_of(monitor: str) -> str:
+    """The quality that a logged value is about: ``ssim`` for ``val/ssim_confirmed``."""
+    return monitor.removeprefix("val/").removesuffix("_confirmed")
 
 
 def target_of(run: Run, plan: Plan | None) -> tuple[str, float | None]:
@@ -173,7 +218,7 @@ def summarise(method: str, runs: Sequence[Run], monitor: str, target: float | No
         steps=steps,
         last={
             name: Spread.of([run.last(f"val/{name}") for run in finished])
-            for name in dict.fromkeys((*QUALITY, monitor.removeprefix("val/").removesuffix("_confirmed")))
+            for name in dict.fromkeys((*QUALITY, quality_of(monitor)))
         },
         best={name: Spread.of([run.best(f"val/{name}") for run in finished]) for name in QUALITY},
         nfe=known_nfe[0] if known_nfe else None,
@@ -210,61 +255,6 @@ def speed_ups(rows: Sequence[Summary], baseline: str | None, target: float | Non
 def _granted(summary: Summary) -> float:
     """Median seconds that the runs of a method have had."""
     return summary.spent.median if summary.spent is not None else math.nan
-
-
-def ranked_best(rows: Sequence[Summary], value: str) -> set[str]:
-    """The trained methods with the best median of a column; none where only one can be compared.
-
-    Args:
-        rows: the methods of one table.
-        value: ``seconds``, or ``last/NAME`` or ``best/NAME`` of a quality.
-    """
-    medians = {}
-    for row in rows:
-        kind, _, name = value.partition("/")
-        spread = row.seconds if kind == "seconds" else getattr(row, kind)[name]
-        if spread is not None and math.isfinite(spread.median) and not row.untrained:
-            medians[row.method] = spread.median
-    if len(medians) < 2:
-        return set()
-    spec = spec_of(value)  # seconds are those of no metric
-    falls = value == "seconds" or (spec is not None and spec.mode == "min")
-    best = (min if falls else max)(medians.values())
-    return {method for method, median in medians.items() if median == best}
-
-
-class Evaluated(NamedTuple):
-    """Values of one metric under one card.
-
-    Attributes:
-        metric: its name.
-        card: how it was computed.
-        values: per method.
-        caveats: said about it by the runs.
-    """
-
-    metric: str
-    card: dict[str, Any]
-    values: dict[str, Spread]
-    caveats: list[str]
-
-
-def evaluations(runs: Sequence[Run]) -> list[Evaluated]:
-    """What ``evaluation.json`` of the runs says; values with different cards stand apart."""
-    groups: dict[tuple[str, str], dict[str, list[float]]] = {}
-    caveats: dict[tuple[str, str], list[str]] = {}
-    for run in runs:
-        for metric, value in (run.evaluation.get("values") or {}).items():
-            card = (run.evaluation.get("cards") or {}).get(metric) or {}
-            key = metric, json.dumps(card, sort_keys=True, default=str)
-            groups.setdefault(key, {}).setdefault(run.method, []).append(float(value))
-            said = (run.evaluation.get("caveats") or {}).get(metric) or []
-            caveats.setdefault(key, []).extend([said] if isinstance(said, str) else said)
-    found = []
-    for (metric, card), by_method in groups.items():
-        spreads = {m: spread for m, values in by_method.items() if (spread := Spread.of(values)) is not None}
-        found.append(Evaluated(metric, json.loads(card), spreads, list(dict.fromkeys(caveats[metric, card]))))
-    return sorted(found, key=lambda e: e.metric)
 
 
 def median_curve(

@@ -1,0 +1,69 @@
+"""Restore what was observed, in memory."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from scoreexp.api.models import as_model
+from scoreexp.core.streams import ImageStreams
+from scoreexp.denoisers import DenoiserBase
+from scoreexp.observations import Observation
+from scoreexp.restorers import Restoration, Restorer
+from scoreexp.samplers import knows_null_label, labels_for
+from scoreexp.samplers.labels import Label
+
+
+def restore(
+    observation: Observation,
+    model: DenoiserBase | str | Path | None,
+    restorer: Restorer,
+    *,
+    seeds: Sequence[int] | None = None,
+    label: Label = None,
+    keep: int = 0,
+) -> Restoration:
+    """The estimate of what was observed, through any operator; ``se.denoise`` is for a noisy image of any size and type.
+
+    >>> import torch, scoreexp as se
+    >>> prior = se.oracles.Gaussian(torch.zeros(1, 8, 8), torch.ones(1, 8, 8))
+    >>> model = se.denoisers.OracleDenoiser(prior, se.schedules.VP())
+    >>> sinogram = torch.ones(2, 1, 5, 8)
+    >>> observation = se.Observation(sinogram, se.observations.Radon(8, angles=5), se.observations.GaussianNoise(0.1))
+    >>> restored = se.restore(observation, model, se.restorers.DDS(se.samplers.UniformGrid(10)))
+    >>> restored.x.shape, restored.nfe
+    (torch.Size([2, 1, 8, 8]), 10)
+
+    Args:
+        observation: data ``[B, *]``, operator and noise, in the units of the model ([-1, 1] for images).
+        model: the prior, a denoiser or the path of a checkpoint; None for a restorer that needs none.
+        restorer: how.
+        seeds: one per sample, ``0 .. B - 1`` by default; a seed names the noise of a restorer that draws any.
+        label: class of all samples, for a model with classes; by default the null label, or ``seed mod classes`` for a
+            model that does not know it.
+        keep: estimates on the way to return.
+
+    Returns:
+        The estimate ``[B, *]`` in the units of the model and on its device, evaluations of the network for each sample,
+        seconds, and the estimates kept.
+
+    Raises:
+        TypeError: an argument is of another kind.
+        ValueError: the restorer cannot serve this observation or needs a model, or there is not one seed per sample.
+        UserError: the model has no such class, its null label was not trained, or there is no model to take a label.
+    """
+    if not isinstance(observation, Observation):
+        raise TypeError(
+            f"observation is a {type(observation).__name__}: give Observation(y, operator, noise)"
+        )
+    if not isinstance(restorer, Restorer):
+        raise TypeError(
+            f"restorer is a {type(restorer).__name__}: give a Restorer, such as BySampling(DDIM(...))"
+        )
+    chosen = range(len(observation.y)) if seeds is None else [int(seed) for seed in seeds]
+    prior = None if model is None else as_model(model)
+    record = {} if prior is None else prior.record
+    y = observation.y if prior is None else observation.y.to(prior.device)
+    null = label is None and knows_null_label(record)
+    cond = labels_for(chosen, record, "none" if null else label, device=y.device)
+    streams = ImageStreams(chosen)
+    return restorer(replace(observation, y=y), prior, streams=streams, cond=cond, keep=keep)

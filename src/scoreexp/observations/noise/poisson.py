@@ -1,0 +1,174 @@
+r"""Counted photons, with or without the noise of reading them.
+
+With the intensity ``u = (x + 1) / 2`` in [0, 1] and ``peak`` photons at ``u = 1``,
+
+.. math:: n \sim \mathrm{Poisson}(\mathtt{peak}\; u), \qquad y = 2 n / \mathtt{peak} - 1 + \sigma z, \qquad
+          \mathrm{Var}[y | x] = 4 u / \mathtt{peak} + \sigma^2 .
+
+**Tweedie.** Without reading noise the exact formula is Robbins', ``E[lambda | n] = (n + 1) p(n + 1) / p(n)``, which needs
+the law of counts and not a score. From a score ``l'(n)`` of a smooth density two approximations are in use, which differ:
+``(n + 1/2) exp(l'(n))`` (Noise2Score) and its expansion ``n + n l'(n)``; the first is used here, the second is of other
+libraries. With reading noise, and many photons, ``y + Var[y | y] l'(y)`` of a Gaussian of that variance.
+
+**Stabilisation.** The generalised Anscombe transform in photons ``m = peak (y + 1) / 2``, ``s = peak sigma / 2``,
+
+.. math:: f(m) = 2 \sqrt{\max(m + \tfrac38 + s^2, 0)} ,
+
+whose algebraic inverse is biased by about a quarter of a photon; the exact unbiased one inverts ``u -> E[f(m) | u]``.
+
+References:
+    H. Robbins, "An Empirical Bayes Approach to Statistics", 1956;
+    K. Kim, J. C. Ye, "Noise2Score: Tweedie's Approach to Self-Supervised Image Denoising without Clean Images", 2021,
+    https://arxiv.org/abs/2106.07009;
+    M. Makitalo, A. Foi, "Optimal Inversion of the Generalized Anscombe Transformation for Poisson-Gaussian Noise", 2013,
+    https://doi.org/10.1109/TIP.2012.2202675.
+"""
+
+import math
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from scoreexp.core.streams import ImageStreams
+from scoreexp.core.types import NonNegativeFloat, PositiveFloat
+from scoreexp.observations.noise.base import NoiseModel
+
+QUADRATURE = 241  # nodes for the reading noise, many because the root has a kink
+TABLE = 1024  # intensities at which E[f | u] is known, evenly spaced in sqrt(u)
+BRIGHTEST = 1.5  # of the table, in units of the peak
+FEW = 400.0  # photons up to which the expectation is summed over the counts
+
+
+class PoissonGaussianNoise(NoiseModel):
+    """Photons and reading noise, see the module's formulas.
+
+    >>> import torch
+    >>> noise = PoissonGaussianNoise(peak=30.0, sigma=0.02)
+    >>> noise.variance(torch.ones(1, 1)).round(decimals=4)
+    tensor([[0.1337]])
+
+    Args:
+        peak: photons at the brightest value, > 0.
+        sigma: standard deviation of the reading noise, >= 0, in the units of the model ([-1, 1]).
+
+    Raises:
+        ValueError: a parameter is outside its domain; on a call, an intensity is negative.
+    """
+
+    def __init__(self, peak: PositiveFloat, sigma: NonNegativeFloat = 0.0) -> None:
+        if not (peak > 0 and math.isfinite(peak)) or not (sigma >= 0 and math.isfinite(sigma)):
+            raise ValueError(f"peak={peak}, sigma={sigma}: choose photons > 0 and a standard deviation >= 0")
+        self.peak, self.sigma = float(peak), float(sigma)
+
+    def sample(self, x: Tensor, streams: ImageStreams) -> Tensor:
+        y = 2 / self.peak * streams.poisson(self.peak * intensity(x)) - 1
+        return y + self.sigma * streams.normal(x) if self.sigma else y
+
+    def variance(self, x: Tensor) -> Tensor:
+        return 4 / self.peak * intensity(x) + self.sigma**2
+
+    def log_likelihood(self, y: Tensor, x: Tensor) -> Tensor:
+        """Of the counts ``n`` (probabilities) without reading noise; with it the density of ``y``, summed over ``n``."""
+        rate, photons = self.peak * intensity(x), self.peak * (y + 1) / 2
+        if self.sigma == 0:
+            return _log_poisson(photons.round(), rate).flatten(1).sum(1)
+        s = self.peak * self.sigma / 2
+        high = int(max(float((photons + 8 * s).max()), 0.0)) + 1
+        counts = torch.arange(high + 1, dtype=y.dtype, device=y.device).reshape(-1, *[1] * y.ndim)
+        deviation = (photons - counts) / s
+        gaussian = -0.5 * deviation**2 - math.log(self.sigma * math.sqrt(2 * math.pi))
+        return (_log_poisson(counts, rate) + gaussian).logsumexp(0).flatten(1).sum(1)
+
+    def posterior_mean(self, y: Tensor, score: Tensor) -> Tensor:
+        """``(n + 1/2) exp(l'(n))`` without reading noise; with it the Gaussian formula at the variance of ``y``."""
+        if self.sigma:
+            return y + (4 / self.peak * ((y + 1) / 2).clamp(min=0) + self.sigma**2) * score
+        photons, slope = self.peak * (y + 1) / 2, 2 / self.peak * score
+        return 2 / self.peak * (photons + 0.5) * slope.exp() - 1
+
+    def stabilise(self, y: Tensor) -> Tensor:
+        return _anscombe(self.peak * (y + 1) / 2, self.peak * self.sigma / 2)
+
+    def unstabilise(self, z: Tensor) -> Tensor:
+        rates, values = (part.to(z) for part in self._table)
+        place = torch.searchsorted(values, z.contiguous()).clamp(1, len(values) - 1)
+        low, high = values[place - 1], values[place]
+        share = ((z - low) / (high - low)).clamp(min=0)
+        root = rates.sqrt()
+        return 2 / self.peak * (root[place - 1] + share * (root[place] - root[place - 1])) ** 2 - 1
+
+    @cached_property
+    def _table(self) -> tuple[Tensor, Tensor]:
+        """Rates ``peak u`` and ``E[f(m) | u]``, float64, both increasing."""
+        rates = torch.linspace(0, math.sqrt(BRIGHTEST * self.peak), TABLE, dtype=torch.float64) ** 2
+        s, few = self.peak * self.sigma / 2, rates <= FEW
+        expected = torch.empty_like(rates)
+        nodes, weights = _normal(QUADRATURE if s else 1)
+        counts = torch.arange(int(FEW + 12 * math.sqrt(FEW)), dtype=torch.float64)
+        of_count = (_anscombe(counts[:, None] + s * nodes, s) * weights).sum(1)
+        law = _log_poisson(counts, rates[few, None]).exp()
+        expected[few] = law @ of_count
+        many = rates[~few]
+        shifted = many + 0.375 + s**2
+        # f + f'' Var / 2 + f''' mu_3 / 6 + f'''' mu_4 / 24 at the mean, for a Poisson variable plus a Gaussian one
+        variance, third = many + s**2, many
+        fourth = 3 * variance**2 + many
+        expected[~few] = (
+            2
+            * shifted.sqrt()
+            * (1 - variance / (8 * shifted**2) + third / (16 * shifted**3) - 5 * fourth / (128 * shifted**4))
+        )
+        return rates, expected
+
+
+class PoissonNoise(PoissonGaussianNoise):
+    """Photons alone.
+
+    >>> import torch
+    >>> from scoreexp.core.streams import ImageStreams
+    >>> PoissonNoise(peak=1.0).sample(-torch.ones(1, 4), ImageStreams([0]))
+    tensor([[-1., -1., -1., -1.]])
+
+    Args:
+        peak: photons at the brightest value, > 0.
+
+    Raises:
+        ValueError: a parameter is outside its domain.
+    """
+
+    def __init__(self, peak: PositiveFloat) -> None:
+        super().__init__(peak)
+
+
+def intensity(x: Tensor) -> Tensor:
+    """``(x + 1) / 2``, [-1, 1] to [0, 1].
+
+    Raises:
+        ValueError: a value is negative beyond rounding.
+    """
+    u = (x + 1) / 2
+    lowest = float(u.min()) if u.numel() else 0.0
+    if not lowest >= -1e-5:
+        raise ValueError(f"an intensity (x + 1) / 2 is {lowest:.4g}: this noise is for values of x >= -1")
+    return u.clamp(min=0)
+
+
+def _anscombe(photons: Tensor, s: float) -> Tensor:
+    return 2 * (photons + 0.375 + s**2).clamp(min=0).sqrt()
+
+
+def _log_poisson(n: Tensor, rate: Tensor) -> Tensor:
+    """``log P(n)``, with ``P(0) = 1`` at the rate 0."""
+    return torch.xlogy(n, rate) - rate - torch.lgamma(n + 1)
+
+
+def _normal(count: int) -> tuple[Tensor, Tensor]:
+    """Nodes and weights of ``E[h(z)]`` for a standard normal z, by the trapezoidal rule; one node is 0 alone."""
+    nodes = (
+        torch.linspace(-6, 6, count, dtype=torch.float64)
+        if count > 1
+        else torch.zeros(1, dtype=torch.float64)
+    )
+    weights = torch.exp(-(nodes**2) / 2)
+    return nodes, weights / weights.sum()

@@ -1,0 +1,154 @@
+"""Restorers that are a reverse diffusion in which each estimate of the clean data is made to agree with the observation."""
+
+from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from scoreexp.core.streams import ImageStreams
+from scoreexp.denoisers import DenoiserBase
+from scoreexp.observations import GaussianNoise, LinearOperator, Observation
+from scoreexp.restorers.base import Callback, Restorer
+from scoreexp.samplers import start_from_prior
+from scoreexp.samplers.base import batch_of, spread
+from scoreexp.samplers.grids import TimeGrid
+from scoreexp.schedules import Schedule
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What the steps of a chain know.
+
+    Attributes:
+        denoise: ``(x_t [B, *], t) -> E[x_0 | x_t]``, with the labels of the call.
+        schedule: of the model.
+        y: the data ``[B, *]``.
+        operator: ``A``.
+        sigma_y: standard deviation of the noise of ``y``, for those that use it.
+        streams: one random stream per sample.
+    """
+
+    denoise: Callable[[Tensor, float], Tensor]
+    schedule: Schedule
+    y: Tensor
+    operator: LinearOperator
+    sigma_y: float
+    streams: ImageStreams
+
+
+class Chain(Restorer):
+    """Base of the restorers with one estimate of the clean data for each time of a grid, beginning at the prior.
+
+    A new one writes ``step``; what it computes once goes into ``prepare``. The result is the estimate at the last time.
+
+    Attributes:
+        uses_sigma: whether the noise level of y enters, which then must be white Gaussian.
+        divides_by_sigma: whether it must not be 0.
+
+    Args:
+        grid: the times visited.
+    """
+
+    uses_sigma: ClassVar[bool] = True
+    divides_by_sigma: ClassVar[bool] = False
+
+    def __init__(self, grid: TimeGrid) -> None:
+        self.grid = grid
+
+    def prepare(self, problem: Problem) -> Any:
+        """What every step needs again, such as ``A^T y``; it refuses what this restorer cannot serve."""
+        return None
+
+    def start(self, problem: Problem, x_t: Tensor, t: float, prepared: Any) -> Any:
+        """The first state: noise ``x_t [B, *]`` of the prior's standard deviation, or what is made of it."""
+        return x_t
+
+    @abstractmethod
+    def step(
+        self, problem: Problem, state: Any, t: float, s: float | None, prepared: Any
+    ) -> tuple[Tensor, Any]:
+        """From time ``t`` to ``s < t``: the estimate ``x_0 [B, *]`` and the next state, most often ``x_s``.
+
+        ``s`` is None at the last time, whose state is not used.
+        """
+
+    def restore(
+        self,
+        observation: Observation,
+        model: DenoiserBase,
+        streams: ImageStreams,
+        cond: Tensor | None,
+        keep: int,
+        callback: Callback | None,
+    ) -> tuple[Tensor, list[Tensor]]:
+        name = type(self).__name__
+        with torch.inference_mode(False), torch.no_grad():
+            problem = self._problem(observation, model, streams, cond)
+            times = self.grid(model.schedule).tolist()
+            assert model.event_shape is not None
+            y = problem.y
+            x_t = start_from_prior(model, model.event_shape, streams, dtype=y.dtype, device=y.device)
+            prepared = self.prepare(problem)
+            state = self.start(problem, x_t, times[0], prepared)
+            kept = spread(1, len(times), keep)
+            trajectory: list[Tensor] = []
+            for i, (t, s) in enumerate(zip(times, [*times[1:], None], strict=True), start=1):
+                x_0, state = self.step(problem, state, t, s, prepared)
+                if not x_0.isfinite().all():
+                    raise FloatingPointError(
+                        f"{name}: the estimate is not finite at step {i} of {len(times)}, t = {t:.6g}: {self.remedy()}"
+                    )
+                if i in kept:
+                    trajectory.append(x_0)
+                if callback is not None:
+                    callback(i, len(times), x_0, x_0)
+        return x_0, trajectory
+
+    def remedy(self) -> str:
+        """What to change where the chain diverges: the parameter that weighs the data, with its value."""
+        return "check the weights of the network"
+
+    def _problem(
+        self, observation: Observation, model: DenoiserBase, streams: ImageStreams, cond: Tensor | None
+    ) -> Problem:
+        name, y, operator = type(self).__name__, observation.y, observation.operator
+        if model.event_shape is None:
+            raise ValueError(f"{name} needs a model that knows the shape of its samples: give the prior of x")
+        if not isinstance(operator, LinearOperator):
+            raise ValueError(
+                f"{name} solves linear problems, and {type(operator).__name__} is no LinearOperator"
+            )
+        noise = observation.noise
+        if self.uses_sigma and not isinstance(noise, GaussianNoise):
+            raise ValueError(
+                f"{name} is for white Gaussian noise, not {type(noise).__name__}: give GaussianNoise(sigma)"
+            )
+        observation.require_shape(model.event_shape)
+        if not y.isfinite().all():
+            raise ValueError("y holds values that are not finite: find their origin")
+        sigma = noise.sigma if isinstance(noise, GaussianNoise) else 0.0
+        if self.divides_by_sigma and sigma == 0:
+            raise ValueError(
+                f"{name} divides by the noise level of y, which is 0: give a small one, or take a restorer for data "
+                "without noise, such as DDNM or DDS"
+            )
+        return Problem(
+            lambda x, t: model(x, batch_of(t, x), cond),
+            model.schedule,
+            y.clone() if y.is_inference() else y,
+            operator,
+            sigma,
+            streams,
+        )
+
+
+def renoised(problem: Problem, x_0: Tensor, eps: Tensor, s: float, fresh: float) -> Tensor:
+    r"""``alpha_s x_0 + sigma_s (sqrt(1 - fresh) eps + sqrt(fresh) z)``: noise of which a share is drawn anew."""
+    alpha, sigma = problem.schedule.at(s)
+    if fresh == 0:
+        return alpha * x_0 + sigma * eps
+    noise = (1 - fresh) ** 0.5 * eps + fresh**0.5 * problem.streams.normal(x_0)
+    return alpha * x_0 + sigma * noise

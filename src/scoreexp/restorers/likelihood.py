@@ -1,0 +1,232 @@
+r"""Restorers that give any sampler the denoiser of the posterior, by a Gaussian approximation of the likelihood.
+
+With the moments of ``p(x_0 | x_t)``, mean ``x0_hat`` and covariance ``V``, and noise of level ``sigma_y``,
+
+.. math:: p(y | x_t) \approx N(A \hat x_0,\; A V A^T + \sigma_y^2 I), \qquad
+          E[x_0 | x_t, y] \approx \hat x_0 + \frac{\sigma_t^2}{\alpha_t} J^T A^T
+          (A V A^T + \sigma_y^2 I)^{-1} (y - A \hat x_0), \quad J = \frac{\partial \hat x_0}{\partial x_t} .
+
+The right-hand side is Tweedie's formula with the score of the posterior, so the samplers are those of the prior, unchanged.
+
+========= ==================================================================================================
+``PiGDM`` ``V = r_t^2 I`` with ``r_t^2 = sigma_t^2 sigma_d^2 / (alpha_t^2 sigma_d^2 + sigma_t^2)``
+``MMPS``  ``V = (sigma_t^2 / alpha_t) J``, the exact covariance; the system is solved by conjugate gradients
+========= ==================================================================================================
+
+``MMPS`` is exact for Gaussian data; ``PiGDM`` for white Gaussian data of standard deviation ``sigma_d``.
+
+References:
+    J. Song, A. Vahdat, M. Mardani, J. Kautz, "Pseudoinverse-Guided Diffusion Models for Inverse Problems", 2023,
+    https://openreview.net/forum?id=9_gsMA8MRKQ;
+    F. Rozet, G. Andry, F. Lanusse, G. Louppe, "Learning Diffusion Priors from Observations by Expectation
+    Maximization", 2024, https://arxiv.org/abs/2405.13712, section 3.2.
+"""
+
+from abc import abstractmethod
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from scoreexp.core.streams import ImageStreams
+from scoreexp.core.tensors import expand_to
+from scoreexp.core.types import PositiveFloat, PositiveInt
+from scoreexp.denoisers import DenoiserBase
+from scoreexp.numerics.conjugate_gradient import conjugate_gradient
+from scoreexp.observations import GaussianNoise, LinearOperator, Observation
+from scoreexp.restorers.base import Callback, Restorer
+from scoreexp.restorers.by_sampling import unscaled
+from scoreexp.restorers.proximal import known_svd
+from scoreexp.samplers import Sampler, start_from_prior
+
+Product = Callable[[Tensor], Tensor]
+
+
+class LikelihoodRestorer(Restorer):
+    """Base: a new one writes ``solve``, and so chooses ``V``.
+
+    Args:
+        sampler: what draws from the posterior; it begins at the prior.
+    """
+
+    def __init__(self, sampler: Sampler) -> None:
+        self.sampler = sampler
+
+    @abstractmethod
+    def solve(
+        self, observed: Observation, residual: Tensor, jacobian_t: Product, alpha: Tensor, sigma: Tensor
+    ) -> Tensor:
+        """``A^T (A V A^T + sigma_y^2 I)^-1 residual``, of the shape of ``x_t``.
+
+        Args:
+            observed: the operator and the noise.
+            residual: ``y - A x0_hat``.
+            jacobian_t: ``J^T u`` of ``u [B, *]``.
+            alpha: of the state, broadcasts against ``x_t``.
+            sigma: as ``alpha``.
+        """
+
+    def posterior(self, model: DenoiserBase, observation: Observation) -> DenoiserBase:
+        """``E[x_0 | x_t, y]``, a denoiser like any other.
+
+        Raises:
+            ValueError: the operator is not linear, the noise is not white and Gaussian, or the shapes disagree.
+        """
+        name, noise, operator = type(self).__name__, observation.noise, observation.operator
+        if not isinstance(operator, LinearOperator):
+            raise ValueError(
+                f"{name} solves linear problems, and {type(operator).__name__} is no LinearOperator"
+            )
+        if not isinstance(noise, GaussianNoise):
+            raise ValueError(
+                f"{name} is for white Gaussian noise, not {type(noise).__name__}: give GaussianNoise(sigma)"
+            )
+        if model.event_shape is None:
+            raise ValueError(f"{name} needs a model that knows the shape of its samples: give the prior of x")
+        observation.require_shape(model.event_shape)
+        if not observation.y.isfinite().all():
+            raise ValueError("y holds values that are not finite: find their origin")
+        return _Posterior(model, observation, self.solve)
+
+    def restore(
+        self,
+        observation: Observation,
+        model: DenoiserBase,
+        streams: ImageStreams,
+        cond: Tensor | None,
+        keep: int,
+        callback: Callback | None,
+    ) -> tuple[Tensor, list[Tensor]]:
+        y, posterior = observation.y, self.posterior(model, observation)
+        assert model.event_shape is not None
+        x_t = start_from_prior(model, model.event_shape, streams, dtype=y.dtype, device=y.device)
+        result = self.sampler(posterior, x_t, streams=streams, cond=cond, keep=keep, callback=callback)
+        return result.x, unscaled(result, model.schedule)
+
+
+class _Posterior(DenoiserBase, wraps=True):
+    def __init__(self, model: DenoiserBase, observation: Observation, solve: Callable[..., Tensor]) -> None:
+        self.model, self.observation, self.solve = model, observation, solve
+        self.schedule, self.event_shape, self.record = model.schedule, model.event_shape, model.record
+
+    def __call__(self, x_t: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+        alpha, sigma = (
+            expand_to(scale, x_t).to(x_t) for scale in self.schedule(t.to(device="cpu", dtype=torch.float64))
+        )
+        with torch.inference_mode(False), torch.enable_grad():
+            x = x_t.detach().clone().requires_grad_()
+            x0_hat = self.model(x, t, cond)
+
+        def jacobian_t(v: Tensor) -> Tensor:
+            return torch.autograd.grad(x0_hat, x, v, retain_graph=True)[0]
+
+        with torch.inference_mode(False), torch.no_grad():
+            mean = x0_hat.detach()
+            residual = self.observation.y - self.observation.operator(mean)
+            pulled = self.solve(self.observation, residual, jacobian_t, alpha, sigma)
+            corrected: Tensor = mean + sigma**2 / alpha * jacobian_t(pulled)
+        return corrected
+
+
+class PiGDM(LikelihoodRestorer):
+    """Pseudo-inverse guidance: the covariance of white Gaussian data, see the module's formulas.
+
+    >>> import torch
+    >>> from scoreexp.core.streams import ImageStreams
+    >>> from scoreexp.denoisers import OracleDenoiser
+    >>> from scoreexp.numerics.oracles import Gaussian
+    >>> from scoreexp.observations import Identity
+    >>> from scoreexp.samplers import DDIM, UniformGrid
+    >>> from scoreexp.schedules import VP
+    >>> model = OracleDenoiser(Gaussian(torch.zeros(2), torch.ones(2)), VP())
+    >>> observation = Observation(torch.ones(1, 2), Identity(), GaussianNoise(0.01))
+    >>> PiGDM(DDIM(UniformGrid(50)), sigma_data=1.0)(observation, model, streams=ImageStreams([0])).x.round(decimals=1)
+    tensor([[1., 1.]])
+
+    Args:
+        sampler: what draws.
+        sigma_data: ``sigma_d``, standard deviation of the data, > 0, in units of the model.
+        cg_steps: most steps of conjugate gradients where the operator has no decomposition; ``sigma_y`` must be > 0 then.
+
+    Raises:
+        ValueError: a parameter is outside its domain.
+    """
+
+    def __init__(self, sampler: Sampler, sigma_data: PositiveFloat = 0.5, cg_steps: PositiveInt = 20) -> None:
+        if not sigma_data > 0 or cg_steps < 1:
+            raise ValueError(f"sigma_data={sigma_data}, cg_steps={cg_steps}: choose > 0 and at least 1")
+        super().__init__(sampler)
+        self.sigma_data, self.cg_steps = sigma_data, cg_steps
+
+    def solve(
+        self, observed: Observation, residual: Tensor, jacobian_t: Product, alpha: Tensor, sigma: Tensor
+    ) -> Tensor:
+        operator, sigma_y = linear_gaussian(observed)
+        variance = (sigma * self.sigma_data) ** 2 / ((alpha * self.sigma_data) ** 2 + sigma**2)
+        svd = known_svd(operator, residual)
+        if svd is None:
+            v = conjugate_gradient(
+                lambda u: _times(variance, operator(operator.adjoint(u))) + sigma_y**2 * u,
+                residual,
+                max_iter=self.cg_steps,
+            ).x
+            return operator.adjoint(v)
+        total = variance * svd.singular**2 + sigma_y**2
+        weights = torch.where(svd.measured, svd.singular / torch.where(svd.measured, total, 1), 0)
+        return svd.v(weights * svd.ut(residual))
+
+
+class MMPS(LikelihoodRestorer):
+    """Moment matching: the covariance of the model itself, see the module's formulas.
+
+    Each step of conjugate gradients costs a backward pass through the network, which the count of evaluations leaves out.
+
+    >>> import torch
+    >>> from scoreexp.core.streams import ImageStreams
+    >>> from scoreexp.denoisers import OracleDenoiser
+    >>> from scoreexp.numerics.oracles import Gaussian
+    >>> from scoreexp.observations import Identity
+    >>> from scoreexp.samplers import DDIM, UniformGrid
+    >>> from scoreexp.schedules import VP
+    >>> model = OracleDenoiser(Gaussian(torch.zeros(1, 4, 4), torch.ones(1, 4, 4)), VP())
+    >>> observation = Observation(torch.ones(1, 1, 4, 4), Identity(), GaussianNoise(0.1))
+    >>> MMPS(DDIM(UniformGrid(10)))(observation, model, streams=ImageStreams([0])).nfe
+    10
+
+    Args:
+        sampler: what draws.
+        cg_steps: most steps of conjugate gradients (1 to 5 in the paper); with as many as ``y`` has values they are exact.
+
+    Raises:
+        ValueError: a parameter is outside its domain; on a call, where ``A V A^T + sigma_y^2 I`` is not positive definite,
+            as for a network whose Jacobian is far from a covariance.
+    """
+
+    def __init__(self, sampler: Sampler, cg_steps: PositiveInt = 5) -> None:
+        if cg_steps < 1:
+            raise ValueError(f"cg_steps={cg_steps}: choose at least 1")
+        super().__init__(sampler)
+        self.cg_steps = cg_steps
+
+    def solve(
+        self, observed: Observation, residual: Tensor, jacobian_t: Product, alpha: Tensor, sigma: Tensor
+    ) -> Tensor:
+        operator, sigma_y = linear_gaussian(observed)
+        v = conjugate_gradient(
+            lambda u: operator(sigma**2 / alpha * jacobian_t(operator.adjoint(u))) + sigma_y**2 * u,
+            residual,
+            max_iter=self.cg_steps,
+        ).x
+        return operator.adjoint(v)
+
+
+def linear_gaussian(observed: Observation) -> tuple[LinearOperator, float]:
+    """The operator and the noise level of an observation that ``LikelihoodRestorer.posterior`` has accepted."""
+    assert isinstance(observed.operator, LinearOperator)
+    assert isinstance(observed.noise, GaussianNoise)
+    return observed.operator, observed.noise.sigma
+
+
+def _times(scale: Tensor, y: Tensor) -> Tensor:
+    """``y [B, *]`` times a scale ``[B, 1, ...]`` of another number of axes."""
+    return expand_to(scale.flatten(), y) * y

@@ -1,0 +1,511 @@
+"""Restorers against the exact posterior of Gaussian data, their documented fixed points, and their steps by hand."""
+
+import pytest
+import torch
+from torch.autograd.functional import jacobian
+
+from scoreexp.core.streams import ImageStreams
+from scoreexp.denoisers import DenoiserBase, OracleDenoiser, Product
+from scoreexp.numerics.oracles import Gaussian
+from scoreexp.observations import (
+    Blur,
+    ChannelMix,
+    Compose,
+    Function,
+    GaussianNoise,
+    Identity,
+    NoiseModel,
+    Observation,
+    RandomMask,
+    SuperResolution,
+)
+from scoreexp.restorers import DDNM, DDRM, DPS, MMPS, STSL, DiffPIR, HIRDiff, PiGDM, PnPADMM, REDDiff
+from scoreexp.restorers.chain import Problem
+from scoreexp.restorers.gradient import total_variation
+from scoreexp.samplers import DDIM, DDPM, UniformGrid, start_from_prior
+from scoreexp.schedules import VP
+
+N, COUNT = 6, 8
+SHAPE = (1, N, N)
+EYE = torch.eye(N * N, dtype=torch.float64)
+PLACES = torch.cartesian_prod(torch.arange(N), torch.arange(N)).double()
+COVARIANCE = 0.25 * torch.exp(-(torch.cdist(PLACES, PLACES) ** 2) / 8) + 1e-4 * EYE
+MEAN = torch.linspace(-0.3, 0.3, N * N, dtype=torch.float64)
+PRIOR = Gaussian(MEAN.reshape(SHAPE), COVARIANCE)
+MODEL = OracleDenoiser(PRIOR, VP())
+WHITE = OracleDenoiser(
+    Gaussian(torch.zeros(SHAPE, dtype=torch.float64), torch.full(SHAPE, 0.25, dtype=torch.float64)), VP()
+)
+X = PRIOR.sample(COUNT, torch.Generator().manual_seed(0))
+OPERATORS = {
+    "mask": RandomMask(size=N, hole=0.5),
+    "blur": Blur(torch.tensor([[0.05, 0.1, 0.05], [0.1, 0.4, 0.1], [0.05, 0.1, 0.05]]), size=N),
+    "reduced": SuperResolution(2, size=N),
+}
+
+
+def dense(operator, shape=SHAPE):
+    size = torch.Size(shape).numel()
+    return operator(torch.eye(size, dtype=torch.float64).reshape(size, *shape)).flatten(1).T
+
+
+def posterior(operator, y, sigma, mean=MEAN, covariance=COVARIANCE, shape=SHAPE):
+    """Mean ``[B, *]`` and covariance ``[D, D]`` of x given y."""
+    a = dense(operator, shape)
+    gain = torch.linalg.solve(
+        a @ covariance @ a.T + sigma**2 * torch.eye(len(a), dtype=torch.float64), a @ covariance
+    ).T
+    centred = y.flatten(1) - mean @ a.T
+    return (mean + centred @ gain.T).reshape(len(y), *shape), covariance - gain @ a @ covariance
+
+
+def observed(operator, sigma, x=X):
+    return Observation.simulate(x, operator, GaussianNoise(sigma), ImageStreams(range(len(x)), "observed"))
+
+
+def problem(operator, y, sigma, model=MODEL, seeds=range(COUNT)):
+    def denoise(x, t):
+        return model(x, torch.full((len(x),), t, dtype=torch.float64))
+
+    return Problem(denoise, model.schedule, y, operator, sigma, ImageStreams(seeds))
+
+
+# ------------------------------------------------------------------------------- guidance by the likelihood
+
+
+@pytest.mark.parametrize("operator", OPERATORS.values(), ids=OPERATORS)
+@pytest.mark.parametrize("t", [0.05, 0.4, 0.9])
+def test_moment_matching_has_the_exact_posterior_mean_at_every_time(operator, t):
+    """Given x_t and y, both Gaussian in x_0: the normal equations in one dense solve."""
+    sigma_y = 0.1
+    observation = observed(operator, sigma_y)
+    alpha, sigma = MODEL.schedule.at(t)
+    x_t = alpha * X + sigma * ImageStreams(range(COUNT), "state").normal(X)
+    a = dense(operator)
+    precision = torch.linalg.inv(COVARIANCE) + (alpha / sigma) ** 2 * EYE + a.T @ a / sigma_y**2
+    right = (
+        torch.linalg.solve(COVARIANCE, MEAN)
+        + alpha / sigma**2 * x_t.flatten(1)
+        + observation.y.flatten(1) @ a / sigma_y**2
+    )
+    expected = torch.linalg.solve(precision, right.T).T.reshape(X.shape)
+    denoiser = MMPS(DDIM(UniformGrid(1)), cg_steps=200).posterior(MODEL, observation)
+    found = denoiser(x_t, torch.full((COUNT,), t, dtype=torch.float64))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("sampler", [DDPM(UniformGrid(20)), DDIM(UniformGrid(20))], ids=["ddpm", "ddim"])
+def test_moment_matching_samples_as_the_exact_denoiser_of_the_posterior_does(sampler):
+    """The posterior is Gaussian again, so its denoiser is known: same sampler and seeds, same draws."""
+    sigma_y, operator = 0.2, OPERATORS["reduced"]
+    one = observed(operator, sigma_y, X[:1])
+    observation = Observation(one.y.expand(COUNT, -1, -1, -1), operator, one.noise)
+    made = MMPS(sampler, cg_steps=50)(observation, MODEL, streams=ImageStreams(range(COUNT)))
+    mean, covariance = posterior(operator, one.y, sigma_y)
+    exact = OracleDenoiser(Gaussian(mean[0], (covariance + covariance.T) / 2), MODEL.schedule)
+    streams = ImageStreams(range(COUNT))
+    start = start_from_prior(exact, SHAPE, streams, dtype=torch.float64)
+    torch.testing.assert_close(made.x, sampler(exact, start, streams=streams).x, rtol=1e-4, atol=1e-4)
+    assert made.nfe == 20
+
+
+@pytest.mark.parametrize("operator", OPERATORS.values(), ids=OPERATORS)
+@pytest.mark.parametrize("sigma_y", [0.0, 0.1])
+def test_pseudo_inverse_guidance_is_exact_for_white_data(operator, sigma_y):
+    observation, t = observed(operator, sigma_y), 0.4
+    alpha, sigma = WHITE.schedule.at(t)
+    x_t = alpha * X + sigma * ImageStreams(range(COUNT), "state").normal(X)
+    variance = 0.25 * sigma**2 / (0.25 * alpha**2 + sigma**2)
+    prior_mean = WHITE(x_t, torch.full((COUNT,), t, dtype=torch.float64))
+    a = dense(operator)
+    gain = (
+        variance
+        * a.T
+        @ torch.linalg.pinv(variance * a @ a.T + sigma_y**2 * torch.eye(len(a)), hermitian=True)
+    )
+    residual = (observation.y - operator(prior_mean)).flatten(1)
+    expected = prior_mean + (residual @ gain.T).reshape(X.shape)
+    denoiser = PiGDM(DDIM(UniformGrid(1)), sigma_data=0.5).posterior(WHITE, observation)
+    found = denoiser(x_t, torch.full((COUNT,), t, dtype=torch.float64))
+    torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-8)
+
+
+def test_without_a_decomposition_pseudo_inverse_guidance_solves_the_same_system():
+    observation = observed(OPERATORS["mask"], 0.1)
+    composed = Observation(observation.y, Compose(OPERATORS["mask"], Identity()), observation.noise)
+    x_t, t = ImageStreams(range(COUNT)).normal(X), torch.full((COUNT,), 0.5, dtype=torch.float64)
+    restorer = PiGDM(DDIM(UniformGrid(1)), cg_steps=50)
+    with pytest.raises(ValueError, match="no singular value"):
+        composed.operator.svd(x_t)
+    torch.testing.assert_close(
+        restorer.posterior(MODEL, composed)(x_t, t),
+        restorer.posterior(MODEL, observation)(x_t, t),
+        rtol=1e-5,
+        atol=1e-6,
+    )
+
+
+# --------------------------------------------------------------------------------- chains without a gradient
+
+
+@pytest.mark.parametrize("operator", OPERATORS.values(), ids=OPERATORS)
+def test_the_null_space_model_meets_data_without_noise_exactly(operator):
+    observation = observed(operator, 0.0)
+    restored = DDNM(UniformGrid(50))(observation, MODEL, streams=ImageStreams(range(COUNT)))
+    torch.testing.assert_close(operator(restored.x), observation.y, rtol=1e-8, atol=1e-8)
+    mean, _ = posterior(operator, observation.y, 1e-6)
+    assert (restored.x - mean).norm() < (operator.pinv(observation.y) - mean).norm() + 1e-6
+
+
+@pytest.mark.parametrize("operator", OPERATORS.values(), ids=OPERATORS)
+@pytest.mark.parametrize("sigma_y", [0.05, 0.5])
+def test_the_null_space_model_keeps_the_noise_level_of_its_states(operator, sigma_y):
+    """Data that are known exactly to the model: all that is random in x_s is noise, whose variance must be sigma_s^2."""
+    n, t, s, eta = 4000, 0.6, 0.4, 1.0
+    known = OracleDenoiser(Gaussian(X[0], torch.zeros(SHAPE, dtype=torch.float64)), VP())
+    y = Observation.simulate(
+        X[:1].expand(n, *SHAPE), operator, GaussianNoise(sigma_y), ImageStreams(range(n))
+    ).y
+    chain, task = DDNM(UniformGrid(2), eta=eta), problem(operator, y, sigma_y, known, seeds=range(n, 2 * n))
+    _, x_s = chain.step(
+        task, ImageStreams(range(n), "state").normal(y.new_zeros(n, *SHAPE)), t, s, chain.prepare(task)
+    )
+    alpha, sigma = known.schedule.at(s)
+    deviation = x_s - alpha * X[0]
+    assert deviation.mean(0).abs().max() < 5 * sigma / n**0.5
+    torch.testing.assert_close(
+        deviation.flatten(1).T.cov(),
+        sigma**2 * EYE,
+        rtol=0,
+        atol=6 * sigma**2 * (2 / n) ** 0.5,
+    )
+
+
+@pytest.mark.parametrize("operator", OPERATORS.values(), ids=OPERATORS)
+def test_restoration_in_singular_directions_meets_data_without_noise(operator):
+    observation = observed(operator, 0.0)
+    restored = DDRM(UniformGrid(50))(observation, MODEL, streams=ImageStreams(range(COUNT)))
+    torch.testing.assert_close(operator(restored.x), observation.y, rtol=1e-8, atol=1e-8)
+
+
+def test_a_step_in_singular_directions_by_hand():
+    """Against a loop over the directions of a dense decomposition."""
+    operator, sigma_y, t, s, eta, eta_b = OPERATORS["mask"], 0.4, 0.3, 0.1, 0.85, 0.9
+    y = observed(operator, sigma_y).y
+    task = problem(operator, y, sigma_y)
+    chain = DDRM(UniformGrid(2), eta, eta_b)
+    x_t = ImageStreams(range(COUNT), "state").normal(X)
+    _, x_s = chain.step(task, x_t, t, s, chain.prepare(task))
+    (alpha_t, sigma_t), (alpha_s, sigma_s) = MODEL.schedule.at(t), MODEL.schedule.at(s)
+    d = task.denoise(x_t, t).flatten(1)
+    z = ImageStreams(range(COUNT)).normal(X).flatten(1)
+    r_t, r_s, x = sigma_t / alpha_t, sigma_s / alpha_s, x_t.flatten(1) / alpha_t
+    data, seen = operator.adjoint(y).flatten(1), operator.seen.flatten()
+    expected = torch.empty_like(d)
+    assert r_s < sigma_y  # so the second case is met, below the third
+    for i in range(N * N):
+        if not seen[i]:
+            mean, spread = d[:, i] + (1 - eta**2) ** 0.5 * r_s * (x[:, i] - d[:, i]) / r_t, eta * r_s
+        else:
+            mean, spread = d[:, i] + (1 - eta**2) ** 0.5 * r_s * (data[:, i] - d[:, i]) / sigma_y, eta * r_s
+        expected[:, i] = mean + spread * z[:, i]
+    torch.testing.assert_close(x_s.flatten(1), alpha_s * expected, rtol=1e-10, atol=1e-10)
+    higher = 0.9
+    task = problem(operator, y, sigma_y)
+    _, x_s = chain.step(task, x_t, 0.95, higher, chain.prepare(task))
+    alpha_s, sigma_s = MODEL.schedule.at(higher)
+    d, r_s = task.denoise(x_t, 0.95).flatten(1), sigma_s / alpha_s
+    expected = (1 - eta_b) * d + eta_b * data + (r_s**2 - (eta_b * sigma_y) ** 2) ** 0.5 * z
+    torch.testing.assert_close(x_s.flatten(1)[:, seen], alpha_s * expected[:, seen], rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    "operator", [*OPERATORS.values(), Compose(OPERATORS["mask"], Identity())], ids=lambda a: type(a).__name__
+)
+def test_two_steps_of_splitting_by_hand(operator):
+    sigma_y, grid, weight, zeta = 0.2, UniformGrid(2), 5.0, 0.4
+    y, a = observed(operator, sigma_y).y, dense(operator)
+    streams, schedule, times = ImageStreams(range(COUNT)), MODEL.schedule, grid(MODEL.schedule).tolist()
+    x_t = schedule.prior_std * streams.normal(X)
+    for i, t in enumerate(times):
+        alpha, sigma = schedule.at(t)
+        rho = weight * sigma_y**2 / (sigma / alpha) ** 2
+        x0_hat = MODEL(x_t, torch.full((COUNT,), t, dtype=torch.float64)).flatten(1)
+        right = y.flatten(1) @ a + rho * x0_hat
+        x_0 = torch.linalg.solve(a.T @ a + rho * EYE, right.T).T.reshape(X.shape)
+        if i == 0:
+            alpha_s, sigma_s = schedule.at(times[1])
+            eps = (x_t - alpha * x_0) / sigma
+            x_t = alpha_s * x_0 + sigma_s * ((1 - zeta) ** 0.5 * eps + zeta**0.5 * streams.normal(X))
+    made = DiffPIR(grid, weight, zeta)(
+        Observation(y, operator, GaussianNoise(sigma_y)), MODEL, streams=ImageStreams(range(COUNT))
+    )
+    torch.testing.assert_close(made.x, x_0, rtol=1e-5, atol=1e-5)
+
+
+# ------------------------------------------------------------------------------------ chains with a gradient
+
+
+def ddim(schedule, x_t, x0_hat, t, s, eta, z):
+    (alpha_t, sigma_t), (alpha_s, sigma_s) = schedule.at(t), schedule.at(s)
+    beta = sigma_s**2 / sigma_t**2 * (sigma_t**2 - (alpha_t / alpha_s) ** 2 * sigma_s**2)
+    eps = (x_t - alpha_t * x0_hat) / sigma_t
+    return alpha_s * x0_hat + (sigma_s**2 - eta**2 * beta) ** 0.5 * eps + eta * beta**0.5 * z
+
+
+@pytest.mark.parametrize(
+    "restorer", [DPS(UniformGrid(2), zeta=0.7), HIRDiff(UniformGrid(2), 0.3, 0.0, eta=0.5)]
+)
+def test_a_gradient_step_by_hand(restorer):
+    """The Jacobian of the Gaussian's denoiser is a matrix, so the gradients of the residual are products."""
+    operator, t, s = OPERATORS["blur"], 0.5, 0.3
+    y, a = observed(operator, 0.1).y, dense(operator)
+    task, x_t = problem(operator, y, 0.1), ImageStreams(range(COUNT), "state").normal(X)
+    x0_hat, x_s = restorer.step(task, x_t, t, s, None)
+    alpha, sigma = MODEL.schedule.at(t)
+    slope = alpha * COVARIANCE @ torch.linalg.inv(alpha**2 * COVARIANCE + sigma**2 * EYE)
+    residual = (y - operator(x0_hat)).flatten(1)
+    pulled = residual @ a @ slope  # J is symmetric
+    weights = 0.7 / residual.norm(dim=1, keepdim=True) if isinstance(restorer, DPS) else 2 * 0.3
+    gradient = -weights * pulled
+    unguided = ddim(MODEL.schedule, x_t, x0_hat, t, s, restorer.eta, ImageStreams(range(COUNT)).normal(X))
+    torch.testing.assert_close(x_s, unguided - gradient.reshape(X.shape), rtol=1e-9, atol=1e-9)
+
+
+def test_the_trace_is_that_of_the_hessian_for_short_probes_and_not_for_long_ones():
+    t = 0.5
+    alpha, sigma = MODEL.schedule.at(t)
+    exact = -float(torch.linalg.inv(alpha**2 * COVARIANCE + sigma**2 * EYE).trace())
+    x_t = ImageStreams(range(COUNT), "state").normal(X)
+    task = problem(OPERATORS["mask"], observed(OPERATORS["mask"], 0.1).y, 0.1)
+    found = STSL(UniformGrid(2), probes=200).trace(task, x_t, task.denoise(x_t, t), t)
+    assert float(found.mean()) == pytest.approx(exact, rel=0.02)
+    bent = Problem(
+        lambda x, t: x.tanh(), MODEL.schedule, task.y, task.operator, 0.1, ImageStreams(range(COUNT))
+    )
+    slope = (alpha * (1 - x_t.tanh() ** 2) - 1) / sigma**2
+    expected = float(slope.flatten(1).sum(1).mean())
+    short, long = (
+        float(STSL(UniformGrid(2), probes=300, probe=d).trace(bent, x_t, x_t.tanh(), t).mean())
+        for d in (0.05, 3.0)
+    )
+    assert short == pytest.approx(expected, rel=0.03)
+    assert abs(long - expected) > 3 * abs(short - expected)
+
+
+def test_total_variation_is_the_length_of_the_edges_and_pulls_towards_flat_images():
+    x = torch.zeros(1, 1, 5, 5, dtype=torch.float64)
+    x[..., 1:4, 1:4] = 0.5
+    smooth = float(total_variation(x))
+    assert smooth == pytest.approx(
+        0.5 * 12 - (2 - 2**0.5) * 0.5, rel=0.02
+    )  # one corner has both differences in a pixel
+    slope = jacobian(lambda v: total_variation(v).sum(), x)
+    assert float((slope * x).sum()) > 0.9 * smooth
+
+
+def test_data_that_are_met_already_give_no_gradient():
+    operator = Identity()
+    task = problem(operator, X, 0.0, OracleDenoiser(Gaussian(X[0], torch.zeros(SHAPE)), VP()))
+    task = Problem(task.denoise, task.schedule, X[:1].expand(COUNT, *SHAPE), operator, 0.0, task.streams)
+    _, x_s = DPS(UniformGrid(2)).step(task, X, 0.5, 0.3, None)
+    assert x_s.isfinite().all()
+
+
+# ---------------------------------------------------------------------------------------------- fixed points
+
+
+def red_fixed_point(operator, y, times, weight):
+    a = dense(operator)
+    total = torch.zeros(N * N, N * N, dtype=torch.float64)
+    for t in times:
+        alpha, sigma = MODEL.schedule.at(t)
+        total += (
+            weight * sigma / alpha * alpha * sigma * torch.linalg.inv(alpha**2 * COVARIANCE + sigma**2 * EYE)
+        )
+    total /= len(times)
+    right = y.flatten(1) @ a + total @ MEAN
+    return torch.linalg.solve(a.T @ a + total, right.T).T.reshape(y.shape[0], *SHAPE)
+
+
+def test_the_mean_gradient_of_red_diff_vanishes_at_its_fixed_point_which_is_not_the_posterior_mode():
+    operator = OPERATORS["mask"]
+    y = observed(operator, 0.1).y[:1]
+    restorer, times = REDDiff(UniformGrid(40)), UniformGrid(40)(MODEL.schedule).tolist()
+    fixed = red_fixed_point(operator, y, times, restorer.weight)
+    n = 500
+    task = problem(operator, y.expand(n, -1, -1), 0.1, seeds=range(n))
+    data = restorer.gradient(task, fixed.expand(n, *SHAPE)).mean(0)
+    prior = torch.zeros(SHAPE, dtype=torch.float64)
+    for t in times:
+        alpha, sigma = MODEL.schedule.at(t)
+        eps = task.streams.normal(fixed.expand(n, *SHAPE))
+        x_t = alpha * fixed + sigma * eps
+        eps_hat = (x_t - alpha * task.denoise(x_t, t)) / sigma
+        prior += restorer.weight * sigma / alpha * (eps_hat - eps).mean(0) / len(times)
+    assert (data + prior).norm() < 0.05 * data.norm()
+    mode, _ = posterior(operator, y, 0.1)
+    assert (fixed - mode).norm() > 0.01 * mode.norm()
+
+
+def test_red_diff_settles_between_the_data_and_the_prior():
+    operator = OPERATORS["mask"]
+    observation = observed(operator, 0.1)
+    grid = UniformGrid(1000)
+    restored = REDDiff(grid, lr=5e-3)(observation, MODEL, streams=ImageStreams(range(COUNT)))
+    again = REDDiff(grid, lr=5e-3)(observation, MODEL, streams=ImageStreams(range(COUNT, 2 * COUNT)))
+    assert restored.nfe == 1000
+    baseline = (operator.pinv(observation.y) - X).norm()
+    assert (restored.x - X).norm() < 0.7 * baseline
+    assert (restored.x - again.x).norm() < 0.2 * (restored.x - operator.pinv(observation.y)).norm()
+
+
+@pytest.mark.parametrize("operator", OPERATORS.values(), ids=OPERATORS)
+def test_admm_with_a_linear_shrinkage_ends_at_ridge_regression(operator):
+    sigma, rho = 0.4, 0.7
+    y, a = observed(operator, 0.1).y, dense(operator)
+    ridge = rho * sigma**2 / 0.25
+    expected = torch.linalg.solve(a.T @ a + ridge * EYE, (y.flatten(1) @ a).T).T.reshape(X.shape)
+    restored = PnPADMM(sigma, rho, steps=400)(
+        Observation(y, operator, GaussianNoise(0.1)), WHITE, streams=ImageStreams(range(COUNT))
+    )
+    torch.testing.assert_close(restored.x, expected, rtol=1e-6, atol=1e-6)
+
+
+class SoftThreshold(DenoiserBase, wraps=True):
+    """Shrinks magnitudes by a tenth, whatever the time."""
+
+    schedule, event_shape = VP(), (1, 4, 4)
+
+    def __call__(self, x_t, t, cond=None):
+        alpha = float(self.schedule.at(float(t[0]))[0])
+        return (x_t / alpha - 0.1).clamp(min=0)
+
+
+def test_the_denoiser_of_the_magnitude_is_the_complex_soft_threshold():
+    """ADMM for |y - x|^2 + 2 (rho / 2) 0.1 |x|_1 ends at the soft threshold of y by 0.1 rho, phases kept."""
+    z = torch.view_as_complex(
+        torch.randn(1, 4, 4, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    )
+    y, rho = torch.view_as_real(z).permute(0, 3, 1, 2), 0.8
+    restored = PnPADMM(0.1, rho, steps=300, magnitude=True)(
+        Observation(y, Identity(), GaussianNoise(0.1)), SoftThreshold(), streams=ImageStreams([0])
+    )
+    shrunk = (z.abs() - 0.1 * rho).clamp(min=0) * z / z.abs()
+    torch.testing.assert_close(
+        restored.x, torch.view_as_real(shrunk).permute(0, 3, 1, 2), rtol=1e-6, atol=1e-6
+    )
+
+
+# ------------------------------------------------------------------------------------------- two unknowns
+
+
+def test_two_priors_have_the_joint_posterior():
+    """Signal and structured disturbance of different covariance: y = x + h + noise."""
+    slow = 0.2 * torch.exp(-(torch.cdist(PLACES, PLACES) ** 2) / 60) + 1e-4 * EYE
+    haze = OracleDenoiser(Gaussian(torch.zeros(SHAPE, dtype=torch.float64), slow), VP())
+    both, operator, sigma_y = Product([MODEL, haze]), ChannelMix(torch.ones(1, 2)), 0.1
+    h = haze.oracle.sample(COUNT, torch.Generator().manual_seed(1))
+    observation = observed(operator, sigma_y, torch.cat([X, h], 1))
+    restorer = MMPS(DDIM(UniformGrid(150)), cg_steps=60)
+    restored = restorer(observation, both, streams=ImageStreams(range(COUNT)))
+    covariance = torch.block_diag(COVARIANCE, slow)
+    mean = torch.cat([MEAN, torch.zeros(N * N, dtype=torch.float64)])
+    exact, spread = posterior(operator, observation.y, sigma_y, mean, covariance, (2, N, N))
+    z = (restored.x - exact).flatten(1)
+    expected = float(spread.diagonal().sum())  # of a draw's squared distance from the mean
+    assert float(z.square().sum(1).mean()) == pytest.approx(expected, rel=0.35)
+    assert restored.nfe == 2 * 150
+    single = MMPS(DDIM(UniformGrid(150)), cg_steps=60)(
+        Observation(observation.y, Identity(), GaussianNoise(sigma_y)),
+        MODEL,
+        streams=ImageStreams(range(COUNT)),
+    )
+    assert (restored.x[:, :1] - X).norm() < 0.9 * (single.x - X).norm()
+    with pytest.raises(ValueError, match="must share one"):
+        Product([MODEL, OracleDenoiser(PRIOR, VP(beta_max=10.0))])
+    with pytest.raises(ValueError, match="differ in the channels alone"):
+        Product([MODEL, OracleDenoiser(Gaussian(torch.zeros(1, 4, 4), torch.ones(1, 4, 4)), VP())])
+
+
+# ------------------------------------------------------------------------------------------------ bad input
+
+
+class OtherNoise(NoiseModel):
+    def sample(self, x, streams):
+        return x
+
+    def variance(self, x):
+        return x
+
+    def log_likelihood(self, y, x):
+        return x.sum()
+
+
+GRID = UniformGrid(2)
+
+
+@pytest.mark.parametrize(
+    ("restorer", "observation", "said"),
+    [
+        (DiffPIR(GRID), Observation(X, Identity(), GaussianNoise(0.0)), "DiffPIR divides by the noise level"),
+        (
+            DDNM(GRID),
+            Observation(X, Function(torch.abs), GaussianNoise(0.1)),
+            "Function is no LinearOperator",
+        ),
+        (
+            MMPS(DDIM(GRID)),
+            Observation(X, Function(torch.abs), GaussianNoise(0.1)),
+            "Function is no LinearOperator",
+        ),
+        (DDRM(GRID), Observation(X, Identity(), OtherNoise()), "not OtherNoise: give GaussianNoise"),
+        (PiGDM(DDIM(GRID)), Observation(X, Identity(), OtherNoise()), "not OtherNoise: give GaussianNoise"),
+        (DDNM(GRID), Observation(X[..., 1:], Identity(), GaussianNoise(0.0)), r"shape \(1, 6, 5\)"),
+        (
+            DPS(GRID),
+            Observation(X * float("nan"), Identity(), GaussianNoise(0.1)),
+            "not finite: find their origin",
+        ),
+        (
+            DDRM(GRID),
+            Observation(
+                X[..., 1:-1, 1:-1], Blur(torch.ones(3, 3), size=N, border="valid"), GaussianNoise(0.1)
+            ),
+            "no singular value decomposition",
+        ),
+        (PnPADMM(magnitude=True), Observation(X, Identity(), GaussianNoise(0.1)), r"\(2, 6, 6\)"),
+        (PnPADMM(sigma=1e-5), Observation(X, Identity(), GaussianNoise(0.1)), "noise level"),
+    ],
+)
+def test_what_a_restorer_cannot_serve_is_refused_in_a_line(restorer, observation, said):
+    with pytest.raises(ValueError, match=said) as caught:
+        restorer(observation, MODEL, streams=ImageStreams(range(COUNT)))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_chain_that_diverges_names_the_step_and_the_parameter():
+    observation = observed(OPERATORS["mask"], 0.1)
+    with pytest.raises(
+        FloatingPointError, match=r"HIRDiff: .* step \d+ of 30, t = .*smaller eta_1 than 1e\+50"
+    ):
+        HIRDiff(UniformGrid(30), eta_1=1e50)(observation, MODEL, streams=ImageStreams(range(COUNT)))
+
+
+@pytest.mark.parametrize(
+    "restorer",
+    [DDNM(GRID), DDRM(GRID), DiffPIR(GRID), REDDiff(GRID), PnPADMM(steps=2)],
+    ids=lambda r: type(r).__name__,
+)
+def test_these_need_no_gradient_through_the_network(restorer):
+    recorded = []
+
+    class Followed(DenoiserBase, wraps=True):
+        schedule, event_shape = MODEL.schedule, SHAPE
+
+        def __call__(self, x_t, t, cond=None):
+            recorded.append(torch.is_grad_enabled())
+            return MODEL(x_t, t)
+
+    restorer(observed(OPERATORS["mask"], 0.1), Followed(), streams=ImageStreams(range(COUNT)))
+    assert recorded == [False, False]
