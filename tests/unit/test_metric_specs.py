@@ -8,7 +8,7 @@ import pytest
 
 from scoreexp.core.construct import locate
 from scoreexp.core.errors import UserError
-from scoreexp.metrics import MetricSpec
+from scoreexp.metrics import MetricSpec, catalogue
 from scoreexp.metrics.catalogue import METRICS, metric_named, spec_of, specs
 from scoreexp.metrics.likelihood_metrics import LikelihoodMetric
 from scoreexp.metrics.picture_metrics import PictureMetric
@@ -34,6 +34,12 @@ def test_the_list_gives_classes_and_what_they_say_of_themselves(target, read):
     for kind in read.kinds:
         assert metric_named(read.name, kind) is metric
         assert metric_named(target, kind) is metric
+
+
+def test_a_listed_class_without_a_spec_is_named(monkeypatch):
+    monkeypatch.setattr(catalogue, "METRICS", ("scoreexp.metrics.picture_metrics.PictureMetric",))
+    with pytest.raises(TypeError, match=r"PictureMetric is in METRICS, but has no spec"):
+        specs()
 
 
 @pytest.mark.parametrize("kind", ["pictures", "points"])

@@ -108,17 +108,17 @@ def _located(name: str, kind: Kind) -> Any:
 @cache
 def _spec_in_source(target: str) -> MetricSpec:
     module, _, name = target.rpartition(".")
-    body = next(
+    bodies = (
         node.body for node in _statements(module) if isinstance(node, ast.ClassDef) and node.name == name
     )
-    call = next(
-        node.value
-        for node in body
-        if isinstance(node, ast.Assign) and [getattr(to, "id", "") for to in node.targets] == ["spec"]
+    for node in next(bodies, []):
+        match node:
+            case ast.Assign(targets=[ast.Name("spec")], value=ast.Call(args=args, keywords=keywords)):
+                named = {str(word.arg): ast.literal_eval(word.value) for word in keywords}
+                return MetricSpec(*map(ast.literal_eval, args), **named)
+    raise TypeError(
+        f"{target} is in METRICS, but has no spec: write spec = MetricSpec(...) into the body of the class"
     )
-    assert isinstance(call, ast.Call)  # of MetricSpec
-    named = {str(word.arg): ast.literal_eval(word.value) for word in call.keywords}
-    return MetricSpec(*map(ast.literal_eval, call.args), **named)
 
 
 @cache
