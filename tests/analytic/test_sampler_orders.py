@@ -412,10 +412,7 @@ def test_churn_beyond_the_schedule_is_refused():
 @pytest.mark.parametrize(
     ("build", "named"),
     [
-        (lambda: Heun(UniformGrid(2), s_churn=-1.0), "s_churn=-1.0"),
         (lambda: Heun(UniformGrid(2), s_tmin=2.0, s_tmax=1.0), "s_tmin=2.0, s_tmax=1.0"),
-        (lambda: Heun(UniformGrid(2), s_noise=0.0), "s_noise=0.0"),
-        (lambda: PNDM(UniformGrid(2), form="X"), "form='X'"),
     ],
 )
 def test_bad_parameters_are_named(build, named):

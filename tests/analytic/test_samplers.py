@@ -495,15 +495,11 @@ def test_a_sampler_with_memory_is_one_class():
 @pytest.mark.parametrize(
     ("build", "named"),
     [
-        (lambda: UniformGrid(0), "steps=0"),
-        (lambda: KarrasGrid(10, rho=0.0), "rho=0"),
         (lambda: DiscreteGrid(300), "steps=300 does not divide total_steps=1000"),
         (lambda: DiscreteGrid(2000, 2000)(DDPMSchedule()), "outside"),
         (lambda: UniformGrid(10, t_end=0.5)(VP(), t_start=0.4), "t_start=0.4, t_end=0.5"),
         (lambda: UniformGrid(10, t_end=0.0)(VP()), "t_end=0"),
         (lambda: UniformGrid(10)(VP(), t_start=1.5), "t_start=1.5"),
-        (lambda: DDIM(UniformGrid(2), eta=1.5), "eta=1.5"),
-        (lambda: DDPM(UniformGrid(2), variance="learned"), "variance='learned'"),
         (
             lambda: DDIM(UniformGrid(2))(TwoPoint(), torch.ones(1, 2), streams=ImageStreams([0]), keep=-1),
             "keep=-1",

@@ -305,24 +305,6 @@ def test_a_step_that_would_diverge_is_refused_by_name():
     assert x.abs().max() < 0.01  # (1 - 0.078 / 0.04)^200 = 4e-5
 
 
-@pytest.mark.parametrize(
-    ("build", "match"),
-    [
-        (lambda: Langevin(ConstantGrid(5), 0.0), r"step_size=0.0: choose a step > 0"),
-        (lambda: Langevin(ConstantGrid(5), noise=-1.0), r"noise=-1.0: choose a coefficient >= 0"),
-        (lambda: AnnealedLangevin(UniformGrid(5), 2.0), r"ratio=2.0: .* \(0, 2\)"),
-        (lambda: AnnealedLangevin(UniformGrid(5), updates=0), r"updates=0: choose at least 1"),
-        (lambda: PredictorCorrector(UniformGrid(5), "heun"), r"predictor='heun': choose"),
-        (lambda: PredictorCorrector(UniformGrid(5), corrections=-1), r"corrections=-1: choose a number >= 0"),
-        (lambda: PredictorCorrector(UniformGrid(5), snr=1.0), r"snr=1.0: choose a ratio in \(0, 1\)"),
-        (lambda: ConstantGrid(0), r"steps=0: choose at least 1"),
-    ],
-)
-def test_parameters_outside_their_domain(build, match):
-    with pytest.raises(ValueError, match=match):
-        build()
-
-
 def test_langevin_starts_at_the_only_noise_level_or_at_the_observations():
     y = torch.full((1, 2), 0.5)
     sampler = Langevin(ConstantGrid(3))

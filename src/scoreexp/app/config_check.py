@@ -6,8 +6,7 @@ The other top-level keys are declared by the entry point, in the same notation a
 """
 
 import ast
-import operator
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -24,18 +23,12 @@ from scoreexp.app.signatures import (
     signature,
     suggest,
 )
+from scoreexp.core.types import COMPARISONS
 
 INSTANTIATE_KEYS = {"_target_", "_partial_", "_args_", "_recursive_", "_convert_"}
 MISSING = "???"  # how a configuration writes a mandatory value that was not given
 
 Bound = tuple[str, float]
-
-COMPARISONS: dict[str, Callable[[Any, Any], bool]] = {
-    ">": operator.gt,
-    ">=": operator.ge,
-    "<": operator.lt,
-    "<=": operator.le,
-}
 
 # Ranges that other packages check late or not at all, by the beginning of the target's qualified name.
 THIRD_PARTY_RANGES: dict[str, dict[str, Bound]] = {
@@ -460,8 +453,9 @@ def _describe_member(annotation: ast.expr, module: Module) -> str:
             items = arguments.elts if isinstance(arguments, ast.Tuple) else [arguments]
             name = base_name(generic)
             if name == "Annotated":
-                ranges = " and ".join(f"{symbol} {bound}" for symbol, bound in _bounds(items))
-                return f"{_describe(items[0], module)} {ranges}".strip()
+                ranges = [" and ".join(f"{symbol} {bound}" for symbol, bound in _bounds(items))]
+                advice = [f"({text})" for text in map(_constant, items[1:]) if isinstance(text, str)]
+                return " ".join(filter(None, [_describe(items[0], module), *ranges, *advice]))
             if name in TUPLES and not _is_ellipsis(items[-1]):
                 return f"a list of {len(items)}: {', '.join(_describe(item, module) for item in items)}"
             if name in LISTS | TUPLES:

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.text import Text
 
 from scoreexp.app.jobs import Job, JobStatus, forget_running, is_done, run_jobs, stored_status, visible_gpus
+from scoreexp.core.checked import checked
 from scoreexp.core.errors import UserError
 from scoreexp.core.types import PositiveInt
 from scoreexp.system.json_files import read_json, write_json
@@ -32,6 +33,7 @@ class ProcessLauncher:
         force: run jobs again that are done.
     """
 
+    @checked
     def __init__(
         self,
         *,
@@ -72,6 +74,7 @@ class SubmititLauncher:
         UserError: submitit is not installed.
     """
 
+    @checked
     def __init__(
         self,
         *,

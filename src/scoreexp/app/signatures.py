@@ -208,6 +208,8 @@ def look_up(module: Module, name: str, depth: int = 0) -> Definition | Module | 
     if not imported.name:
         return _load(imported.module)
     source = _load(imported.module)
+    if source is module:  # `from package import module` in the package itself
+        return _load(f"{module.name}.{imported.name}")
     if source is None or depth > 10:
         return None
     return look_up(source, imported.name, depth + 1)

@@ -25,6 +25,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from scoreexp.core.checked import checked
 from scoreexp.core.tensors import expand_to
 from scoreexp.denoisers.counting import counted
 from scoreexp.denoisers.preconditioning import Preconditioning
@@ -142,6 +143,7 @@ class Denoiser(nn.Module, DenoiserBase):
         schedule: the noise schedule.
     """
 
+    @checked
     def __init__(self, network: nn.Module, preconditioning: Preconditioning, schedule: Schedule) -> None:
         super().__init__()
         self.network = network
@@ -209,6 +211,7 @@ class OracleDenoiser(DenoiserBase):
         ValueError: if called with class labels, which the distribution does not know.
     """
 
+    @checked
     def __init__(self, oracle: Oracle, schedule: Schedule) -> None:
         self.oracle = oracle
         self.schedule = schedule

@@ -15,11 +15,12 @@ References:
 """
 
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 from torch import Tensor
 
+from scoreexp.core.checked import checked
 from scoreexp.core.types import PositiveFloat
 
 
@@ -113,11 +114,8 @@ class EDMPrediction(Preconditioning):
         ValueError: if ``sigma_data`` is not positive.
     """
 
-    def __init__(self, sigma_data: PositiveFloat = 0.5) -> None:
-        if not sigma_data > 0:
-            raise ValueError(
-                f"sigma_data={sigma_data}: choose a standard deviation > 0 (0.5 for images in [-1, 1])"
-            )
+    @checked
+    def __init__(self, sigma_data: Annotated[PositiveFloat, "0.5 for images in [-1, 1]"] = 0.5) -> None:
         self.sigma_data = sigma_data
 
     def __call__(self, alpha: Tensor, sigma: Tensor) -> Coefficients:

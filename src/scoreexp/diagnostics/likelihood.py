@@ -33,6 +33,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from scoreexp.core.checked import checked
 from scoreexp.core.streams import ImageStreams
 from scoreexp.core.tensors import sum_per_sample
 from scoreexp.core.types import NonNegativeFloat, PositiveInt
@@ -103,6 +104,7 @@ class Likelihood:
         ValueError: if a parameter is outside its domain.
     """
 
+    @checked
     def __init__(
         self,
         solver: OdeSolver | None = None,
@@ -110,10 +112,6 @@ class Likelihood:
         probes: PositiveInt = 1,
         t_end: NonNegativeFloat | None = None,
     ) -> None:
-        if trace not in ("rademacher", "gaussian", "exact"):
-            raise ValueError(f"trace={trace!r}: choose 'rademacher', 'gaussian' or 'exact'")
-        if probes < 1:
-            raise ValueError(f"probes={probes}: choose at least 1")
         self.solver = solver or RK45(1e-5, 1e-5)
         self.trace = trace
         self.probes = probes

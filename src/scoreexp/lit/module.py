@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from scoreexp.core.batch import Batch
+from scoreexp.core.checked import checked
 from scoreexp.core.errors import UserError
 from scoreexp.core.streams import generator, stream_seed
 from scoreexp.core.types import NonNegativeInt, Probability
@@ -46,6 +47,7 @@ class ScoreModule(pl.LightningModule):
         seed: names the random streams; 0 is a seed like any other.
     """
 
+    @checked
     def __init__(
         self,
         *,
@@ -60,10 +62,6 @@ class ScoreModule(pl.LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if warmup_steps < 0:
-            raise ValueError(f"warmup_steps is {warmup_steps}: allowed is 0 or more")
-        if not 0 <= label_dropout <= 1:
-            raise ValueError(f"label_dropout is {label_dropout}: allowed is 0 to 1")
         self.label_dropout = label_dropout
         self.denoiser = denoiser
         self.averaged = copy.deepcopy(denoiser).requires_grad_(False) if ema is not None else None

@@ -2,10 +2,12 @@
 
 import math
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 from torch import Tensor
 
+from scoreexp.core.checked import checked
+from scoreexp.core.types import AtLeastTwo
 from scoreexp.metrics.spec import MetricSpec
 
 
@@ -70,12 +72,11 @@ def bits_per_dim(log_prob: Tensor, dimensions: int, levels: int = 256) -> Tensor
     return -log_prob / (dimensions * math.log(2)) - math.log2(level_spacing(levels))
 
 
-def level_spacing(levels: int) -> float:
+@checked
+def level_spacing(levels: Annotated[AtLeastTwo, "256 for 8-bit pictures"]) -> float:
     """The distance of neighbouring ones of evenly spaced levels over [-1, 1].
 
     Raises:
         ValueError: if there are fewer than two levels.
     """
-    if levels < 2:
-        raise ValueError(f"levels={levels}: choose at least 2 (256 for 8-bit pictures)")
     return 2 / (levels - 1)

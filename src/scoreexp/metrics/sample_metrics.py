@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from scoreexp.core.types import PositiveInt
+from scoreexp.core.checked import checked
+from scoreexp.core.types import AtLeastTwo, PositiveInt
 from scoreexp.metrics.card import MetricCard, MetricValue, metric_name
 from scoreexp.metrics.distribution import (
     KernelEstimate,
@@ -48,10 +49,9 @@ class SampleMetric(Metric):
     needs_features: ClassVar[bool] = False  # of every picture, not only their moments
     seen: Tensor
 
-    def __init__(self, extractor: FeatureExtractor, reference: Reference, n: PositiveInt) -> None:
+    @checked
+    def __init__(self, extractor: FeatureExtractor, reference: Reference, n: AtLeastTwo) -> None:
         super().__init__()
-        if n < 2:
-            raise ValueError(f"{type(self).__name__} got n={n} pictures: give at least 2")
         if reference.extractor_digest != extractor.digest:
             raise ValueError(
                 f"the reference was made with extractor {reference.extractor} ({reference.extractor_digest[:16]}), "
@@ -156,7 +156,8 @@ class FrechetDistance(SampleMetric):
     total: Tensor
     outer: Tensor
 
-    def __init__(self, extractor: FeatureExtractor, reference: Reference, n: PositiveInt) -> None:
+    @checked
+    def __init__(self, extractor: FeatureExtractor, reference: Reference, n: AtLeastTwo) -> None:
         super().__init__(extractor, reference, n)
         size = extractor.dimension
         self.add_state("total", torch.zeros(size, dtype=torch.float64), dist_reduce_fx="sum")
@@ -191,7 +192,7 @@ class _FeatureMetric(SampleMetric):
     features: list[Tensor]
     index: list[Tensor]
 
-    def __init__(self, extractor: FeatureExtractor, reference: Reference, n: PositiveInt) -> None:
+    def __init__(self, extractor: FeatureExtractor, reference: Reference, n: AtLeastTwo) -> None:
         super().__init__(extractor, reference, n)
         if reference.features is None:
             raise ValueError(
@@ -235,11 +236,12 @@ class KernelDistance(_FeatureMetric):
 
     spec = MetricSpec("kernel", "lower", needs="pictures", usual=True, published="kid")
 
+    @checked
     def __init__(
         self,
         extractor: FeatureExtractor,
         reference: Reference,
-        n: PositiveInt,
+        n: AtLeastTwo,
         subsets: PositiveInt = 100,
         subset_size: PositiveInt | None = None,
     ) -> None:
@@ -247,9 +249,9 @@ class KernelDistance(_FeatureMetric):
         most = min(n, reference.statistics.count)
         self.subsets = subsets
         self.subset_size = min(1000, most) if subset_size is None else subset_size
-        if subsets < 1 or not 2 <= self.subset_size <= most:
+        if not 2 <= self.subset_size <= most:
             raise ValueError(
-                f"KernelDistance got subsets={subsets} and subset_size={subset_size}: give subsets >= 1 and a size "
+                f"KernelDistance got subset_size={subset_size}: give a size "
                 f"from 2 to {most}, the smaller number of pictures"
             )
 
@@ -282,12 +284,13 @@ class PrecisionRecall(_FeatureMetric):
         values=(("precision", "higher"), ("recall", "higher")),
     )
 
+    @checked
     def __init__(
-        self, extractor: FeatureExtractor, reference: Reference, n: PositiveInt, k: PositiveInt = 3
+        self, extractor: FeatureExtractor, reference: Reference, n: AtLeastTwo, k: PositiveInt = 3
     ) -> None:
         super().__init__(extractor, reference, n)
         most = min(n, reference.statistics.count) - 1
-        if not 1 <= k <= most:
+        if k > most:
             raise ValueError(
                 f"PrecisionRecall got k={k}: give 1 to {most}, less than the smaller number of pictures"
             )
@@ -318,16 +321,15 @@ class SlicedWasserstein(_FeatureMetric):
 
     spec = MetricSpec("sliced_wasserstein", "lower", needs="pictures", title="sliced Wasserstein distance")
 
+    @checked
     def __init__(
         self,
         extractor: FeatureExtractor,
         reference: Reference,
-        n: PositiveInt,
+        n: AtLeastTwo,
         projections: PositiveInt = 128,
     ) -> None:
         super().__init__(extractor, reference, n)
-        if projections < 1:
-            raise ValueError(f"SlicedWasserstein got projections={projections}: give a whole number >= 1")
         self.projections = projections
 
     def compute(self) -> Tensor:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from scoreexp.core.checked import checked
 from scoreexp.numerics.oracles import EmpiricalImages
 
 
@@ -32,6 +33,7 @@ class ExactPosteriorMean(nn.Module):
     downsampling_factor = 1
     images: Tensor
 
+    @checked
     def __init__(self, *, event_shape: tuple[int, ...], num_classes: int | None = None) -> None:
         super().__init__()
         self.event_shape = tuple(event_shape)

@@ -15,6 +15,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from scoreexp.core.checked import checked
 from scoreexp.core.types import PositiveInt
 
 _LOG_2PI = math.log(2 * math.pi)
@@ -106,6 +107,7 @@ class Gaussian(Oracle):
         ValueError: if the covariance has another shape, is not symmetric or has a negative eigenvalue.
     """
 
+    @checked
     def __init__(self, mean: Tensor, covariance: Tensor) -> None:
         super().__init__(tuple(mean.shape))
         size = mean.numel()
@@ -172,6 +174,7 @@ class GaussianMixture(Oracle):
         ValueError: if the shapes disagree, or a weight or variance is outside its domain.
     """
 
+    @checked
     def __init__(self, weights: Tensor, means: Tensor, variances: Tensor) -> None:
         super().__init__(tuple(means.shape[1:]))
         components = means.shape[0]
@@ -236,6 +239,7 @@ class EmpiricalImages(Oracle):
         ValueError: if there is no image, or a value is not finite.
     """
 
+    @checked
     def __init__(self, images: Tensor, chunk_size: PositiveInt = 1024) -> None:
         if images.ndim < 2 or images.shape[0] < 1:
             raise ValueError(f"images of shape {tuple(images.shape)}: pass [N, *] with at least one image")
@@ -243,8 +247,6 @@ class EmpiricalImages(Oracle):
             raise ValueError(
                 f"images of dtype {images.dtype} must be floating point and finite: convert to [-1, 1]"
             )
-        if chunk_size < 1:
-            raise ValueError(f"chunk_size={chunk_size}: choose at least 1")
         super().__init__(tuple(images.shape[1:]))
         self.chunk_size = chunk_size
         self._images = images.flatten(1)

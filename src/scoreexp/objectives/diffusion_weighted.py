@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from scoreexp.core.batch import Batch
+from scoreexp.core.checked import checked
 from scoreexp.core.tensors import expand_to, mean_per_sample
 from scoreexp.core.types import PositiveFloat
 from scoreexp.denoisers.denoiser import DenoiserBase
@@ -39,9 +40,8 @@ class DiffusionWeightedScoreMatching(Objective):
             batch without clean data or noise of another shape.
     """
 
+    @checked
     def __init__(self, g: PositiveFloat | None = None) -> None:
-        if g is not None and not g > 0:
-            raise ValueError(f"g={g}: choose a diffusion coefficient > 0, or null for the schedule's own")
         self.g = g
 
     def __call__(self, model: DenoiserBase, batch: Batch, t: Tensor, noise: Tensor) -> Tensor:

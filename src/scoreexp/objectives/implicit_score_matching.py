@@ -31,6 +31,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from scoreexp.core.batch import Batch
+from scoreexp.core.checked import checked
 from scoreexp.core.streams import generator
 from scoreexp.core.tensors import expand_to, mean_per_sample
 from scoreexp.core.types import PositiveInt
@@ -54,9 +55,8 @@ class ImplicitScoreMatching(Objective):
             without clean data or noise of another shape.
     """
 
+    @checked
     def __init__(self, weighting: Weighting, max_dimensions: PositiveInt = 1024) -> None:
-        if max_dimensions < 1:
-            raise ValueError(f"max_dimensions={max_dimensions}: choose at least 1")
         self.weighting = weighting
         self.max_dimensions = max_dimensions
 
@@ -90,9 +90,8 @@ class SlicedScoreMatching(Objective):
             another shape.
     """
 
+    @checked
     def __init__(self, weighting: Weighting, projections: PositiveInt = 1) -> None:
-        if projections < 1:
-            raise ValueError(f"projections={projections}: choose at least 1")
         self.weighting = weighting
         self.projections = projections
 

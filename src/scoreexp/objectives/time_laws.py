@@ -6,10 +6,12 @@ the law also decides the variance of the gradient, so it is its own object.
 
 import math
 from abc import ABC, abstractmethod
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
+from scoreexp.core.checked import checked
 from scoreexp.core.types import PositiveFloat, PositiveInt
 from scoreexp.schedules import Schedule
 
@@ -44,9 +46,8 @@ class LogNormalNoise(TimeLaw):
         ValueError: if ``std`` is not positive.
     """
 
-    def __init__(self, mean: float = -1.2, std: PositiveFloat = 1.2) -> None:
-        if not std > 0:
-            raise ValueError(f"std={std}: choose a standard deviation > 0 (1.2 in the paper)")
+    @checked
+    def __init__(self, mean: float = -1.2, std: Annotated[PositiveFloat, "1.2 in the paper"] = 1.2) -> None:
         self.mean = mean
         self.std = std
 
@@ -84,9 +85,8 @@ class DiscreteTime(TimeLaw):
         ValueError: if ``steps`` is not positive, or the first time would lie below the schedule's ``t_min``.
     """
 
+    @checked
     def __init__(self, steps: PositiveInt = 1000) -> None:
-        if steps < 1:
-            raise ValueError(f"steps={steps}: choose at least 1")
         self.steps = steps
 
     def sample(self, n: int, schedule: Schedule, generator: torch.Generator) -> Tensor:

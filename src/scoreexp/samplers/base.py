@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from scoreexp.core.checked import checked
 from scoreexp.core.streams import ImageStreams
 from scoreexp.denoisers.counting import counting
 from scoreexp.denoisers.denoiser import DenoiserBase, Wrapper
@@ -66,6 +67,7 @@ class Sampler(ABC):
             itself.
     """
 
+    @checked
     def __init__(self, grid: TimeGrid, denoise_last: bool = True) -> None:
         self.grid = grid
         self.denoise_last = denoise_last

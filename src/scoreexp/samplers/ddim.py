@@ -1,10 +1,11 @@
 """Denoising diffusion implicit models."""
 
 import math
-from typing import Any
+from typing import Annotated, Any
 
 from torch import Tensor
 
+from scoreexp.core.checked import checked
 from scoreexp.core.streams import ImageStreams
 from scoreexp.core.types import Probability
 from scoreexp.denoisers.denoiser import DenoiserBase, eps_from_x0
@@ -37,10 +38,14 @@ class DDIM(Sampler):
             and ``eta > 0`` or the last denoising is left out.
     """
 
-    def __init__(self, grid: TimeGrid, eta: Probability = 0.0, denoise_last: bool = True) -> None:
+    @checked
+    def __init__(
+        self,
+        grid: TimeGrid,
+        eta: Annotated[Probability, "0 is deterministic, 1 ancestral"] = 0.0,
+        denoise_last: bool = True,
+    ) -> None:
         super().__init__(grid, denoise_last)
-        if not 0 <= eta <= 1:
-            raise ValueError(f"eta={eta}: choose a value in [0, 1] (0 is deterministic, 1 is ancestral)")
         self.eta = eta
 
     def init_state(self, model: DenoiserBase, x: Tensor, times: Tensor) -> None:

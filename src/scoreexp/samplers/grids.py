@@ -6,10 +6,12 @@ evenly spaced in some coordinate: time, its root, or a function of the noise lev
 """
 
 from abc import ABC, abstractmethod
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
+from scoreexp.core.checked import checked
 from scoreexp.core.types import NonNegativeFloat, PositiveFloat, PositiveInt
 from scoreexp.schedules import Schedule
 
@@ -24,9 +26,8 @@ class TimeGrid(ABC):
         ValueError: if ``steps`` is not positive.
     """
 
+    @checked
     def __init__(self, steps: PositiveInt) -> None:
-        if steps < 1:
-            raise ValueError(f"steps={steps}: choose at least 1")
         self.steps = steps
 
     @abstractmethod
@@ -45,6 +46,7 @@ class SpacedGrid(TimeGrid):
         ValueError: if ``steps`` is not positive.
     """
 
+    @checked
     def __init__(self, steps: PositiveInt, t_end: NonNegativeFloat | None = None) -> None:
         super().__init__(steps)
         self.t_end = t_end
@@ -116,12 +118,14 @@ class KarrasGrid(SpacedGrid):
         ValueError: if a parameter is outside its domain.
     """
 
+    @checked
     def __init__(
-        self, steps: PositiveInt, rho: PositiveFloat = 7.0, t_end: NonNegativeFloat | None = None
+        self,
+        steps: PositiveInt,
+        rho: Annotated[PositiveFloat, "7 in the paper"] = 7.0,
+        t_end: NonNegativeFloat | None = None,
     ) -> None:
         super().__init__(steps, t_end)
-        if not rho > 0:
-            raise ValueError(f"rho={rho}: choose rho > 0 (7 in the paper)")
         self.rho = rho
 
     def _between(self, schedule: Schedule, start: float, end: float, fraction: Tensor) -> Tensor:
@@ -159,9 +163,10 @@ class DiscreteGrid(TimeGrid):
         ValueError: if ``steps`` does not divide ``total_steps``, or a time is outside the schedule's range.
     """
 
+    @checked
     def __init__(self, steps: PositiveInt = 1000, total_steps: PositiveInt = 1000) -> None:
         super().__init__(steps)
-        if total_steps < 1 or total_steps % steps:
+        if total_steps % steps:
             raise ValueError(f"steps={steps} does not divide total_steps={total_steps}: choose a divisor")
         self.total_steps = total_steps
 

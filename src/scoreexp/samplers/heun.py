@@ -1,11 +1,12 @@
 """The second-order sampler of EDM, deterministic or with churn."""
 
 import math
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
+from scoreexp.core.checked import checked
 from scoreexp.core.streams import ImageStreams
 from scoreexp.core.types import NonNegativeFloat, PositiveFloat
 from scoreexp.denoisers.denoiser import DenoiserBase
@@ -44,22 +45,19 @@ class Heun(Sampler):
             the grid, or churn would raise it beyond the schedule's range.
     """
 
+    @checked
     def __init__(
         self,
         grid: TimeGrid,
-        s_churn: NonNegativeFloat = 0.0,
+        s_churn: Annotated[NonNegativeFloat, "0 is deterministic"] = 0.0,
         s_tmin: NonNegativeFloat = 0.0,
         s_tmax: PositiveFloat | None = None,
-        s_noise: PositiveFloat = 1.0,
+        s_noise: Annotated[PositiveFloat, "1, or up to 1.01"] = 1.0,
         denoise_last: bool = True,
     ) -> None:
         super().__init__(grid, denoise_last)
-        if not s_churn >= 0:
-            raise ValueError(f"s_churn={s_churn}: choose an amount >= 0 (0 is deterministic)")
-        if not 0 <= s_tmin <= (math.inf if s_tmax is None else s_tmax):
-            raise ValueError(f"s_tmin={s_tmin}, s_tmax={s_tmax}: choose 0 <= s_tmin <= s_tmax")
-        if not s_noise > 0:
-            raise ValueError(f"s_noise={s_noise}: choose a standard deviation > 0 (1, or up to 1.01)")
+        if s_tmax is not None and not s_tmin <= s_tmax:
+            raise ValueError(f"s_tmin={s_tmin}, s_tmax={s_tmax}: choose s_tmin <= s_tmax")
         self.s_churn = s_churn
         self.s_tmin = s_tmin
         self.s_tmax = s_tmax

@@ -17,11 +17,12 @@ References:
 """
 
 import math
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
+from scoreexp.core.checked import checked
 from scoreexp.core.streams import ImageStreams
 from scoreexp.core.types import NonNegativeFloat, PositiveFloat, PositiveInt
 from scoreexp.denoisers.denoiser import DenoiserBase
@@ -75,21 +76,16 @@ class Langevin(Sampler):
             level where the sampler runs, from where on the iteration diverges.
     """
 
+    @checked
     def __init__(
         self,
         grid: TimeGrid,
-        step_size: PositiveFloat = 4e-4,
-        noise: NonNegativeFloat = 1.0,
+        step_size: Annotated[PositiveFloat, "4e-4 for the paper's 1e-4 of [0, 1]"] = 4e-4,
+        noise: Annotated[NonNegativeFloat, "1 is plain Langevin dynamics"] = 1.0,
         clamp: bool = False,
         denoise_last: bool = False,
     ) -> None:
         super().__init__(grid, denoise_last)
-        if not step_size > 0:
-            raise ValueError(
-                f"step_size={step_size}: choose a step > 0 (4e-4 for the paper's 1e-4 of [0, 1])"
-            )
-        if not noise >= 0:
-            raise ValueError(f"noise={noise}: choose a coefficient >= 0 (1 is plain Langevin dynamics)")
         self.step_size = step_size
         self.noise = noise
         self.clamp = clamp
@@ -151,20 +147,15 @@ class AnnealedLangevin(Sampler):
         ValueError: if a parameter is outside its domain; a ``ratio`` of 2 or more diverges.
     """
 
+    @checked
     def __init__(
         self,
         grid: TimeGrid,
-        ratio: PositiveFloat = 0.1,
+        ratio: Annotated[float, (">", 0), ("<", 2), "from 2 on the iteration diverges"] = 0.1,
         updates: PositiveInt = 100,
         denoise_last: bool = True,
     ) -> None:
         super().__init__(grid, denoise_last)
-        if not 0 < ratio < 2:
-            raise ValueError(
-                f"ratio={ratio}: choose a step in (0, 2) sigma^2; from 2 on the iteration diverges"
-            )
-        if updates < 1:
-            raise ValueError(f"updates={updates}: choose at least 1 per noise level")
         self.ratio = ratio
         self.updates = updates
 

@@ -5,6 +5,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from scoreexp.core.checked import checked
 from scoreexp.core.streams import ImageStreams
 from scoreexp.denoisers.denoiser import DenoiserBase, x0_from_eps
 from scoreexp.samplers.base import Sampler, batch_of, falling_noise_levels
@@ -45,10 +46,9 @@ class PNDM(Sampler):
         ValueError: if ``form`` is neither; on a call, if the schedule's noise level does not fall along the grid.
     """
 
+    @checked
     def __init__(self, grid: TimeGrid, form: Literal["S", "F"] = "F", denoise_last: bool = True) -> None:
         super().__init__(grid, denoise_last)
-        if form not in _WEIGHTS:
-            raise ValueError(f"form={form!r}: choose 'S' (two steps) or 'F' (four steps)")
         self.form = form
 
     def init_state(self, model: DenoiserBase, x: Tensor, times: Tensor) -> tuple[Tensor, ...]:

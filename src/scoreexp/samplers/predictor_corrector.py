@@ -1,13 +1,14 @@
 """Predictor-corrector sampling."""
 
 import math
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from torch import Tensor
 
+from scoreexp.core.checked import checked
 from scoreexp.core.streams import ImageStreams
 from scoreexp.core.tensors import expand_to, sum_per_sample
-from scoreexp.core.types import NonNegativeInt, PositiveFloat
+from scoreexp.core.types import NonNegativeInt, OpenProbability
 from scoreexp.denoisers.denoiser import DenoiserBase
 from scoreexp.samplers.base import Sampler, batch_of
 from scoreexp.samplers.euler_maruyama import euler_maruyama_step
@@ -52,25 +53,16 @@ class PredictorCorrector(Sampler):
         ValueError: if a parameter is outside its domain.
     """
 
+    @checked
     def __init__(
         self,
         grid: TimeGrid,
         predictor: Literal["reverse_diffusion", "euler"] = "reverse_diffusion",
-        corrections: NonNegativeInt = 1,
-        snr: PositiveFloat = 0.16,
+        corrections: Annotated[NonNegativeInt, "0 leaves the predictor alone"] = 1,
+        snr: OpenProbability = 0.16,
         denoise_last: bool = True,
     ) -> None:
         super().__init__(grid, denoise_last)
-        if predictor not in ("reverse_diffusion", "euler"):
-            raise ValueError(f"predictor={predictor!r}: choose 'reverse_diffusion' or 'euler'")
-        if corrections < 0:
-            raise ValueError(
-                f"corrections={corrections}: choose a number >= 0 (0 leaves the predictor alone)"
-            )
-        if not 0 < snr < 1:
-            raise ValueError(
-                f"snr={snr}: choose a ratio in (0, 1), 0.16 in the paper; from 1 on the updates oscillate"
-            )
         self.predictor = predictor
         self.corrections = corrections
         self.snr = snr

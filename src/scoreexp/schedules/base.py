@@ -19,6 +19,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from scoreexp.core.checked import checked
+
 # A time or ratio that was rounded to float32 at an end of the range is still that end.
 _ROUNDING = 4 * torch.finfo(torch.float32).eps
 
@@ -40,6 +42,7 @@ class Schedule(ABC):
         ValueError: if the times are not in that order.
     """
 
+    @checked
     def __init__(self, *, t_min: float, t_max: float) -> None:
         if not 0 <= t_min < t_max:
             raise ValueError(f"t_min={t_min}, t_max={t_max}: choose 0 <= t_min < t_max")

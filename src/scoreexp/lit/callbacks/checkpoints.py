@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import pytorch_lightning as pl
 
+from scoreexp.core.checked import checked
 from scoreexp.core.types import PositiveInt
 from scoreexp.lit.callbacks.direction import mode_of
 from scoreexp.lit.callbacks.signals import Interrupted
@@ -31,6 +32,7 @@ class Checkpoints(pl.callbacks.Checkpoint):
         UserError: no metric of that name says which values are the better ones, or it says the opposite of ``mode``.
     """
 
+    @checked
     def __init__(
         self,
         *,
@@ -39,8 +41,6 @@ class Checkpoints(pl.callbacks.Checkpoint):
         monitor: str | None = "val/ssim",
         mode: Literal["max", "min"] | None = None,
     ) -> None:
-        if every_n_steps < 1:
-            raise ValueError(f"checkpoint interval every_n_steps is {every_n_steps}: allowed is 1 or more")
         self.folder, self.every_n_steps = Path(folder), every_n_steps
         self.monitor = monitor
         self.mode = None if monitor is None else mode_of(monitor, mode, "checkpoints.mode")

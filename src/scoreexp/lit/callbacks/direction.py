@@ -16,8 +16,6 @@ def mode_of(monitored: str, mode: Mode | None, key: str) -> Mode:
     Raises:
         UserError: nothing says which, or the metric says the opposite of ``mode``.
     """
-    if mode not in ("max", "min", None):
-        raise UserError(f"callbacks.{key} is {mode!r}: allowed are 'max', 'min' and null")
     spec = spec_of(monitored)
     better = mode if spec is None or spec.mode is None else spec.mode
     if better is None:

@@ -10,10 +10,11 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from scoreexp.core.checked import checked
 from scoreexp.core.errors import UserError
 from scoreexp.core.kinds import Images, kind_of
 from scoreexp.core.ranges import to_uint8, to_unit
-from scoreexp.core.types import NonNegativeInt, PositiveFloat, PositiveInt
+from scoreexp.core.types import AtLeastTwo, NonNegativeInt, PositiveFloat, PositiveInt
 from scoreexp.data.module import DataModule
 from scoreexp.data.split import SplitName
 from scoreexp.figures.images import GRID, image_grid
@@ -57,6 +58,7 @@ class DistributionMonitor(pl.Callback):
         ValueError: if a value is outside its domain.
     """
 
+    @checked
     def __init__(
         self,
         *,
@@ -64,10 +66,10 @@ class DistributionMonitor(pl.Callback):
         features: Callable[[], FeatureExtractor],
         folder: str,
         metric: str = "frechet",
-        n: PositiveInt = 500,
+        n: AtLeastTwo = 500,
         first_seed: NonNegativeInt = 0,
         split: Literal["train", "val", "test"] = "train",
-        reference_n: PositiveInt | None = None,
+        reference_n: AtLeastTwo | None = None,
         batch_size: PositiveInt = 64,
         every_n_steps: PositiveInt | None = None,
         every_n_seconds: PositiveFloat | None = None,
@@ -75,20 +77,6 @@ class DistributionMonitor(pl.Callback):
         allowed = [spec.name for spec in specs("pictures") if spec.needs == "pictures"]
         if metric not in allowed and "." not in metric:
             raise ValueError(f"distribution metric is {metric!r}: allowed are {', '.join(allowed)}")
-        if split not in ("train", "val", "test"):
-            raise ValueError(f"distribution split is {split!r}: allowed are train, val and test")
-        at_least: tuple[tuple[str, int | None, int], ...] = (
-            ("n", n, 2),
-            ("first_seed", first_seed, 0),
-            ("reference_n", reference_n, 2),
-            ("batch_size", batch_size, 1),
-            ("every_n_steps", every_n_steps, 1),
-        )
-        for name, value, lowest in at_least:
-            if value is not None and value < lowest:
-                raise ValueError(f"distribution {name} is {value}: allowed is {lowest} or more")
-        if every_n_seconds is not None and not every_n_seconds > 0:
-            raise ValueError(f"distribution every_n_seconds is {every_n_seconds}: allowed is > 0")
         self.sampler, self.features, self.folder = sampler, features, Path(folder)
         self.metric, self.n, self.first_seed = metric, n, first_seed
         self._metric: type[SampleMetric] = metric_named(metric, "pictures")

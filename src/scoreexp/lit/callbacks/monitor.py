@@ -3,13 +3,14 @@
 import shutil
 from collections import deque
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
 from scoreexp.core.batch import Batch
+from scoreexp.core.checked import checked
 from scoreexp.core.ranges import sigma_to_model, to_unit
 from scoreexp.core.types import NonNegativeInt, PositiveFloat, PositiveInt
 from scoreexp.figures.images import denoising_strip, save_pixels
@@ -44,23 +45,18 @@ class DenoisingMonitor(pl.Callback):
         seed: names the noise.
     """
 
+    @checked
     def __init__(
         self,
         *,
         sampler: Sampler,
         folder: str,
-        sigma: PositiveFloat = 0.5,
+        sigma: Annotated[PositiveFloat, "in units of the [0, 1] range; 0.1 to 0.5 are usual"] = 0.5,
         confirm: PositiveInt = 2,
         pictures: NonNegativeInt = 4,
         intermediate: NonNegativeInt = 3,
         seed: int = 0,
     ) -> None:
-        if sigma <= 0:
-            raise ValueError(
-                f"monitor sigma is {sigma}: allowed is > 0, in units of the [0, 1] range; 0.1 to 0.5 are usual"
-            )
-        if confirm < 1:
-            raise ValueError(f"monitor confirm is {confirm}: allowed is 1 or more evaluations")
         self.sampler, self.sigma, self.confirm, self.seed = sampler, sigma, confirm, seed
         self.folder, self.pictures, self.intermediate = Path(folder), pictures, intermediate
         self.metrics = {name: metric_named(name, "pictures")() for name in MEASURED}

@@ -12,9 +12,10 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from scoreexp.core.checked import checked
 from scoreexp.core.errors import UserError
 from scoreexp.core.streams import generator, stream_seed
-from scoreexp.core.types import PositiveFloat, PositiveInt
+from scoreexp.core.types import AtLeastTwo, PositiveFloat
 from scoreexp.data import DataModule
 from scoreexp.figures.points import DECADES, ScoreMap, points_picture
 from scoreexp.lit.module import ScoreModule
@@ -62,22 +63,19 @@ class PointsMonitor(pl.Callback):
         ValueError: if a number is outside its domain.
     """
 
+    @checked
     def __init__(
         self,
         *,
         sampler: Sampler,
         folder: str,
-        samples: PositiveInt = 2000,
+        samples: AtLeastTwo = 2000,
         levels: tuple[PositiveFloat, ...] = LEVELS,
         shown_levels: tuple[PositiveFloat, PositiveFloat] = (0.05, 0.15),
         seed: int = 0,
     ) -> None:
-        if samples < 2:
-            raise ValueError(f"monitor samples is {samples}: allowed is 2 or more points")
-        if not levels or min(*levels, *shown_levels) <= 0:
-            raise ValueError(
-                f"monitor levels are {list(levels)} and {list(shown_levels)}: allowed are noise levels > 0, at least one"
-            )
+        if not levels:
+            raise ValueError("levels is empty: give at least one noise level")
         self.sampler, self.folder, self.samples, self.seed = sampler, Path(folder), samples, seed
         self.levels, self.shown_levels = tuple(levels), tuple(shown_levels)
         self.best = float("inf")

@@ -8,6 +8,7 @@ import pytorch_lightning as pl
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from scoreexp.core.checked import checked
 from scoreexp.core.types import PositiveFloat
 from scoreexp.metrics.catalogue import spec_of
 
@@ -23,6 +24,7 @@ class TrainingProgress(pl.Callback):
         line_seconds: where there is no terminal (a log file, a pipe), seconds between two lines.
     """
 
+    @checked
     def __init__(self, *, line_seconds: PositiveFloat = 15.0) -> None:
         self.line_seconds = line_seconds
         self._bar: Progress | None = None

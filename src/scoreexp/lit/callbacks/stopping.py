@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 import pytorch_lightning as pl
 
+from scoreexp.core.checked import checked
 from scoreexp.core.errors import UserError
 from scoreexp.lit.callbacks import monitor as denoising
 from scoreexp.lit.callbacks import points_monitor as points
@@ -47,6 +48,7 @@ class StopOnTarget(pl.Callback):
             logged is known when training starts.
     """
 
+    @checked
     def __init__(
         self,
         *,
