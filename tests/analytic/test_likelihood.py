@@ -11,9 +11,9 @@ from scoreexp.denoisers.preconditioning import EpsPrediction
 from scoreexp.diagnostics.likelihood import Likelihood, LikelihoodResult, dequantise
 from scoreexp.numerics.ode import RK45, RungeKutta
 from scoreexp.numerics.oracles import EmpiricalImages, Gaussian, GaussianMixture
-from scoreexp.schedules import DDPM, VE, VP, ConstantNoise, VEPower
+from scoreexp.schedules import DDPM, VE, VP, ConstantNoise, FlowMatching, VEPower
 
-SCHEDULES = [VP(), DDPM(), VE(), VEPower(sigma=25.0)]
+SCHEDULES = [VP(), DDPM(), VE(), VEPower(sigma=25.0), FlowMatching()]
 every_schedule = pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: type(s).__name__)
 ORACLES = {
     "gaussian": Gaussian(

@@ -29,7 +29,7 @@ from scoreexp.samplers import (
     start_from_prior,
 )
 from scoreexp.schedules import DDPM as DDPMSchedule
-from scoreexp.schedules import EDM, VE, VP, ConstantNoise, VEPower
+from scoreexp.schedules import EDM, VE, VP, ConstantNoise, FlowMatching, VEPower
 
 # name: (how to build, order, evaluations for N times without the last denoising)
 SAMPLERS = {
@@ -46,7 +46,7 @@ NEW = {name: build for name, (build, *_) in SAMPLERS.items() if name != "ddim"} 
 }
 every_new_sampler = pytest.mark.parametrize("build", NEW.values(), ids=NEW.keys())
 STRAIGHT = [name for name in NEW if not name.startswith("flow")]  # exact for a constant prediction
-SCHEDULES = [VP(), DDPMSchedule(), VE(), VEPower(sigma=25.0)]
+SCHEDULES = [VP(), DDPMSchedule(), VE(), VEPower(sigma=25.0), FlowMatching()]
 every_schedule = pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: type(s).__name__)
 
 MIXTURE = GaussianMixture(

@@ -8,9 +8,10 @@ import torch
 from scipy.integrate import quad, solve_ivp
 
 from scoreexp.samplers import DiscreteGrid
-from scoreexp.schedules import EDM, VP, Cosine, SubVP, VariancePreserving
+from scoreexp.schedules import EDM, VP, Cosine, FlowMatching, SubVP, VariancePreserving
 
 SCHEDULES = [SubVP(), SubVP(0.5, 0.5, 0.01), Cosine(), Cosine(0.1, 0.01, 0.9), EDM(), EDM(0.01, 5.0)]
+SCHEDULES += [FlowMatching(t_max=0.999), FlowMatching(0.05, 0.9)]
 names = [f"{type(s).__name__}{i}" for i, s in enumerate(SCHEDULES)]
 every_schedule = pytest.mark.parametrize("schedule", SCHEDULES, ids=names)
 

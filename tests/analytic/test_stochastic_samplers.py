@@ -29,7 +29,7 @@ from scoreexp.samplers import (
     start_from_prior,
 )
 from scoreexp.schedules import DDPM as DDPMSchedule
-from scoreexp.schedules import VE, VP, ConstantNoise, VEPower
+from scoreexp.schedules import VE, VP, ConstantNoise, FlowMatching, VEPower
 
 PREDICTORS = {
     "euler_maruyama": lambda grid: EulerMaruyama(grid, denoise_last=False),
@@ -106,7 +106,9 @@ def assert_moments(x, mean, covariance, bias=0.0):
 
 
 @pytest.mark.parametrize(
-    "schedule", [VP(), VE(sigma_min=0.1, sigma_max=10.0), VEPower(sigma=25.0)], ids=lambda s: type(s).__name__
+    "schedule",
+    [VP(), VE(sigma_min=0.1, sigma_max=10.0), VEPower(sigma=25.0), FlowMatching()],
+    ids=lambda s: type(s).__name__,
 )
 @pytest.mark.parametrize("build", PREDICTORS.values(), ids=PREDICTORS.keys())
 def test_reverse_equations_have_weak_order_one(schedule, build):
@@ -119,10 +121,11 @@ def test_reverse_equations_have_weak_order_one(schedule, build):
         covariance_errors.append((c - covariance).norm().item())
     assert fitted_order(steps, covariance_errors) == pytest.approx(1, abs=0.15)
     assert covariance_errors[-1] < 0.02
-    if schedule.at(schedule.t_max)[0] < 1:
+    euler_on_a_line = isinstance(schedule, FlowMatching) and build is PREDICTORS["euler_maruyama"]
+    if schedule.at(schedule.t_max)[0] < 1 and not euler_on_a_line:
         assert fitted_order(steps, mean_errors) == pytest.approx(1, abs=0.15)
         assert mean_errors[-1] < 0.01
-    else:  # without drift the mean path starts on the marginal mean, where every step is exact
+    else:  # without drift, or with alpha linear in t, the mean path starts on the marginal mean and every step is exact
         assert max(mean_errors) < 1e-12
 
 

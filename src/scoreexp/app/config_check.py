@@ -17,6 +17,7 @@ from scoreexp.app.signatures import (
     Signature,
     TargetError,
     base_name,
+    from_run,
     look_up_expression,
     method_resolution_order,
     resolve,
@@ -89,7 +90,8 @@ def check_config(
         schema: annotation of every allowed top-level key: `{"seed": "NonNegativeInt", "network": "Node"}`.
             Besides types, `Node` is a mapping with `_target_`, `Nodes` a mapping or list of them.
             Dotted keys describe plain nested mappings. None leaves the top level unchecked.
-        provided: parameters that the program passes itself, by configuration path (shell patterns allowed).
+        provided: parameters that the program passes itself, by configuration path (shell patterns allowed), besides
+            those that are annotated so (``FromRun``).
     """
     provided = provided or {}
     problems: list[str] = []
@@ -223,6 +225,7 @@ def _check_node(
     if definition is None or found is None:
         return
     by_program = {name for pattern, names in provided.items() if fnmatchcase(path, pattern) for name in names}
+    by_program.update(from_run(found))
     for key, value in node.items():
         here = _join(path, key)
         if key in INSTANTIATE_KEYS:

@@ -8,6 +8,7 @@ written as (operator, bound) pairs, all of which must hold. A text beside them i
 
 import operator
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 COMPARISONS: Mapping[str, Callable[[Any, Any], bool]] = {
@@ -27,3 +28,27 @@ FiniteNonNegativeFloat = Annotated[float, (">=", 0), ("<", 1e999)]
 Probability = Annotated[float, (">=", 0), ("<=", 1)]
 OpenProbability = Annotated[float, (">", 0), ("<", 1)]
 ProbabilityBelowOne = Annotated[float, (">=", 0), ("<", 1)]
+
+RUN_PARTS = ("sampler", "pictures", "checkpoints", "seed")
+
+
+@dataclass(frozen=True)
+class FromRun:
+    """Marks a parameter of a callback that the run passes itself, so that no configuration sets it.
+
+    >>> class Overview:
+    ...     def __init__(self, *, folder: Annotated[str, FromRun("pictures")], every: PositiveInt = 100) -> None:
+    ...         self.folder, self.every = folder, every
+
+    Args:
+        part: what it gets: the run's ``sampler`` or ``seed``, or the path of its folder ``pictures`` or ``checkpoints``.
+
+    Raises:
+        ValueError: a run has no such part.
+    """
+
+    part: str
+
+    def __post_init__(self) -> None:
+        if self.part not in RUN_PARTS:
+            raise ValueError(f"FromRun part is {self.part!r}: allowed are {', '.join(RUN_PARTS)}")

@@ -51,12 +51,12 @@ def v_from_x0(x0: Tensor, x_t: Tensor, alpha: Scale, sigma: Scale) -> Tensor:
 
 
 def x0_from_eps(eps: Tensor, x_t: Tensor, alpha: Scale, sigma: Scale) -> Tensor:
-    """``x_0 = (x_t - sigma eps) / alpha``."""
+    """``x_0 = (x_t - sigma eps) / alpha``, for ``alpha > 0``."""
     return (x_t - sigma * eps) / alpha
 
 
 def x0_from_score(score: Tensor, x_t: Tensor, alpha: Scale, sigma: Scale) -> Tensor:
-    """``x_0 = (x_t + sigma^2 score) / alpha``."""
+    """``x_0 = (x_t + sigma^2 score) / alpha``, for ``alpha > 0``."""
     return (x_t + sigma**2 * score) / alpha
 
 
@@ -141,6 +141,9 @@ class Denoiser(nn.Module, DenoiserBase):
         network: ``F(x[B, *], c_noise[B], cond[B] | None) -> [B, *]``.
         preconditioning: what ``F`` stands for.
         schedule: the noise schedule.
+
+    Raises:
+        ValueError: if ``alpha`` reaches 0 and the preconditioning does not determine ``x_0`` there.
     """
 
     @checked
@@ -150,6 +153,9 @@ class Denoiser(nn.Module, DenoiserBase):
         self.preconditioning = preconditioning
         self.schedule = schedule
         self.event_shape: tuple[int, ...] | None = getattr(network, "event_shape", None)
+        noisiest = torch.tensor([schedule.t_max], dtype=torch.float64)
+        if not noisiest.is_meta:  # a model of shapes alone, with which a file is checked, has no values
+            preconditioning(*schedule(noisiest))  # refuses alpha = 0 here and not in a step
 
     @property
     def device(self) -> torch.device:

@@ -15,7 +15,7 @@ data smoothed by a Gaussian of standard deviation ``sigma(t_min) / alpha(t_min)`
 exact denoiser; of a trained one, the density that its own flow defines). The prior has no trace of the data, while the
 exact marginal at ``t_max`` keeps ``alpha`` of it; for a data mean ``m`` and a latent ``sigma z`` this changes the
 log-density by up to about ``|m| |z| alpha / sigma``: 0.007 nats per unit for VP. That belongs to the model, because
-samplers start from the same prior.
+samplers start from the same prior. Where ``alpha`` is 0 at ``t_max`` (flow matching) there is no difference.
 
 References:
     Y. Song et al., "Score-Based Generative Modeling through Stochastic Differential Equations", 2021,
@@ -135,9 +135,9 @@ class Likelihood:
             cond: class labels ``[B]``, or None.
 
         Raises:
-            ValueError: if the model has no finite prior (the schedule's noise level at ``t_max`` is not finite, is not
-                above that of ``t_end``, or is below 1, the scale of the data, so that ``N(0, prior_std^2)`` is no
-                description of the state there), if ``t_end`` is outside the schedule's range, or if random probes were
+            ValueError: if the model has no prior (the schedule's noise level at ``t_max`` is not above that of ``t_end``,
+                or is below 1, the scale of the data, so that ``N(0, prior_std^2)`` is no description of the state
+                there), if ``t_end`` is outside the schedule's range, or if random probes were
                 asked for without streams.
             FloatingPointError: if the model's output is not finite.
         """
@@ -201,11 +201,11 @@ def _exact_divergence(v: Tensor, y: Tensor) -> Tensor:
 
 def _require_prior(model: DenoiserBase, t_end: float) -> None:
     schedule = model.schedule
-    (alpha, sigma), (alpha_end, sigma_end) = schedule.at(schedule.t_max), schedule.at(t_end)
-    largest = sigma / alpha
-    if not (math.isfinite(largest) and largest >= 1 and largest > sigma_end / alpha_end):
+    ends = torch.tensor([schedule.t_max, t_end], dtype=torch.float64)
+    largest, end = schedule.noise_level(ends).tolist()
+    if not (math.isfinite(schedule.prior_std) and largest >= 1 and largest > end):
         raise ValueError(
             f"the {type(schedule).__name__} schedule has no finite prior: its noise level is {largest:.6g} at t_max and "
-            f"{sigma_end / alpha_end:.6g} at t={t_end:.6g}, but it must grow and reach 1 (units of [-1, 1]); choose a "
+            f"{end:.6g} at t={t_end:.6g}, but it must grow and reach 1 (units of [-1, 1]); choose a "
             "model of another schedule (vp, ve, ddpm)"
         )

@@ -5,12 +5,15 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
+from scoreexp.core.checked import checked
+
 Direction = Literal["higher", "lower", "neither"]
 Mode = Literal["max", "min"]
 Kind = Literal["pictures", "points"]
 Needs = Literal["pairs", "pictures", "points", "training set", "oracle", "likelihood"]
 
 
+@checked
 @dataclass(frozen=True)
 class MetricSpec:
     """The class attribute ``spec`` of a metric; all arguments are literals, since it is also read without an import.

@@ -1,8 +1,8 @@
 r"""Data distributions whose noisy marginals are known exactly.
 
 For ``x = alpha x_0 + sigma z`` each gives the log-density of ``x``, its gradient (the pixel-space score) and
-the posterior mean ``E[x_0 | x]`` at any ``(alpha, sigma)``. They are the ground truth for samplers,
-objectives and networks; the empirical one is also the limit of training on a finite set.
+the posterior mean ``E[x_0 | x]`` at any ``(alpha, sigma)``; at ``alpha = 0`` that is the mean of ``x_0``. They are
+the ground truth for samplers, objectives and networks; the empirical one is also the limit of training on a finite set.
 
 Everything is computed in float64 on the oracle's own device and returned in the dtype and on the device of
 ``x``.
@@ -39,8 +39,9 @@ class Oracle(ABC):
 
         Args:
             x: points ``[B, *]``.
-            alpha: scale of the data ``[B]``, > 0.
-            sigma: standard deviation of the noise ``[B]``, >= 0 (> 0 for the empirical distribution).
+            alpha: scale of the data ``[B]``, >= 0.
+            sigma: standard deviation of the noise ``[B]``, >= 0 (> 0 for the empirical distribution and where alpha is
+                0).
 
         Returns:
             ``[B]``.

@@ -30,7 +30,8 @@ from scoreexp.objectives.base import Objective, perturb
 class DiffusionWeightedScoreMatching(Objective):
     """``loss = mean |sigma s + noise|^2 / (2 g(t)^2)`` with ``x_t = alpha x_0 + sigma noise``.
 
-    In units of [-1, 1] g is twice what it is for images in [0, 1], so the loss is a quarter of the papers' value.
+    In units of [-1, 1] g is twice what it is for images in [0, 1], so the loss is a quarter of the papers' value. Where g is
+    infinite (flow matching at t = 1) it is 0.
 
     Args:
         g: diffusion coefficient in units of the [-1, 1] range; None takes the schedule's ``diffusion(t)``.

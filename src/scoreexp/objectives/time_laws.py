@@ -64,10 +64,18 @@ class LogUniformNoise(TimeLaw):
 
     Reference: Y. Song, C. Durkan, I. Murray, S. Ermon, "Maximum Likelihood Training of Score-Based Diffusion
     Models", 2021, https://arxiv.org/abs/2101.09258, section 4.3.
+
+    Raises:
+        ValueError: (on a call) if the range is infinite, because ``alpha`` reaches 0: it has no uniform law.
     """
 
     def sample(self, n: int, schedule: Schedule, generator: torch.Generator) -> Tensor:
         low, high = (math.log(ratio) for ratio in schedule.sigma_range)
+        if math.isinf(high):
+            raise ValueError(
+                f"the noise levels of the {type(schedule).__name__} schedule have no end, so none is uniform in their "
+                "logarithm: choose time_law=uniform or log_normal, or schedule.t_max < 1"
+            )
         u = torch.rand(n, generator=generator, dtype=torch.float64, device=generator.device)
         return schedule.t_of_sigma((low + (high - low) * u).exp().clamp(*schedule.sigma_range))
 

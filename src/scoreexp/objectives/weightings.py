@@ -20,7 +20,11 @@ from scoreexp.core.types import NonNegativeFloat, PositiveFloat
 
 
 class Weighting(ABC):
-    """Maps the scales ``alpha[B]`` and ``sigma[B]`` (both > 0) to the weight ``w[B]`` > 0."""
+    """Maps the scales ``alpha[B]`` >= 0 and ``sigma[B]`` > 0 to the weight ``w[B]`` > 0, or 0 where ``alpha`` is 0.
+
+    At ``alpha = 0`` the noise and the score are ``x_t / sigma`` and ``-x_t / sigma^2`` whatever the model says, so their
+    errors, and with them the weights of SNR, are 0; the errors of ``x_0``, v and EDM's output are not.
+    """
 
     @abstractmethod
     def __call__(self, alpha: Tensor, sigma: Tensor) -> Tensor: ...

@@ -68,7 +68,8 @@ class DDIM(Sampler):
 
         x0_hat = model(x_t, batch_of(t, x_t))
         eps_hat = eps_from_x0(x0_hat, x_t, alpha_t, sigma_t)
-        x_s = alpha_s * x0_hat + math.sqrt(sigma_s**2 - fresh) * eps_hat
+        kept = max(sigma_s**2 - fresh, 0.0)  # 0, up to a rounding, from alpha_t = 0 with eta = 1
+        x_s = alpha_s * x0_hat + math.sqrt(kept) * eps_hat
         if self.eta > 0:
             x_s = x_s + math.sqrt(fresh) * streams.normal(x_t)
         return x_s, state

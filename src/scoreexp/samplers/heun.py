@@ -10,7 +10,7 @@ from scoreexp.core.checked import checked
 from scoreexp.core.streams import ImageStreams
 from scoreexp.core.types import NonNegativeFloat, PositiveFloat
 from scoreexp.denoisers.denoiser import DenoiserBase
-from scoreexp.samplers.base import Sampler, batch_of, falling_noise_levels
+from scoreexp.samplers.base import Sampler, batch_of, falling_noise_levels, step_from_noise
 from scoreexp.samplers.grids import TimeGrid
 
 
@@ -27,7 +27,8 @@ class Heun(Sampler):
     4. :math:`d' = (x' - D(x'; r')) / r'` and :math:`x' = \hat x + (r' - \hat r) (d + d') / 2`.
 
     The paper's last step, an Euler step to the noise level 0, is the final denoising; it is not churned here. With N
-    times this makes 2N - 1 evaluations. Without churn the order is 2.
+    times this makes 2N - 1 evaluations. Without churn the order is 2. From ``alpha = 0``, where r is infinite, the first
+    step is DDIM's, of one evaluation and without churn.
 
     Reference: T. Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models", 2022,
     https://arxiv.org/abs/2206.00364, algorithm 2.
@@ -88,6 +89,8 @@ class Heun(Sampler):
     ) -> tuple[Tensor, Any]:
         schedule = model.schedule
         (alpha_t, sigma_t), (alpha_s, sigma_s) = schedule.at(t), schedule.at(s)
+        if alpha_t == 0:
+            return step_from_noise(model, x_t, t, s), state
         r, r_next = sigma_t / alpha_t, sigma_s / alpha_s
         x = x_t / alpha_t
 

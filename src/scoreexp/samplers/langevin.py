@@ -72,8 +72,8 @@ class Langevin(Sampler):
         denoise_last: end with ``E[x_0 | x_t]`` (one more evaluation).
 
     Raises:
-        ValueError: if a parameter is outside its domain, or ``step_size`` is not below ``2 sigma^2`` at the noise
-            level where the sampler runs, from where on the iteration diverges.
+        ValueError: if a parameter is outside its domain; on a call, if ``step_size`` is not below ``2 sigma^2`` at the
+            noise level where the sampler runs, from where on the iteration diverges, or ``alpha`` is 0 there.
     """
 
     @checked
@@ -98,7 +98,12 @@ class Langevin(Sampler):
         return super().start(schedule, y, sigma)
 
     def init_state(self, model: DenoiserBase, x: Tensor, times: Tensor) -> None:
-        """Checks that the step is stable at the noise level of ``times``."""
+        """Checks that there are data at the noise level of ``times``, and that the step is stable there."""
+        if not (model.schedule.alpha(times) > 0).all():
+            raise ValueError(
+                f"Langevin dynamics at t={times[0].item():g} of the {type(model.schedule).__name__} schedule, where alpha "
+                "is 0, sees noise alone: choose an observation to denoise (t_start < t_max), or langevin_annealed"
+            )
         sigma = model.schedule.sigma(times).min().item()
         if not self.step_size < 2 * sigma**2:
             raise ValueError(

@@ -10,7 +10,7 @@ from scoreexp.core.streams import ImageStreams
 from scoreexp.core.tensors import expand_to, sum_per_sample
 from scoreexp.core.types import NonNegativeInt, OpenProbability
 from scoreexp.denoisers.denoiser import DenoiserBase
-from scoreexp.samplers.base import Sampler, batch_of
+from scoreexp.samplers.base import Sampler, batch_of, step_from_noise
 from scoreexp.samplers.euler_maruyama import euler_maruyama_step
 from scoreexp.samplers.grids import TimeGrid
 
@@ -23,7 +23,7 @@ class PredictorCorrector(Sampler):
 
        .. math:: x_s = (2 - \alpha_{t|s}) x_t + \beta\, s_\theta(x_t, t) + \sqrt{\beta}\, z ,
 
-       ``euler`` is a step of ``EulerMaruyama``.
+       ``euler`` is a step of ``EulerMaruyama``. From ``alpha = 0`` both draw ``alpha_s x0_hat + sigma_s z``.
     2. Corrector, ``corrections`` times, with the step of each sample from its own norms,
 
        .. math:: x_s \leftarrow x_s + \epsilon\, s_\theta(x_s, s) + \sqrt{2 \epsilon}\, z, \qquad
@@ -93,6 +93,8 @@ def reverse_diffusion_step(
 ) -> Tensor:
     """The discrete forward step from ``s`` to ``t``, reversed: ``x_s [B, *]``, one evaluation."""
     alpha_t, sigma_t = model.schedule.at(t)
+    if alpha_t == 0:
+        return step_from_noise(model, x_t, t, s, streams)
     alpha_s, sigma_s = model.schedule.at(s)
     alpha_ts = alpha_t / alpha_s
     beta = sigma_t**2 - (alpha_ts * sigma_s) ** 2

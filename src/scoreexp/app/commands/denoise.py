@@ -19,6 +19,7 @@ from scoreexp.app.run_settings import (
     require_reachable,
     sampler_settings,
 )
+from scoreexp.app.terminal import say, say_labelled
 from scoreexp.core.construct import construct
 from scoreexp.core.errors import UserError
 from scoreexp.core.kinds import Images, kind_of
@@ -86,7 +87,7 @@ def denoise(cfg: DictConfig) -> list[Denoised]:
                 raise
             done.append(Denoised(source, target, float("nan"), str(error)))
             said = str(error) if str(source) in str(error) else f"{shown(source)}: {error}"
-            _say("failed", said)
+            say_labelled("failed", said)
     failed = [shown(item.source) for item in done if item.error]
     if failed:
         more = f" and {len(failed) - MAX_NAMED} more" if len(failed) > MAX_NAMED else ""
@@ -95,7 +96,7 @@ def denoise(cfg: DictConfig) -> list[Denoised]:
         )
     ideas = [] if cfg.get("restorer") else ["another strength (sigma=...)", "another sampler (sampler=ddpm)"]
     if ideas := ideas + ["strip=true for a comparison"] * (not cfg.strip):
-        _say("try next", ", ".join(ideas))
+        say_labelled("try next", ", ".join(ideas))
     return done
 
 
@@ -123,9 +124,9 @@ def _task(cfg: DictConfig) -> _Task:
             f"guidance leads towards a class: give that of the picture, label=0 to {record['num_classes'] - 1}"
         )
     if doubt is not None:
-        _say("warning", doubt)
+        say_labelled("warning", doubt)
     if trained_on_one_picture(record.get("config", {})):
-        _say("note", "this model was trained on 1 picture: it knows no other")
+        say_labelled("note", "this model was trained on 1 picture: it knows no other")
     return _Task(restorer, model, sigma, label, cfg)
 
 
@@ -155,7 +156,7 @@ def _sigma(cfg: DictConfig, record: Mapping[str, Any]) -> float | None:
         return None
     sigma = own_sigma(record) if cfg.sigma is None else float(cfg.sigma)
     if sigma is None:
-        _say(
+        say_labelled(
             "note",
             "the run denoised no pictures, so it has no noise level of its own: estimates that of each",
         )
@@ -165,7 +166,7 @@ def _sigma(cfg: DictConfig, record: Mapping[str, Any]) -> float | None:
             f"sigma={cfg.sigma}: allowed is > 0 in units of the [0, 1] range (25/255 = 0.098), or auto"
         )
     if cfg.sigma is None:
-        _say("noise level", f"sigma = {sigma:g}, that of the model's run (sigma=auto estimates it)")
+        say_labelled("noise level", f"sigma = {sigma:g}, that of the model's run (sigma=auto estimates it)")
     return sigma
 
 
@@ -201,7 +202,9 @@ def _files(source: Path, output: str | None) -> list[tuple[Path, Path]]:
     if len(names) < len(found):
         if not names:
             raise UserError(f"input={source} is the output folder itself: give output=DIR outside of it")
-        _say("note", f"{len(found) - len(names)} pictures below the output {shown(folder)} are left out")
+        say_labelled(
+            "note", f"{len(found) - len(names)} pictures below the output {shown(folder)} are left out"
+        )
     pairs = [(path, _writable_name(folder / path.relative_to(source))) for path in names]
     first: dict[Path, Path] = {}
     for path, made in pairs:
@@ -231,7 +234,7 @@ def _denoise_file(task: _Task, source: Path, target: Path) -> Denoised:
     cfg = task.cfg
     picture = read_image(source, white_level=cfg.white_level)
     if (doubt := few_bits(picture)) is not None:
-        _say("warning", f"{source.name}: {doubt} Then give white_level=4095")
+        say_labelled("warning", f"{source.name}: {doubt} Then give white_level=4095")
     _require_writable(target, cfg.overwrite, like=picture)
     strip, gif = target.with_name(f"{target.stem}_strip.png"), target.with_name(f"{target.stem}.gif")
     folder = target.with_name(f"{target.stem}_intermediate")
@@ -253,29 +256,29 @@ def _denoise_file(task: _Task, source: Path, target: Path) -> Denoised:
             device=choose_device(cfg.device),
             callback=progress.step,
             progress=progress.part_done,
-            warn=lambda text: print(text, flush=True),
+            warn=say,
         )
     clean = states[-1]
     made = next((path for path in reversed(target.parents) if not path.exists()), None)
     write_image(target, dataclasses.replace(picture, pixels=clean), overwrite=cfg.overwrite)
     if made is not None:
-        _say("made folder", shown(made))
+        say_labelled("made folder", shown(made))
     height, width = picture.pixels.shape[:2]
-    _say("denoised", f"{shown(target)} ({width} x {height}, sigma {sigma:.3g})")
+    say_labelled("denoised", f"{shown(target)} ({width} x {height}, sigma {sigma:.3g})")
     if cfg.strip:
         from scoreexp.figures.images import comparison  # matplotlib, for those who ask for it
 
         comparison([picture.pixels, clean], ["noisy", f"denoised, sigma {sigma:.3g}"], strip)
-        _say("comparison", shown(strip))
+        say_labelled("comparison", shown(strip))
     if cfg.intermediate:
         for stale in folder.glob("state_*.png"):
             stale.unlink()
         for i, state in enumerate(states[1:-1], start=1):
             write_image(folder / f"state_{i:03d}.png", state)
-        _say("intermediate", f"{shown(folder)} ({len(states) - 2} pictures)")
+        say_labelled("intermediate", f"{shown(folder)} ({len(states) - 2} pictures)")
     if cfg.gif:
         _write_gif(gif, states)
-        _say("animation", f"{shown(gif)} ({len(states)} frames)")
+        say_labelled("animation", f"{shown(gif)} ({len(states)} frames)")
     return Denoised(source, target, sigma)
 
 
@@ -289,7 +292,7 @@ def _estimated(task: _Task, picture: Picture, source: Path) -> float:
         sigma = nearest_level(task.model.schedule, sigma)
         require_reachable(task.restorer.sampler, task.model.schedule, sigma)
     taken = "" if sigma == estimate.sigma else f"; denoises {sigma:.3f}, the model's nearest level"
-    _say(
+    say_labelled(
         "noise level",
         f"sigma = {estimate.sigma:.3f} estimated from {source.name} ({estimate.trust}: {estimate.why}){taken}",
     )
@@ -305,7 +308,3 @@ def _write_gif(path: Path, states: Sequence[np.ndarray]) -> None:
         frames[0].save(
             temporary, format="GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0
         )
-
-
-def _say(what: str, text: str) -> None:
-    print(f"{what:<15}{text}", flush=True)

@@ -1,6 +1,5 @@
 """Measure a trained model: how it denoises, how likely it finds the data, and how far its samples are from them."""
 
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ from scoreexp.app.evaluation.of_samples import (
 from scoreexp.app.evaluation.subject import Subject
 from scoreexp.app.run_settings import own_settings, sampler_settings
 from scoreexp.app.signatures import suggest
+from scoreexp.app.terminal import say
 from scoreexp.core.errors import UserError
 from scoreexp.core.kinds import Images, kind_of
 from scoreexp.data import DataModule
@@ -67,11 +67,13 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
             raise UserError("; ".join(reasons))
         nfe = None if generated is None else generated.nfe
         results.write(subject, file, measured, nfe, time.perf_counter() - started)
-    _say(*results.table(measured))
-    _say(*(f"not measured   {', '.join(without)}: {reason}" for reason, without in reasons.items()))
+    for line in results.table(measured):
+        say(line)
+    for reason, without in reasons.items():
+        say(f"not measured   {', '.join(without)}: {reason}")
     if generated is not None:
-        _say(f"samples        {shown(folder)} ({cfg.n}, {nfe} network evaluations each)")
-    _say(f"values         {shown(file)}")
+        say(f"samples        {shown(folder)} ({cfg.n}, {nfe} network evaluations each)")
+    say(f"values         {shown(file)}")
     return {item.name: item.value for item in measured}
 
 
@@ -159,9 +161,3 @@ def _places(cfg: DictConfig) -> tuple[Path, Path]:
         home = beside.parent if beside.name == "checkpoints" else beside
         folder = home / "evaluations" / time.strftime("%Y-%m-%d_%H-%M-%S")
     return home / "evaluation.json", folder
-
-
-def _say(*lines: str) -> None:
-    for line in lines:
-        sys.stdout.write(f"{line}\n")
-    sys.stdout.flush()

@@ -7,10 +7,11 @@ import pytorch_lightning as pl
 from scoreexp.core.checked import checked
 from scoreexp.core.errors import UserError
 from scoreexp.core.types import PositiveFloat
+from scoreexp.lit.callbacks.base import RunCallback
 from scoreexp.lit.callbacks.timing import StageTimer
 
 
-class StopAtBudget(pl.Callback):
+class StopAtBudget(RunCallback):
     """Stop training after the first step at which pre-computation and training have taken ``seconds``.
 
     Evaluation does not count. The weights of the stop are evaluated and saved, and a run stopped this way stays stopped

@@ -1,20 +1,22 @@
 """When checkpoints are written."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pytorch_lightning as pl
 
 from scoreexp.core.checked import checked
-from scoreexp.core.types import PositiveInt
+from scoreexp.core.types import FromRun, PositiveInt
+from scoreexp.lit.callbacks.base import RunCallback
 from scoreexp.lit.callbacks.direction import mode_of
 from scoreexp.lit.callbacks.signals import Interrupted
 from scoreexp.lit.csv_logger import CSVLogger
 from scoreexp.lit.module import NonFiniteError
 
 
-class Checkpoints(pl.callbacks.Checkpoint):
+class Checkpoints(RunCallback, pl.callbacks.Checkpoint):
     """Keep ``last.ckpt``, the ``previous.ckpt`` before it, and ``best.ckpt``.
 
     Files are written between two steps only, when a step and the evaluation that follows it are over: every
@@ -36,7 +38,7 @@ class Checkpoints(pl.callbacks.Checkpoint):
     def __init__(
         self,
         *,
-        folder: str,
+        folder: Annotated[str, FromRun("checkpoints")],
         every_n_steps: PositiveInt = 500,
         monitor: str | None = "val/ssim",
         mode: Literal["max", "min"] | None = None,
@@ -124,3 +126,9 @@ class Checkpoints(pl.callbacks.Checkpoint):
             safe = trainer.world_size == 1 and not isinstance(exception, NonFiniteError)
         if safe and trainer.global_step * trainer.accumulate_grad_batches == completed:
             self.save_last(trainer)
+
+    def results(self) -> Mapping[str, float]:
+        if self.best_score is None:
+            return {}
+        name = str(self.monitor).removeprefix("val/")
+        return {f"best/{name}": self.best_score, "best/step": float(self.best_step or 0)}

@@ -3,9 +3,9 @@
 import math
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import pytorch_lightning as pl
@@ -14,10 +14,12 @@ from torch import Tensor
 
 from scoreexp.core.checked import checked
 from scoreexp.core.errors import UserError
+from scoreexp.core.kinds import Points, kind_of
 from scoreexp.core.streams import generator, stream_seed
-from scoreexp.core.types import AtLeastTwo, PositiveFloat
+from scoreexp.core.types import AtLeastTwo, FromRun, PositiveFloat
 from scoreexp.data import DataModule
 from scoreexp.figures.points import DECADES, ScoreMap, points_picture
+from scoreexp.lit.callbacks.base import Curves, NextCommand, RunCallback
 from scoreexp.lit.module import ScoreModule
 from scoreexp.metrics import sliced_wasserstein
 from scoreexp.metrics.score_error import LEVELS, ExactScores, exact_scores, in_chunks, score_at, score_errors
@@ -33,7 +35,7 @@ _PIXELS = 100  # of a density along each side of a panel; half as many with nois
 _HALF_WIDTH = 1.25  # of the panels: data lie in [-1, 1]
 
 
-class PointsMonitor(pl.Callback):
+class PointsMonitor(RunCallback):
     r"""Log how far a model of points is from the exact distribution.
 
     Of ``data.oracle()`` the score is known at every noise level, so the model's is held against it:
@@ -63,23 +65,31 @@ class PointsMonitor(pl.Callback):
         ValueError: if a number is outside its domain.
     """
 
+    curves = (
+        Curves(
+            ("val/score_error", "val/sliced_wasserstein"),
+            "points.png",
+            "distance from the exact distribution",
+            log=True,
+        ),
+    )
+
     @checked
     def __init__(
         self,
         *,
-        sampler: Sampler,
-        folder: str,
+        sampler: Annotated[Sampler, FromRun("sampler")],
+        folder: Annotated[str, FromRun("pictures")],
         samples: AtLeastTwo = 2000,
         levels: tuple[PositiveFloat, ...] = LEVELS,
         shown_levels: tuple[PositiveFloat, PositiveFloat] = (0.05, 0.15),
-        seed: int = 0,
+        seed: Annotated[int, FromRun("seed")] = 0,
     ) -> None:
         if not levels:
             raise ValueError("levels is empty: give at least one noise level")
         self.sampler, self.folder, self.samples, self.seed = sampler, Path(folder), samples, seed
         self.levels, self.shown_levels = tuple(levels), tuple(shown_levels)
         self.best = float("inf")
-        self.picture: Path | None = None
         self._truth: _Truth | None = None
 
     def state_dict(self) -> dict[str, Any]:
@@ -135,8 +145,18 @@ class PointsMonitor(pl.Callback):
                 picture, _file_name(data), values.get("score_error", values["sliced_wasserstein"])
             )
 
-    def conclusion(self, metrics: Mapping[str, float]) -> str:
-        """What the last evaluation found, in a line; ``metrics`` as logged."""
+    def require_suits(self, module: ScoreModule) -> None:
+        shape = module.denoiser.event_shape
+        if kind_of(shape) != Points(2):
+            raise UserError(
+                f"callbacks.monitor is for points in the plane, but samples have the shape {shape}: "
+                "set callbacks=default"
+            )
+        self.require_reachable(module.denoiser.schedule)
+
+    def conclusion(self, metrics: Mapping[str, float]) -> str | None:
+        if self.picture is None:  # nothing was evaluated
+            return None
         values = {
             name.removeprefix("val/"): value for name, value in metrics.items() if name.startswith("val/")
         }
@@ -144,6 +164,9 @@ class PointsMonitor(pl.Callback):
         if "score_error" in values:
             text += f"; relative squared error of the score {values['score_error']:.4f}"
         return text
+
+    def next_commands(self) -> Sequence[NextCommand]:
+        return [NextCommand("sample", {"n": 2000, "sampler": "heun"})]
 
     def _distance_in_words(self, values: Mapping[str, float]) -> str:
         text = f"sliced Wasserstein distance of {self.samples} samples {values['sliced_wasserstein']:.4f}"

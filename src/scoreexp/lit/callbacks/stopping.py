@@ -1,5 +1,6 @@
 """Stop when a target is reached, and say so."""
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import pytorch_lightning as pl
@@ -8,6 +9,7 @@ from scoreexp.core.checked import checked
 from scoreexp.core.errors import UserError
 from scoreexp.lit.callbacks import monitor as denoising
 from scoreexp.lit.callbacks import points_monitor as points
+from scoreexp.lit.callbacks.base import RunCallback
 from scoreexp.lit.callbacks.direction import mode_of
 from scoreexp.lit.callbacks.distribution_monitor import DistributionMonitor
 from scoreexp.metrics.catalogue import spec_of
@@ -32,7 +34,7 @@ def _is_of_generated(monitor: str) -> bool:
     return True
 
 
-class StopOnTarget(pl.Callback):
+class StopOnTarget(RunCallback):
     """Stop training once a monitored value has reached ``target``.
 
     Watch a confirmed value (``val/ssim_confirmed``): one evaluation that touches the target by luck is then not enough. A
@@ -91,3 +93,6 @@ class StopOnTarget(pl.Callback):
             reached = f"{self.monitor} = {float(value):.4f} reached the target {self.target:g}"
             self.reason = f"{reached} at step {trainer.global_step}"
             trainer.should_stop = True
+
+    def targets(self) -> Mapping[str, float]:
+        return {} if self.target is None else {self.monitor: self.target}
