@@ -60,7 +60,7 @@ def test_exact_score_and_networks_with_weights_are_not_mixed_up(tiny):
 
 FRECHET = [
     "callbacks=fid", "callbacks.distribution.n=4", "callbacks.distribution.batch_size=4", "data.crop=random",
-    "callbacks.stop.mode=min", "callbacks.stop.target=1e9",
+    "callbacks.stop.target=1e9",
 ]  # fmt: skip
 
 

@@ -14,7 +14,14 @@ from scoreexp.core.errors import UserError
 from scoreexp.data import Photo, SwissRoll
 from scoreexp.denoisers.denoiser import OracleDenoiser
 from scoreexp.lit.callbacks import DistributionMonitor
-from scoreexp.metrics import FrechetDistance, MissingWeightsError, PixelFeatures, make_reference
+from scoreexp.metrics import (
+    FrechetDistance,
+    MetricSpec,
+    MissingWeightsError,
+    PixelFeatures,
+    SampleMetric,
+    make_reference,
+)
 from scoreexp.numerics.oracles import Gaussian
 from scoreexp.samplers import DDIM, UniformGrid, draw
 from scoreexp.schedules import VP
@@ -87,6 +94,31 @@ def test_the_value_is_that_of_the_named_seeds(tmp_path):
     assert stored["step"] == 7
     assert stored["values"][0]["card"]["n_reference"] == 6
     assert measure(monitor(tmp_path)) != logged, "other seeds"
+
+
+class Seen(SampleMetric):
+    """A metric that no list has."""
+
+    spec = MetricSpec("seen", "higher", needs="pictures")
+
+    def add_features(self, features, index):
+        pass
+
+    def compute(self):
+        return self.seen.sum()
+
+    def results(self):
+        return (self._with_card(self.spec.name, self.compute()),)
+
+
+def test_a_metric_of_ones_own_is_given_by_its_class(tmp_path):
+    callback = monitor(tmp_path, metric=f"{__name__}.Seen")
+    assert measure(callback)["val/seen_pixels2_10"] == N
+    assert callback.names == ["seen_pixels2_10"]
+    with pytest.raises(UserError, match="nowhere"):
+        monitor(tmp_path, metric="nowhere.Seen")
+    with pytest.raises(ValueError, match="needs pairs, not generated pictures"):
+        monitor(tmp_path, metric="scoreexp.metrics.SSIM")
 
 
 def worker(rank, world, folder, metric):

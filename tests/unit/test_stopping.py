@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from scoreexp.core.errors import UserError
-from scoreexp.lit.callbacks import StopOnTarget
+from scoreexp.lit.callbacks import Checkpoints, StopOnTarget
 
 
 def trainer():
@@ -72,4 +72,24 @@ def test_another_target_forgets_the_old_reason():
 def test_a_mode_that_contradicts_the_monitor_is_refused(monitor, mode, better):
     with pytest.raises(UserError, match=f"{monitor} is the better .* set callbacks.stop.mode={better}"):
         StopOnTarget(monitor=monitor, mode=mode)
+    with pytest.raises(
+        UserError, match=f"{monitor} is the better .* set callbacks.checkpoints.mode={better}"
+    ):
+        Checkpoints(folder="", monitor=monitor, mode=mode)
     assert StopOnTarget(monitor=monitor, mode=better).mode == better
+    assert StopOnTarget(monitor=monitor).mode == Checkpoints(folder="", monitor=monitor).mode == better
+
+
+def test_a_value_that_is_no_metric_needs_a_mode():
+    with pytest.raises(UserError, match=r"train/loss .* set callbacks.checkpoints.mode=max or =min"):
+        Checkpoints(folder="", monitor="train/loss")
+    assert Checkpoints(folder="", monitor="train/loss", mode="min").mode == "min"
+    assert Checkpoints(folder="", monitor=None).mode is None
+
+
+@pytest.mark.parametrize(
+    "monitor", ["val/bits_per_dim", "val/ssim_2", "val/sliced_wasserstein_floor", "val/nfe"]
+)
+def test_metrics_that_no_monitor_logs_are_refused_at_once(monitor):
+    with pytest.raises(UserError, match=f"'{monitor}' is never logged"):
+        StopOnTarget(monitor=monitor, target=1)

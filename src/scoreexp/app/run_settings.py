@@ -33,23 +33,37 @@ def guided(model: DenoiserBase, cfg: DictConfig) -> DenoiserBase:
     return found
 
 
-def sampler_settings(cfg: DictConfig, record: Mapping[str, Any]) -> dict[str, Any]:
-    """The sampler's configuration: that of the run, with the keys that ``cfg.sampler`` changes, or another.
+def own_settings(
+    cfg: DictConfig, record: Mapping[str, Any], key: str, package: str, remedy: str
+) -> dict[str, Any]:
+    """A group's configuration: that of the run, with the keys that ``cfg`` changes, or another.
+
+    Args:
+        cfg: of the command.
+        record: of the checkpoint.
+        key: of the group, such as ``sampler``.
+        package: whose classes a run's own configuration may name, beside those of ``cfg.trust``.
+        remedy: what the run does not say and what to give instead, for the error.
 
     Raises:
         UserError: it is wrong, or the run has none.
     """
-    given = cfg.get("sampler") or OmegaConf.create()
+    given: Any = OmegaConf.to_container(cfg.get(key) or OmegaConf.create(), resolve=True)
     if "_target_" not in given:
-        own = record.get("config", {}).get("sampler")
+        own = record.get("config", {}).get(key)
         if not own:
-            raise UserError(f"{cfg.ckpt} does not say how its run denoised: give sampler=ddim")
-        require_trusted(own, "sampler", {"scoreexp.samplers", *(cfg.get("trust") or ())})
-        given = OmegaConf.merge(own, given)
-    node: Any = OmegaConf.to_container(given, resolve=True)
-    if problems := check_config({"sampler": node}, schema={"sampler": "Node"}):
+            raise UserError(f"{cfg.ckpt} does not say {remedy}")
+        require_trusted(own, key, {package, *(cfg.get("trust") or ())})
+        given = OmegaConf.to_container(OmegaConf.merge(own, given))
+    if problems := check_config({key: given}, schema={key: "Node"}):
         raise UserError(problems[0])
-    return dict(node)
+    return dict(given)
+
+
+def sampler_settings(cfg: DictConfig, record: Mapping[str, Any]) -> dict[str, Any]:
+    """The sampler's ``own_settings``."""
+    remedy = "how its run denoised: give sampler=ddim"
+    return own_settings(cfg, record, "sampler", "scoreexp.samplers", remedy)
 
 
 def own_sigma(record: Mapping[str, Any]) -> float | None:

@@ -28,7 +28,7 @@ References:
 
 import math
 from collections.abc import Callable
-from typing import Annotated, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -36,9 +36,10 @@ from torch import Tensor
 from scoreexp.core.checked import checked
 from scoreexp.core.streams import ImageStreams
 from scoreexp.core.tensors import sum_per_sample
-from scoreexp.core.types import AtLeastTwo, NonNegativeFloat, PositiveInt
+from scoreexp.core.types import NonNegativeFloat, PositiveInt
 from scoreexp.denoisers.angular_flow import AngularFlow
 from scoreexp.denoisers.denoiser import DenoiserBase
+from scoreexp.metrics.likelihood_metrics import bits_per_dim, level_spacing
 from scoreexp.numerics.ode import RK45, OdeSolver, rms
 
 Divergence = Callable[[Tensor, Tensor], Tensor]
@@ -58,13 +59,10 @@ class LikelihoodResult(NamedTuple):
     nfe: int
 
     def bits_per_dim(self, levels: int = 256) -> Tensor:
-        r"""Bits per dimension of data that were quantised to evenly spaced levels over [-1, 1].
+        """``metrics.likelihood_metrics.bits_per_dim`` of each sample ``[B]``.
 
-        .. math:: -\frac{\log p(x)}{D \log 2} - \log_2 \frac{2}{\text{levels} - 1}
-
-        A picture of 256 levels has them 2/255 apart, so 6.994 bits are added: the change of units from [-1, 1] to
-        levels. For pictures after ``dequantise`` the mean is an upper bound on the bits per dimension of a model of the
-        levels themselves; without it a density on finitely many points may be arbitrarily high.
+        For pictures after ``dequantise`` the mean is an upper bound on the bits per dimension of a model of the levels
+        themselves; without it a density on finitely many points may be arbitrarily high.
 
         Args:
             levels: number of levels, >= 2.
@@ -72,8 +70,7 @@ class LikelihoodResult(NamedTuple):
         Raises:
             ValueError: if there are fewer than two levels.
         """
-        dimensions = self.latent[0].numel()
-        return -self.log_prob / (dimensions * math.log(2)) - math.log2(_spacing(levels))
+        return bits_per_dim(self.log_prob, self.latent[0].numel(), levels)
 
 
 def dequantise(x: Tensor, generator: torch.Generator, levels: int = 256) -> Tensor:
@@ -87,14 +84,9 @@ def dequantise(x: Tensor, generator: torch.Generator, levels: int = 256) -> Tens
     Raises:
         ValueError: if there are fewer than two levels.
     """
-    spacing = _spacing(levels)
+    spacing = level_spacing(levels)
     noise = torch.rand(x.shape, generator=generator, dtype=x.dtype).to(x.device)
     return x + spacing * (noise - 0.5)
-
-
-@checked
-def _spacing(levels: Annotated[AtLeastTwo, "256 for 8-bit pictures"]) -> float:
-    return 2 / (levels - 1)
 
 
 class Likelihood:

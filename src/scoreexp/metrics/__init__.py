@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from scoreexp.metrics.card import MetricValue as MetricValue
     from scoreexp.metrics.card import card_differences as card_differences
     from scoreexp.metrics.card import metric_name as metric_name
+    from scoreexp.metrics.catalogue import spec_of as spec_of
     from scoreexp.metrics.distribution import gaussian_kernel as gaussian_kernel
     from scoreexp.metrics.distribution import kid as kid
     from scoreexp.metrics.distribution import median as median
@@ -47,5 +48,6 @@ if TYPE_CHECKING:
     from scoreexp.metrics.sample_metrics import PrecisionRecall as PrecisionRecall
     from scoreexp.metrics.sample_metrics import SampleMetric as SampleMetric
     from scoreexp.metrics.sample_metrics import SlicedWasserstein as SlicedWasserstein
+    from scoreexp.metrics.spec import MetricSpec as MetricSpec
 
 on_first_use(__name__)  # a figure needs no torchmetrics

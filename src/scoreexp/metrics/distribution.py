@@ -123,7 +123,9 @@ def sliced_wasserstein(
 @checked
 def gaussian_kernel(bandwidth: Annotated[PositiveFloat, "such as median_distance(x, y)"]) -> Kernel:
     """``k(x, y) = exp(-|x - y|^2 / (2 h^2))`` with the bandwidth h > 0 in the samples' unit."""
-    return lambda x, y: torch.exp(-_all_distances(x, y).square() / (2 * bandwidth**2))
+    return lambda x, y: torch.exp(
+        -torch.cdist(x, y, compute_mode=_BY_DIFFERENCES).square() / (2 * bandwidth**2)
+    )
 
 
 @checked
@@ -377,10 +379,6 @@ def _rough_squares(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 def _pairwise(x: Tensor, y: Tensor) -> Tensor:
     """Distances of ``x[B, D]`` to ``y[B, m, D]``: ``[B, m]``, from differences; equal pairs have equal values."""
     return torch.cdist(_precise(x)[:, None], _precise(y), compute_mode=_BY_DIFFERENCES)[:, 0]
-
-
-def _all_distances(x: Tensor, y: Tensor) -> Tensor:
-    return torch.cdist(x, y, compute_mode=_BY_DIFFERENCES)
 
 
 def _kernel_sum(kernel: Kernel, x: Tensor, y: Tensor, *, diagonal: bool) -> Tensor:

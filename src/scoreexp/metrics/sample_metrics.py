@@ -9,7 +9,7 @@ lie anywhere, they are moved to the extractor's device.
 """
 
 from abc import abstractmethod
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -28,6 +28,7 @@ from scoreexp.metrics.distribution import (
 from scoreexp.metrics.features import FeatureExtractor, as_bytes
 from scoreexp.metrics.frechet import FeatureStatistics
 from scoreexp.metrics.reference import Reference
+from scoreexp.metrics.spec import MetricSpec
 
 
 class SampleMetric(Metric):
@@ -44,6 +45,8 @@ class SampleMetric(Metric):
 
     is_differentiable = False
     full_state_update = False
+    spec: ClassVar[MetricSpec]
+    needs_features: ClassVar[bool] = False  # of every picture, not only their moments
     seen: Tensor
 
     @checked
@@ -92,7 +95,12 @@ class SampleMetric(Metric):
 
     @abstractmethod
     def results(self) -> tuple[MetricValue, ...]:
-        """The values with their cards; on several devices all must call it."""
+        """The values with their cards, in the order of ``spec.value_names``; on several devices all must call it."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What the values are called, known before anything is drawn."""
+        return tuple(metric_name(name, self.extractor, self.n) for name in self.spec.value_names)
 
     def reset(self) -> None:
         """Forget all pictures."""
@@ -144,7 +152,7 @@ class FrechetDistance(SampleMetric):
     it is given with a caveat.
     """
 
-    higher_is_better = False
+    spec = MetricSpec("frechet", "lower", needs="pictures", usual=True, published="fid")
     total: Tensor
     outer: Tensor
 
@@ -174,12 +182,13 @@ class FrechetDistance(SampleMetric):
                 f"{fewest} pictures for {self.extractor.dimension} feature dimensions: the covariance is singular and "
                 "the value biased upwards, so compare it only for equal n, or use the kernel distance"
             )
-        return (self._with_card("frechet", self.compute(), caveat=caveat),)
+        return (self._with_card(self.spec.name, self.compute(), caveat=caveat),)
 
 
 class _FeatureMetric(SampleMetric):
     """Keeps all features; at the end they are gathered from all devices and put in order."""
 
+    needs_features = True
     features: list[Tensor]
     index: list[Tensor]
 
@@ -225,7 +234,7 @@ class KernelDistance(_FeatureMetric):
         subset_size: pictures in each; null is min(1000, n, number of real ones).
     """
 
-    higher_is_better = False
+    spec = MetricSpec("kernel", "lower", needs="pictures", usual=True, published="kid")
 
     @checked
     def __init__(
@@ -255,7 +264,7 @@ class KernelDistance(_FeatureMetric):
         estimate = self.compute()
         settings = f"cubic kernel, {self.subsets} subsets of {self.subset_size}"
         spread = None if estimate.std.isnan() else estimate.std
-        return (self._with_card("kernel", estimate.mean, settings=settings, spread=spread),)
+        return (self._with_card(self.spec.name, estimate.mean, settings=settings, spread=spread),)
 
 
 class PrecisionRecall(_FeatureMetric):
@@ -268,7 +277,12 @@ class PrecisionRecall(_FeatureMetric):
         k: neighbours that a ball reaches to.
     """
 
-    higher_is_better = True
+    spec = MetricSpec(
+        "precision_recall",
+        "higher",
+        needs="pictures",
+        values=(("precision", "higher"), ("recall", "higher")),
+    )
 
     @checked
     def __init__(
@@ -289,9 +303,9 @@ class PrecisionRecall(_FeatureMetric):
     def results(self) -> tuple[MetricValue, ...]:
         overlap = self.compute()
         settings = f"k = {self.k}"
-        return (
-            self._with_card("precision", overlap.precision, settings=settings),
-            self._with_card("recall", overlap.recall, settings=settings),
+        return tuple(
+            self._with_card(name, value, settings=settings)
+            for name, value in zip(self.spec.value_names, overlap, strict=True)
         )
 
 
@@ -305,7 +319,7 @@ class SlicedWasserstein(_FeatureMetric):
         projections: number of lines.
     """
 
-    higher_is_better = False
+    spec = MetricSpec("sliced_wasserstein", "lower", needs="pictures", title="sliced Wasserstein distance")
 
     @checked
     def __init__(
@@ -324,4 +338,4 @@ class SlicedWasserstein(_FeatureMetric):
 
     def results(self) -> tuple[MetricValue, ...]:
         settings = f"p = 2, {self.projections} projections"
-        return (self._with_card("sliced_wasserstein", self.compute(), settings=settings),)
+        return (self._with_card(self.spec.name, self.compute(), settings=settings),)

@@ -10,6 +10,7 @@ import pytorch_lightning as pl
 from scoreexp.core.checked import checked
 from scoreexp.core.types import FromRun, PositiveInt
 from scoreexp.lit.callbacks.base import RunCallback
+from scoreexp.lit.callbacks.direction import mode_of
 from scoreexp.lit.callbacks.signals import Interrupted
 from scoreexp.lit.csv_logger import CSVLogger
 from scoreexp.lit.module import NonFiniteError
@@ -26,7 +27,11 @@ class Checkpoints(RunCallback, pl.callbacks.Checkpoint):
         folder: where the files go.
         every_n_steps: interval of ``last.ckpt``.
         monitor: the logged metric whose best value is kept in ``best.ckpt``; None keeps no best.
-        mode: whether the largest (``max``) or the smallest (``min``) value of it is the best.
+        mode: whether the largest (``max``) or the smallest (``min``) value of it is the best; None does what the metric
+            says.
+
+    Raises:
+        UserError: no metric of that name says which values are the better ones, or it says the opposite of ``mode``.
     """
 
     @checked
@@ -36,10 +41,11 @@ class Checkpoints(RunCallback, pl.callbacks.Checkpoint):
         folder: Annotated[str, FromRun("checkpoints")],
         every_n_steps: PositiveInt = 500,
         monitor: str | None = "val/ssim",
-        mode: Literal["max", "min"] = "max",
+        mode: Literal["max", "min"] | None = None,
     ) -> None:
         self.folder, self.every_n_steps = Path(folder), every_n_steps
-        self.monitor, self.mode = monitor, mode
+        self.monitor = monitor
+        self.mode = None if monitor is None else mode_of(monitor, mode, "checkpoints.mode")
         self.best_score: float | None = None
         self.best_step: int | None = None
         self._saved_at = -1

@@ -19,7 +19,7 @@ from scoreexp.core.types import FromRun, NonNegativeInt, PositiveFloat, Positive
 from scoreexp.figures.images import denoising_strip, save_pixels
 from scoreexp.lit.callbacks.base import Curves, NextCommand, RunCallback
 from scoreexp.lit.module import ScoreModule
-from scoreexp.metrics import MSE, PSNR, SSIM, GlobalSSIM
+from scoreexp.metrics.catalogue import metric_named, specs
 from scoreexp.metrics.functional import WINDOW_SIZE
 from scoreexp.restorers import BySampling
 from scoreexp.restorers.denoising import denoise_observed, observe
@@ -29,10 +29,12 @@ from scoreexp.schedules import Schedule
 from scoreexp.system.atomic import atomic_write
 
 CONFIRMED = ("ssim", "ssim_global")
+MEASURED = sorted(spec.name for spec in specs("pictures") if spec.usual and spec.needs == "pairs")
+LOGGED = (*(f"{name}_confirmed" for name in CONFIRMED), *MEASURED)  # what a run may be stopped on
 
 
 class DenoisingMonitor(RunCallback):
-    """Log ``val/ssim``, ``val/ssim_global``, ``val/psnr``, ``val/mse`` of denoised validation pictures.
+    """Log the usual metrics of denoised validation pictures: ``val/ssim``, ``val/ssim_global``, ``val/psnr``, ``val/mse``.
 
     The observation is y = x + sigma z with z a function of (seed, picture index), the same at every evaluation; it is
     not clipped. The sampler starts at the time at which the schedule has that noise level. ``val/ssim_confirmed``
@@ -66,7 +68,7 @@ class DenoisingMonitor(RunCallback):
         self.sampler, self.sigma, self.confirm, self.seed = sampler, sigma, confirm, seed
         self.folder, self.pictures, self.intermediate = Path(folder), pictures, intermediate
         self.evaluations, self.picture = confirm, self.folder / "best.png"
-        self.metrics = {"mse": MSE(), "psnr": PSNR(), "ssim": SSIM(), "ssim_global": GlobalSSIM()}
+        self.metrics = {name: metric_named(name, "pictures")() for name in MEASURED}
         self.recent = {name: deque[float](maxlen=confirm) for name in CONFIRMED}
         self.best_ssim = -float("inf")
         self._shown: list[list[Tensor]] = []

@@ -10,8 +10,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from scoreexp.core.checked import checked
 from scoreexp.core.types import PositiveFloat
+from scoreexp.metrics.catalogue import spec_of
 
-_SHOWN = {"train/loss": "loss", "val/ssim": "SSIM", "val/psnr": "PSNR", "val/score_error": "score error"}
+_SHOWN = {"train/loss": "loss"} | {
+    name: spec.title for name in ("val/ssim", "val/psnr", "val/score_error") if (spec := spec_of(name))
+}
 
 
 class TrainingProgress(pl.Callback):
