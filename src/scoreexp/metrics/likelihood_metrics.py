@@ -12,7 +12,17 @@ from scoreexp.metrics.spec import MetricSpec
 
 
 class LikelihoodMetric(ABC):
-    """The mean over samples of a value of each one's log-density."""
+    """The mean over samples of a value of each one's log-density.
+
+    >>> import torch
+    >>> from scoreexp.metrics.spec import MetricSpec
+    >>> class NatsPerDim(LikelihoodMetric):
+    ...     spec = MetricSpec("nats_per_dim", "lower", needs="likelihood", unit="nats")
+    ...     def per_sample(self, log_prob, dimensions):
+    ...         return -log_prob / dimensions
+    >>> NatsPerDim().per_sample(torch.tensor([-6.0]), 3)
+    tensor([2.])
+    """
 
     spec: ClassVar[MetricSpec]
 
