@@ -48,6 +48,7 @@ Divergence = Callable[[Tensor, Tensor], Tensor]
 class LikelihoodResult(NamedTuple):
     """Log-likelihoods and what they were computed from.
 
+    >>> import torch
     >>> result = LikelihoodResult(log_prob=torch.zeros(1), latent=torch.zeros(1, 3), nfe=20)
     >>> result.bits_per_dim()  # log2(255 / 2)
     tensor([6.9944])
@@ -80,6 +81,7 @@ class LikelihoodResult(NamedTuple):
 def dequantise(x: Tensor, generator: torch.Generator, levels: int = 256) -> Tensor:
     """Add uniform noise one level wide, centred, to data on evenly spaced levels over [-1, 1].
 
+    >>> import torch
     >>> x = torch.tensor([[-1.0, 0.0, 1.0]])  # three levels
     >>> noisy = dequantise(x, torch.Generator().manual_seed(0), levels=3)
     >>> bool(((noisy - x).abs() <= 0.5).all())
@@ -103,6 +105,7 @@ class Likelihood:
 
     >>> import torch
     >>> import scoreexp as se
+    >>> from scoreexp.diagnostics.likelihood import Likelihood
     >>> oracle = se.oracles.Gaussian(torch.zeros(2), torch.ones(2))
     >>> model = se.denoisers.OracleDenoiser(oracle, se.schedules.VP())
     >>> Likelihood(trace="exact")(model, torch.zeros(1, 2)).log_prob.round(decimals=2)  # -log(2 pi)

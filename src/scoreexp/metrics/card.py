@@ -114,6 +114,7 @@ def card_differences(a: MetricCard, b: MetricCard) -> list[str]:
     """Names of the fields in which two cards differ, versions left out; values are comparable if there is none.
 
     >>> from dataclasses import replace
+    >>> from scoreexp.metrics import MetricCard, card_differences
     >>> card = MetricCard("fid", 100, 100, "test", "CIFAR-10", (3, 32, 32), "colour", "pixels8", "0f", "box means")
     >>> card_differences(card, replace(card, split="train", n_reference=50))
     ['n_reference', 'split']
@@ -131,6 +132,7 @@ class MetricValue:
 
     Values with the same card can be sorted; ``<`` between others raises ValueError.
 
+    >>> from scoreexp.metrics import MetricCard, MetricValue
     >>> card = MetricCard("fid", 100, 100, "test", "CIFAR-10", (3, 32, 32), "colour", "pixels8", "0f", "box means")
     >>> values = [MetricValue(12.5, card), MetricValue(3.25, card, caveat="few pictures")]
     >>> print(min(values))

@@ -27,6 +27,10 @@ RESERVED_NAMES = ("inception", "pixels", "random_conv")
 def as_bytes(images: Tensor) -> Tensor:
     """Pictures ``[B, C, H, W]`` as 8-bit values: unchanged, or ``to_uint8`` of values in [0, 1].
 
+    >>> import torch
+    >>> as_bytes(torch.tensor([[[[0.0, 0.5, 1.0]]]]))
+    tensor([[[[  0, 128, 255]]]], dtype=torch.uint8)
+
     Raises:
         ValueError: neither 8-bit nor floating point in [0, 1]; samples of a model are clamped to it first, as a
             saved picture is.

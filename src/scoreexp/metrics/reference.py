@@ -78,6 +78,7 @@ def make_reference(
     wait for its file. A damaged file is reported in the log and computed again.
 
     >>> import tempfile
+    >>> from pathlib import Path
     >>> import torch
     >>> import scoreexp as se
     >>> pictures = torch.rand(8, 3, 8, 8, generator=torch.Generator().manual_seed(0))

@@ -53,6 +53,7 @@ class OdeSolver(ABC):
     """A solver of ``dy/dt = f(t, y)``.
 
     >>> import torch
+    >>> from scoreexp.numerics.ode import OdeSolution, OdeSolver, rms
     >>> class Midpoint(OdeSolver):
     ...     '''One step of the midpoint rule.'''
     ...     def __call__(self, f, y, start, end, *, step_size=None, norm=rms):

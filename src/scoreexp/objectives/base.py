@@ -73,6 +73,12 @@ class NoisyData(NamedTuple):
 def perturb(schedule: Schedule, batch: Batch, t: Tensor, noise: Tensor) -> NoisyData:
     """The clean data of a batch with noise added, each sample at its own time.
 
+    >>> import torch
+    >>> import scoreexp as se
+    >>> from scoreexp.core.batch import Batch
+    >>> perturb(se.schedules.FlowMatching(), Batch(x=torch.ones(1, 2)), torch.tensor([0.5]), torch.full((1, 2), 3.0)).x_t
+    tensor([[2., 2.]])
+
     Raises:
         ValueError: if the batch has no clean data, or the noise another shape.
     """

@@ -47,6 +47,7 @@ class Chain(Restorer):
     >>> import torch
     >>> import scoreexp as se
     >>> from scoreexp.core.streams import ImageStreams
+    >>> from scoreexp.restorers.chain import Chain, renoised
     >>> class Average(Chain):
     ...     '''The posterior mean moved half way to the data.'''
     ...     def step(self, problem, state, t, s, prepared):

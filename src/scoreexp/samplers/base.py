@@ -219,5 +219,9 @@ def step_from_noise(
 
 
 def batch_of(t: float, x: Tensor) -> Tensor:
-    """The time ``t`` of every sample of ``x[B, *]``: ``[B]``, float64 on the CPU."""
+    """The time ``t`` of every sample of ``x[B, *]``: ``[B]``, float64 on the CPU.
+
+    >>> batch_of(0.5, torch.zeros(2, 3, 8, 8))
+    tensor([0.5000, 0.5000], dtype=torch.float64)
+    """
     return torch.full((x.shape[0],), t, dtype=torch.float64)

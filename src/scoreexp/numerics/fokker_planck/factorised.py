@@ -40,7 +40,12 @@ FLOOR = 1e-300
 
 
 def bernoulli(q: Array) -> Array:
-    """B(q) = q / (e^q - 1), with B(0) = 1."""
+    """B(q) = q / (e^q - 1), with B(0) = 1.
+
+    >>> import numpy as np
+    >>> bernoulli(np.array([0.0, np.log(2)])).round(4)
+    array([1.    , 0.6931])
+    """
     tiny = abs(q) < 1e-8
     safe = np.where(tiny, 1.0, q)
     return np.where(tiny, 1 - q / 2, safe / np.expm1(np.minimum(safe, 700)))  # e^710 overflows

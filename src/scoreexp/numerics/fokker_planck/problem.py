@@ -29,7 +29,7 @@ class SolverError(ArithmeticError):
     """A solve failed; ``image`` is the index over the leading axes, ``residual`` the last one.
 
     >>> import numpy as np
-    >>> from scoreexp.numerics.fokker_planck import BiCGSTAB, solve_log_density
+    >>> from scoreexp.numerics.fokker_planck import BiCGSTAB, SolverError, solve_log_density
     >>> log_p0 = np.random.default_rng(0).random((2, 9, 9))
     >>> try:
     ...     solve_log_density(log_p0, g=0.5, times=[0.0, 0.1], solver=BiCGSTAB("jacobi", linear_max_iter=1))
@@ -56,7 +56,14 @@ class LinearSolverFailure(SolverError):
 
 
 class StageClock:
-    """Seconds per stage, ``seconds[stage]``, of code run under ``with clock(stage):``."""
+    """Seconds per stage, ``seconds[stage]``, of code run under ``with clock(stage):``.
+
+    >>> clock = StageClock()
+    >>> with clock("solve"):
+    ...     pass
+    >>> list(clock.seconds)
+    ['solve']
+    """
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -179,7 +186,8 @@ class Step:
     """Solution at ``times[index]``; the arrays besides log_p are empty for solvers that do not iterate.
 
     >>> import numpy as np
-    >>> from scoreexp.numerics.fokker_planck import Spectral
+    >>> from scoreexp.numerics.fokker_planck import Problem, Spectral
+    >>> from scoreexp.numerics.fokker_planck.problem import StageClock
     >>> problem = Problem(np.zeros((3, 8, 8)), g=0.5, times=[0.0, 0.1, 0.2])
     >>> [(step.index, step.log_p.shape) for step in Spectral()(problem, StageClock())]
     [(1, (3, 8, 8)), (2, (3, 8, 8))]
@@ -196,8 +204,9 @@ class Step:
 class Solver(Protocol):
     """See the module docstring.
 
+    >>> from dataclasses import dataclass
     >>> import numpy as np
-    >>> from scoreexp.numerics.fokker_planck import solve_log_density
+    >>> from scoreexp.numerics.fokker_planck import Step, solve_log_density
     >>> @dataclass(frozen=True)
     ... class Euler:
     ...     '''Explicit steps of m_t = (g^2/2) |grad m|^2: the noise without its smoothing.'''

@@ -35,8 +35,8 @@ def laplacian_eigenvalues(grid: Grid, kind: Eigenvalues = "grid") -> tuple[Array
 
     >>> from scoreexp.numerics.fokker_planck import Grid
     >>> rows, columns = laplacian_eigenvalues(Grid.of((3, 5)))
-    >>> rows.round(6)
-    array([ -0.,  -8., -16.])
+    >>> (-rows).round(6)
+    array([ 0.,  8., 16.])
     """
     axes = []
     for n, h in zip(grid.shape, grid.spacing):
