@@ -1,0 +1,141 @@
+r"""Exponential integrators in the half log-SNR: what multistep and singlestep solvers share.
+
+With :math:`\lambda = \log(\alpha / \sigma)` and :math:`h = \lambda_s - \lambda_t` the probability flow has the exact
+solutions
+
+.. math:: x_s = \frac{\sigma_s}{\sigma_t} x_t + \alpha_s \int_0^h e^{-(h - \tau)} \hat x_0(\lambda_t + \tau)\, d\tau, \qquad
+          x_s = \frac{\alpha_s}{\alpha_t} x_t - \sigma_s \int_0^h e^{h - \tau} \hat\epsilon(\lambda_t + \tau)\, d\tau .
+
+A solver replaces the prediction by the polynomial through those it knows, at :math:`\lambda_t + c_j h`, and integrates that
+exactly: with :math:`z = \mp h` the integral is :math:`h \sum_j w_j(z) \hat x_0(\lambda_t + c_j h)`. Coefficients are Python
+floats, hence float64.
+
+References:
+    M. Hochbruck, A. Ostermann, "Exponential integrators", 2010, https://doi.org/10.1017/S0962492910000048;
+    C. Lu et al., "DPM-Solver: A Fast ODE Solver for Diffusion Probabilistic Model Sampling in Around 10 Steps", 2022,
+    https://arxiv.org/abs/2206.00927, proposition 3.1.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from scoreexp.schedules import Schedule
+
+
+class Prediction(NamedTuple):
+    """What a model predicted, ``x_0`` or the noise, ``[B, *]``, and the half log-SNR at which it did."""
+
+    lam: float
+    value: Tensor
+
+
+def half_log_snr(schedule: Schedule, t: float) -> float:
+    """``lambda = log(alpha / sigma)`` of a time; -inf where alpha is 0."""
+    alpha, sigma = schedule.at(t)
+    return math.log(alpha / sigma) if alpha > 0 else -math.inf
+
+
+def time_of(schedule: Schedule, lam: float) -> float:
+    """The time of the half log-SNR ``lam``."""
+    return schedule.t_of_sigma(torch.tensor(math.exp(-lam), dtype=torch.float64)).item()
+
+
+def phi(k: int, z: float) -> float:
+    r"""``phi_k(z) = int_0^1 e^{(1 - theta) z} theta^{k-1} / (k-1)! dtheta`` for ``k >= 1``, to rounding.
+
+    >>> phi(1, 1e-9) == math.expm1(1e-9) / 1e-9, round(phi(2, -1.0), 6)
+    (True, 0.367879)
+    """
+    if abs(z) < 1:  # where the recurrence below cancels
+        term = total = 1 / math.factorial(k)
+        for m in range(1, 20):
+            term *= z / (k + m)
+            total += term
+        return total
+    value = math.expm1(z) / z
+    for j in range(1, k):
+        value = (value - 1 / math.factorial(j)) / z
+    return value
+
+
+Moments = Callable[[int, float], list[float]]
+
+
+def exact_moments(n: int, z: float) -> list[float]:
+    """``int_0^1 e^{(1 - theta) z} theta^k dtheta = k! phi_{k+1}(z)`` for ``k < n``."""
+    return [math.factorial(k) * phi(k + 1, z) for k in range(n)]
+
+
+def quadrature(nodes: Sequence[float], moments: Sequence[float]) -> list[float]:
+    """``w`` with ``sum_j w_j p(c_j)`` the integral of every polynomial ``p`` of degree < J, given those of its powers.
+
+    >>> [round(w, 6) for w in quadrature([0.0, -1.0], exact_moments(2, 0.0))]  # Adams and Bashforth
+    [1.5, -0.5]
+
+    Args:
+        nodes: ``c [J]``, different from each other; in units of the step 0 is its start and 1 its end.
+        moments: the integrals ``[J]`` of ``1, theta, theta^2, ...``.
+    """
+    weights = []
+    for j, c in enumerate(nodes):
+        lagrange = [
+            1.0
+        ]  # coefficients of the polynomial that is 1 here and 0 at the other nodes, the constant first
+        for other in (*nodes[:j], *nodes[j + 1 :]):
+            lower, raised = [*lagrange, 0.0], [0.0, *lagrange]
+            lagrange = [(a - other * b) / (c - other) for a, b in zip(raised, lower, strict=True)]
+        weights.append(sum(a * m for a, m in zip(lagrange, moments, strict=True)))
+    return weights
+
+
+def _weighted_mean(known: Sequence[Prediction], start: float, h: float, z: float, moments: Moments) -> Tensor:
+    """``sum_j w_j(z)`` times the prediction ``j``, for a step of length ``h`` from ``start`` in ``lambda``."""
+    weights = quadrature([(p.lam - start) / h for p in known], moments(len(known), z))
+    return torch.stack([w * p.value for w, p in zip(weights, known, strict=True)]).sum(0)
+
+
+def data_step(
+    schedule: Schedule,
+    x_t: Tensor,
+    t: float,
+    s: float,
+    known: Sequence[Prediction],
+    *,
+    tau: float = 0.0,
+    moments: Moments = exact_moments,
+) -> Tensor:
+    r"""``x_s`` from ``x_t``, with the polynomial in ``lambda`` through the known predictions of ``x_0``.
+
+    .. math:: x_s = \frac{\sigma_s}{\sigma_t} e^{-\tau^2 h} x_t
+                  + \alpha_s (1 + \tau^2) h \sum_j w_j(-(1 + \tau^2) h)\, \hat x_0^{(j)},
+
+    which with ``tau > 0`` is the mean of a step of the SDE; its noise has the standard deviation ``noise_of_step``. The step
+    from ``alpha = 0``, infinitely far in ``lambda``, is DDIM's, and later steps leave the prediction made there out.
+    """
+    (_, sigma_t), (alpha_s, sigma_s) = schedule.at(t), schedule.at(s)
+    start, rate = half_log_snr(schedule, t), 1 + tau**2
+    h = half_log_snr(schedule, s) - start
+    if math.isinf(h):
+        return (0.0 if tau > 0 else sigma_s / sigma_t) * x_t + alpha_s * known[0].value
+    finite = [p for p in known if math.isfinite(p.lam)]
+    mean = _weighted_mean(finite, start, h, -rate * h, moments)
+    return sigma_s / sigma_t * math.exp(-(tau**2) * h) * x_t + alpha_s * rate * h * mean
+
+
+def noise_of_step(schedule: Schedule, t: float, s: float, tau: float) -> float:
+    """``sigma_s sqrt(1 - e^{-2 tau^2 h})``: the standard deviation of the fresh noise in a step with ``tau > 0``."""
+    h = half_log_snr(schedule, s) - half_log_snr(schedule, t)
+    return schedule.at(s)[1] * math.sqrt(-math.expm1(-2 * tau**2 * h))
+
+
+def noise_step(schedule: Schedule, x_t: Tensor, t: float, s: float, known: Sequence[Prediction]) -> Tensor:
+    """``x_s`` from ``x_t``, with the polynomial in ``lambda`` through the known predictions of the noise."""
+    (alpha_t, _), (alpha_s, sigma_s) = schedule.at(t), schedule.at(s)
+    start = half_log_snr(schedule, t)
+    h = half_log_snr(schedule, s) - start
+    finite = [p for p in known if math.isfinite(p.lam)]
+    return alpha_s / alpha_t * x_t - sigma_s * h * _weighted_mean(finite, start, h, h, exact_moments)
