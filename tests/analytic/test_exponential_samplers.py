@@ -36,10 +36,11 @@ from scoreexp.samplers.exponential import (
     data_step,
     exact_moments,
     half_log_snr,
-    noise_of_step,
     noise_step,
     phi,
     quadrature,
+    sde_step,
+    time_between,
 )
 from scoreexp.schedules import EDM, VP, Cosine
 
@@ -113,10 +114,10 @@ def test_the_order_holds_from_the_first_step(name, schedule, flows):
 
 
 class FourTimes(UniformGrid):
-    """Times of uneven steps."""
+    """Times of uneven steps, none of them early."""
 
     def __call__(self, schedule, *, t_start=None):
-        return torch.tensor([0.9, 0.5, 0.4, 0.1], dtype=torch.float64)
+        return torch.tensor([0.6, 0.45, 0.4, 0.1], dtype=torch.float64)
 
 
 class Uneven:
@@ -310,23 +311,42 @@ class EndsAtZero:
     def at(self, t):
         return 1 - t, t
 
+    def t_of_sigma(self, ratio):
+        return ratio / (1 + ratio)
 
-@pytest.mark.parametrize("tau", [0.0, 1.0])
-def test_a_step_from_alpha_0_is_ddims_and_its_prediction_is_not_extrapolated(tau):
-    schedule = EndsAtZero()
-    x, D, newer = (
-        torch.tensor([[0.4]]).double(),
-        torch.tensor([[0.2]]).double(),
-        torch.tensor([[0.5]]).double(),
+
+def column(*values):
+    return torch.tensor(values, dtype=torch.float64)[:, None]
+
+
+@pytest.mark.parametrize("t", [1.0, 0.95])
+def test_early_steps_are_exact_for_polynomials_in_alpha_over_sigma(t):
+    # x_0 = 0.3 - 2 u + 5 u^2, whose flow is x / sigma = x_t / sigma_t + 0.3 u - u^2 + 5 u^3 / 3
+    schedule, x, s = EndsAtZero(), column(0.4, -1.0), 0.8
+    u = (1 - t) / t, (1 - s) / s
+
+    def prediction(time):
+        u = (1 - time) / time
+        return Prediction(half_log_snr(schedule, time), column(*[0.3 - 2 * u + 5 * u**2] * 2))
+
+    integral = [0.3 * v - v**2 + 5 * v**3 / 3 for v in u]
+    expected = s * (x / t + integral[1] - integral[0])
+    known = [prediction(v) for v in (t, s, 0.9)]
+    torch.testing.assert_close(data_step(schedule, x, t, s, known), expected, rtol=0, atol=1e-14)
+    assert time_between(schedule, t, s, 1 / 3) == pytest.approx(1 / (1 + 2 / 3 * u[0] + u[1] / 3), rel=1e-14)
+
+
+def test_a_prediction_at_alpha_0_is_not_extrapolated_later():
+    schedule, x = EndsAtZero(), column(0.4)
+    first, second = (
+        Prediction(half_log_snr(schedule, 1.0), column(0.2)),
+        Prediction(half_log_snr(schedule, 0.6), column(0.5)),
     )
-    first, second = Prediction(half_log_snr(schedule, 1.0), D), Prediction(half_log_snr(schedule, 0.6), newer)
-    expected = 0.4 * D + (0.0 if tau else 0.6) * x
-    torch.testing.assert_close(data_step(schedule, x, 1.0, 0.6, [first], tau=tau), expected)
-    if tau > 0:  # fresh noise alone
-        assert noise_of_step(schedule, 1.0, 0.6, tau) == pytest.approx(0.6)
-    for step in (data_step, noise_step):
+    for step in (data_step, noise_step, lambda *a: sde_step(*a, 1.0)[0]):
         both, alone = (step(schedule, x, 0.6, 0.3, known) for known in ([second, first], [second]))
         assert torch.equal(both, alone)
+    mean, std = sde_step(schedule, x, 1.0, 0.6, [first], 1.0)  # the state is forgotten
+    assert (mean.item(), std) == pytest.approx((0.4 * 0.2, 0.6))
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ class DPMSolverPP3M(Sampler):
               \qquad \varphi_k = \varphi_k(-h),
 
     where :math:`D_0 + D' \theta + D'' \theta^2` is the polynomial through :math:`D_0` at 0, :math:`D_1` at :math:`-r_0` and
-    :math:`D_2` at :math:`-r_1`.
+    :math:`D_2` at :math:`-r_1`. Early steps take a polynomial in ``alpha / sigma`` (``scoreexp.samplers.exponential``).
 
     The first step is DDIM's and has order 1, which would leave the result with order 2. At the second time, where the
     prediction is needed anyway, it is repeated with the line through both predictions. This keeps order 3 at one evaluation

@@ -1,6 +1,5 @@
 """Singlestep solvers of second and third order for the prediction of clean data."""
 
-import math
 from typing import Any, Literal
 
 from torch import Tensor
@@ -8,7 +7,7 @@ from torch import Tensor
 from scoreexp.core.streams import ImageStreams
 from scoreexp.denoisers.denoiser import DenoiserBase
 from scoreexp.samplers.base import Sampler, batch_of, falling_noise_levels
-from scoreexp.samplers.exponential import Prediction, data_step, half_log_snr, time_of
+from scoreexp.samplers.exponential import Prediction, data_step, half_log_snr, time_between
 from scoreexp.samplers.grids import TimeGrid
 
 
@@ -31,7 +30,8 @@ class DPMSolverPPSinglestep(Sampler):
     3. :math:`x_s = \frac{\sigma_s}{\sigma_t} x_t + \alpha_s h \left( \varphi_1(-h) D_0 +
        \tfrac32 \varphi_2(-h) (D_2 - D_0) \right)`.
 
-    N times take ``order (N - 1)`` evaluations, and one for the last denoising.
+    Early steps are in ``alpha / sigma`` (``scoreexp.samplers.exponential``). N times take ``order (N - 1)`` evaluations, and one
+    for the last denoising.
 
     Reference: C. Lu et al., "DPM-Solver++: Fast Solver for Guided Sampling of Diffusion Probabilistic Models", 2022,
     https://arxiv.org/abs/2211.01095, algorithm 1 (2S); C. Lu et al., "DPM-Solver: A Fast ODE Solver for Diffusion
@@ -75,19 +75,16 @@ class DPMSolverPPSinglestep(Sampler):
         state: Any,
         streams: ImageStreams,
     ) -> tuple[Tensor, Any]:
-        schedule, lam = model.schedule, half_log_snr(model.schedule, t)
-        h = half_log_snr(schedule, s) - lam
+        schedule = model.schedule
 
         def predicted(u: Tensor, time: float) -> Prediction:
             return Prediction(half_log_snr(schedule, time), model(u, batch_of(time, u)))
 
         D0 = predicted(x_t, t)
-        if math.isinf(h):  # from alpha = 0: nothing lies halfway
-            return data_step(schedule, x_t, t, s, [D0]), state
-        t1 = time_of(schedule, lam + h / self.order)
+        t1 = time_between(schedule, t, s, 1 / self.order)
         D1 = predicted(data_step(schedule, x_t, t, t1, [D0]), t1)
         if self.order == 2:
             return data_step(schedule, x_t, t, s, [D1]), state
-        t2 = time_of(schedule, lam + 2 * h / 3)
+        t2 = time_between(schedule, t, s, 2 / 3)
         D2 = predicted(data_step(schedule, x_t, t, t2, [D0, D1]), t2)
         return data_step(schedule, x_t, t, s, [D0, D2]), state

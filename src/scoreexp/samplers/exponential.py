@@ -10,6 +10,11 @@ A solver replaces the prediction by the polynomial through those it knows, at :m
 exactly: with :math:`z = \mp h` the integral is :math:`h \sum_j w_j(z) \hat x_0(\lambda_t + c_j h)`. Coefficients are Python
 floats, hence float64.
 
+While noise dominates, from a :math:`\lambda_t` below -2 (noise levels above 7.4), the polynomial is one in
+:math:`u = \alpha / \sigma = e^\lambda`, and :math:`x_s / \sigma_s = x_t / \sigma_t + \int_{u_t}^{u_s} \hat x_0\, du`. The
+posterior mean is smooth in u down to ``alpha = 0``, where :math:`\lambda = -\infty`; with polynomials in :math:`\lambda`
+alone a schedule that begins there would have order 2 at most on an even grid.
+
 References:
     M. Hochbruck, A. Ostermann, "Exponential integrators", 2010, https://doi.org/10.1017/S0962492910000048;
     C. Lu et al., "DPM-Solver: A Fast ODE Solver for Diffusion Probabilistic Model Sampling in Around 10 Steps", 2022,
@@ -25,6 +30,8 @@ from torch import Tensor
 
 from scoreexp.schedules import Schedule
 
+EARLY = -2.0  # half log-SNR below which polynomials are in alpha / sigma
+
 
 class Prediction(NamedTuple):
     """What a model predicted, ``x_0`` or the noise, ``[B, *]``, and the half log-SNR at which it did."""
@@ -39,9 +46,14 @@ def half_log_snr(schedule: Schedule, t: float) -> float:
     return math.log(alpha / sigma) if alpha > 0 else -math.inf
 
 
-def time_of(schedule: Schedule, lam: float) -> float:
-    """The time of the half log-SNR ``lam``."""
-    return schedule.t_of_sigma(torch.tensor(math.exp(-lam), dtype=torch.float64)).item()
+def time_between(schedule: Schedule, t: float, s: float, part: float) -> float:
+    """The time a ``part`` of the way from ``t`` to ``s``, in ``lambda`` or, from early times, in ``alpha / sigma``."""
+    start, end = half_log_snr(schedule, t), half_log_snr(schedule, s)
+    if start < EARLY:
+        ratio = (1 - part) * math.exp(start) + part * math.exp(end)
+    else:
+        ratio = math.exp((1 - part) * start + part * end)
+    return schedule.t_of_sigma(torch.tensor(1 / ratio, dtype=torch.float64)).item()
 
 
 def phi(k: int, z: float) -> float:
@@ -92,10 +104,14 @@ def quadrature(nodes: Sequence[float], moments: Sequence[float]) -> list[float]:
     return weights
 
 
-def _weighted_mean(known: Sequence[Prediction], start: float, h: float, z: float, moments: Moments) -> Tensor:
-    """``sum_j w_j(z)`` times the prediction ``j``, for a step of length ``h`` from ``start`` in ``lambda``."""
-    weights = quadrature([(p.lam - start) / h for p in known], moments(len(known), z))
+def _weighted_mean(nodes: Sequence[float], known: Sequence[Prediction], moments: Sequence[float]) -> Tensor:
+    weights = quadrature(nodes, moments)
     return torch.stack([w * p.value for w, p in zip(weights, known, strict=True)]).sum(0)
+
+
+def _finite(known: Sequence[Prediction]) -> list[Prediction]:
+    """Without that made at ``alpha = 0``, infinitely far in ``lambda``."""
+    return [p for p in known if math.isfinite(p.lam)]
 
 
 def data_step(
@@ -105,37 +121,48 @@ def data_step(
     s: float,
     known: Sequence[Prediction],
     *,
-    tau: float = 0.0,
     moments: Moments = exact_moments,
 ) -> Tensor:
-    r"""``x_s`` from ``x_t``, with the polynomial in ``lambda`` through the known predictions of ``x_0``.
-
-    .. math:: x_s = \frac{\sigma_s}{\sigma_t} e^{-\tau^2 h} x_t
-                  + \alpha_s (1 + \tau^2) h \sum_j w_j(-(1 + \tau^2) h)\, \hat x_0^{(j)},
-
-    which with ``tau > 0`` is the mean of a step of the SDE; its noise has the standard deviation ``noise_of_step``. The step
-    from ``alpha = 0``, infinitely far in ``lambda``, is DDIM's, and later steps leave the prediction made there out.
-    """
+    """``x_s`` from ``x_t`` by the flow, with the polynomial through the ``known`` predictions of ``x_0``."""
     (_, sigma_t), (alpha_s, sigma_s) = schedule.at(t), schedule.at(s)
-    start, rate = half_log_snr(schedule, t), 1 + tau**2
-    h = half_log_snr(schedule, s) - start
-    if math.isinf(h):
-        return (0.0 if tau > 0 else sigma_s / sigma_t) * x_t + alpha_s * known[0].value
-    finite = [p for p in known if math.isfinite(p.lam)]
-    mean = _weighted_mean(finite, start, h, -rate * h, moments)
-    return sigma_s / sigma_t * math.exp(-(tau**2) * h) * x_t + alpha_s * rate * h * mean
-
-
-def noise_of_step(schedule: Schedule, t: float, s: float, tau: float) -> float:
-    """``sigma_s sqrt(1 - e^{-2 tau^2 h})``: the standard deviation of the fresh noise in a step with ``tau > 0``."""
-    h = half_log_snr(schedule, s) - half_log_snr(schedule, t)
-    return schedule.at(s)[1] * math.sqrt(-math.expm1(-2 * tau**2 * h))
+    start = half_log_snr(schedule, t)
+    if start < EARLY:
+        u = math.exp(start)
+        length = alpha_s / sigma_s - u
+        nodes = [(math.exp(p.lam) - u) / length for p in known]
+        x0_hat = _weighted_mean(nodes, known, moments(len(known), 0.0))
+        return sigma_s / sigma_t * x_t + sigma_s * length * x0_hat
+    known, h = _finite(known), half_log_snr(schedule, s) - start
+    x0_hat = _weighted_mean([(p.lam - start) / h for p in known], known, moments(len(known), -h))
+    return sigma_s / sigma_t * x_t + alpha_s * h * x0_hat
 
 
 def noise_step(schedule: Schedule, x_t: Tensor, t: float, s: float, known: Sequence[Prediction]) -> Tensor:
-    """``x_s`` from ``x_t``, with the polynomial in ``lambda`` through the known predictions of the noise."""
+    """``x_s`` from ``x_t`` by the flow, with the polynomial in ``lambda`` through the ``known`` predictions of the noise."""
     (alpha_t, _), (alpha_s, sigma_s) = schedule.at(t), schedule.at(s)
-    start = half_log_snr(schedule, t)
+    start, known = half_log_snr(schedule, t), _finite(known)
     h = half_log_snr(schedule, s) - start
-    finite = [p for p in known if math.isfinite(p.lam)]
-    return alpha_s / alpha_t * x_t - sigma_s * h * _weighted_mean(finite, start, h, h, exact_moments)
+    eps = _weighted_mean([(p.lam - start) / h for p in known], known, exact_moments(len(known), h))
+    return alpha_s / alpha_t * x_t - sigma_s * h * eps
+
+
+def sde_step(
+    schedule: Schedule, x_t: Tensor, t: float, s: float, known: Sequence[Prediction], tau: float
+) -> tuple[Tensor, float]:
+    r"""Mean of ``x_s`` given ``x_t`` by the SDE with the amount of noise ``tau > 0``, and its standard deviation.
+
+    .. math:: \frac{\sigma_s}{\sigma_t} e^{-\tau^2 h} x_t
+              + \alpha_s (1 + \tau^2) h \sum_j w_j(-(1 + \tau^2) h)\, \hat x_0(\lambda_t + c_j h),
+              \qquad \sigma_s \sqrt{1 - e^{-2 \tau^2 h}},
+
+    with the polynomial in :math:`\lambda` at all times; from ``alpha = 0`` the state is forgotten.
+    """
+    (_, sigma_t), (alpha_s, sigma_s) = schedule.at(t), schedule.at(s)
+    start = half_log_snr(schedule, t)
+    if math.isinf(start):
+        return alpha_s * known[0].value, sigma_s
+    known, h, rate = _finite(known), half_log_snr(schedule, s) - start, 1 + tau**2
+    nodes = [(p.lam - start) / h for p in known]
+    x0_hat = _weighted_mean(nodes, known, exact_moments(len(known), -rate * h))
+    mean = sigma_s / sigma_t * math.exp(-(tau**2) * h) * x_t + alpha_s * rate * h * x0_hat
+    return mean, sigma_s * math.sqrt(-math.expm1(-2 * tau**2 * h))

@@ -8,7 +8,7 @@ from scoreexp.core.streams import ImageStreams
 from scoreexp.core.types import NonNegativeFloat
 from scoreexp.denoisers.denoiser import DenoiserBase
 from scoreexp.samplers.base import Sampler, batch_of, falling_noise_levels
-from scoreexp.samplers.exponential import Prediction, data_step, half_log_snr, noise_of_step
+from scoreexp.samplers.exponential import Prediction, data_step, half_log_snr, sde_step
 from scoreexp.samplers.grids import TimeGrid
 
 
@@ -95,15 +95,20 @@ class SASolver(Sampler):
         streams: ImageStreams,
     ) -> tuple[Tensor, Any]:
         schedule = model.schedule
+
+        def moved(x: Tensor, t: float, s: float, known: tuple[Prediction, ...]) -> tuple[Tensor, float]:
+            """The mean of x at s, and the standard deviation of its noise."""
+            if self.tau > 0:
+                return sde_step(schedule, x, t, s, known, self.tau)
+            return data_step(schedule, x, t, s, known), 0.0
+
         # 1. evaluate
         known = (Prediction(half_log_snr(schedule, t), model(x_t, batch_of(t, x_t))),)
         # 2. correct
         if state is not None:
             known = (*known, *state.known)[: self.order + 1]
-            x_t = data_step(schedule, state.x, state.t, t, known, tau=self.tau) + state.noise
+            x_t = moved(state.x, state.t, t, known)[0] + state.noise
         # 3. predict
-        noise: Tensor | float = 0.0
-        if self.tau > 0:
-            noise = noise_of_step(schedule, t, s, self.tau) * streams.normal(x_t)
-        x_s = data_step(schedule, x_t, t, s, known[: self.order], tau=self.tau) + noise
-        return x_s, _Before(x_t, t, noise, known)
+        mean, std = moved(x_t, t, s, known[: self.order])
+        noise = std * streams.normal(x_t) if self.tau > 0 else 0.0
+        return mean + noise, _Before(x_t, t, noise, known)

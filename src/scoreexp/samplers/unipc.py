@@ -41,7 +41,8 @@ class UniPC(Sampler):
 
     Each integral is exact for the polynomial, as the paper's linear system for its coefficients says; with two predictions
     the paper takes :math:`a_1 = 1/2` instead, and only there its :math:`B_2(h) = e^{-h} - 1` matters (with the exact
-    integral the errors of p = 2 are 1.3 to 2.4 times as large). The state after the last step is a predicted one.
+    integral the errors of p = 2 are 1.3 to 2.4 times as large). The state after the last step is a predicted one. Early
+    steps take polynomials in ``alpha / sigma`` (``scoreexp.samplers.exponential``).
 
     UniPC-p has order p + 1. The start keeps it: the first step is DDIM, corrected with a line, which is good to order 3, so
     p = 2 takes one evaluation per step. For p = 3 and 20 or more times the model is evaluated again at the corrected second
