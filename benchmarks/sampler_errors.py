@@ -6,6 +6,8 @@ root of the mean squared distance to the solution of the same equation (Dormand 
 tolerance 1e-10). A sampler that cannot spend exactly a budget takes the most steps within it; evaluations are counted at the
 model.
 
+``--peers`` adds the samplers of other packages on the same grids, see ``benchmarks.sampler_peers``.
+
 About a minute on one CPU core (OMP_NUM_THREADS=1).
 """
 
@@ -20,6 +22,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.fokker_planck import describe_machine
+from benchmarks.sampler_peers import PEERS, on_grid
 from scoreexp.core.streams import ImageStreams, generator
 from scoreexp.denoisers import DenoiserBase, OracleDenoiser
 from scoreexp.denoisers.counting import counting
@@ -42,6 +45,7 @@ from scoreexp.samplers import (
     TimeGrid,
     UniformGrid,
     UniPC,
+    UniPCVelocity,
 )
 from scoreexp.schedules import VP
 
@@ -71,6 +75,11 @@ SAMPLERS: dict[str, tuple[Callable[..., Sampler], Callable[[int], int]]] = {
     "DEIS-3": (lambda grid, **kw: DEIS(grid, 3, **kw), lambda n: n + 1),
     "UniPC-2": (lambda grid, **kw: UniPC(grid, 2, **kw), lambda n: n + 1),
     "UniPC-3": (lambda grid, **kw: UniPC(grid, 3, **kw), lambda n: n + 1 if n < 19 else n),
+    "UniPC-2, velocity": (lambda grid, **kw: UniPCVelocity(grid, 2, **kw), lambda n: n + 1),
+    "UniPC-3, velocity": (
+        lambda grid, **kw: UniPCVelocity(grid, 3, **kw),
+        lambda n: n + 1 if n < 19 else n,
+    ),
     "flow, Euler": (lambda grid, **kw: ProbabilityFlow(grid, RungeKutta("euler"), **kw), lambda n: n + 1),
     "flow, RK4": (lambda grid, **kw: ProbabilityFlow(grid, RungeKutta("rk4"), **kw), lambda n: n // 4 + 1),
 }
@@ -99,8 +108,19 @@ def ours() -> list[Candidate]:
     return [candidate(sampler, grid) for sampler in SAMPLERS for grid in GRIDS]
 
 
-# name of a package: its candidates, importing it when called
-PEERS: dict[str, Callable[[], list[Candidate]]] = {}
+def peers(package: str) -> list[Candidate]:
+    """Every sampler of a package on every grid."""
+
+    def candidate(sampler: str, grid: str) -> Candidate:
+        run, times = samplers[sampler]
+
+        def within(model: DenoiserBase, x: Tensor, evaluations: int) -> Tensor:
+            return on_grid(run, model, x, GRIDS[grid](times(evaluations)))
+
+        return Candidate(f"{package}: {sampler}", grid, within)
+
+    samplers = PEERS[package]()
+    return [candidate(sampler, grid) for sampler in samplers for grid in GRIDS]
 
 
 def mixtures() -> dict[str, GaussianMixture]:
@@ -169,9 +189,9 @@ def table(rows: list[dict[str, Any]]) -> str:
     """For each mixture a line per sampler, its best grid at each budget; then the geometric means."""
     lines = []
     for mixture in dict.fromkeys(row["mixture"] for row in rows):
-        lines += ["", f"{mixture:20}" + "".join(f"{n:>20}" for n in BUDGETS)]
+        lines += ["", f"{mixture:40}" + "".join(f"{n:>19}" for n in BUDGETS)]
         for sampler in dict.fromkeys(row["sampler"] for row in rows):
-            line = f"{sampler:20}"
+            line = f"{sampler:40}"
             for budget in BUDGETS:
                 key = (mixture, sampler, budget)
                 cell = [r for r in rows if (r["mixture"], r["sampler"], r["budget"]) == key]
@@ -181,6 +201,17 @@ def table(rows: list[dict[str, Any]]) -> str:
     lines += ["", "geometric mean over mixtures and budgets"]
     lines += [f"{mean:10.2e}  {sampler} on {grid}" for mean, sampler, grid in geometric_means(rows)]
     return "\n".join(lines)
+
+
+def _by_candidate(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A row per mixture, sampler and grid, with the evaluations and the error at each budget."""
+    found: dict[tuple[str, ...], dict[str, Any]] = {}
+    for row in rows:
+        key = {name: row[name] for name in ("mixture", "sampler", "grid")}
+        kept = found.setdefault(tuple(key.values()), key | {"nfe": [], "error": []})
+        kept["nfe"].append(row["nfe"])
+        kept["error"].append(None if row["error"] is None else float(f"{row['error']:.4g}"))
+    return list(found.values())
 
 
 def main() -> None:
@@ -195,7 +226,7 @@ def main() -> None:
         "--json", type=Path, nargs="?", const=RESULT, help=f"store the result (default {RESULT})"
     )
     arguments = parser.parse_args()
-    candidates = ours() + [candidate for peer in arguments.peers for candidate in PEERS[peer]()]
+    candidates = ours() + [candidate for peer in arguments.peers for candidate in peers(peer)]
     rows = measure(candidates)
     print(table(rows))
     if arguments.json:
@@ -204,11 +235,12 @@ def main() -> None:
             "revision": git_revision(),
             "starts": STARTS,
             "tolerance": TOLERANCE,
+            "budgets": BUDGETS,
             "geometric_means": [
                 {"sampler": sampler, "grid": grid, "error": mean if math.isfinite(mean) else None}
                 for mean, sampler, grid in geometric_means(rows)
             ],
-            "rows": rows,
+            "rows": _by_candidate(rows),
         }
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
         arguments.json.write_text(json.dumps(result, indent=2, allow_nan=False) + "\n")

@@ -29,6 +29,7 @@ from scoreexp.samplers.sa_solver import SASolver
 from scoreexp.samplers.sde_dpm_solver_pp import SDEDPMSolverPP
 from scoreexp.samplers.starts import start_from_observation, start_from_prior
 from scoreexp.samplers.unipc import UniPC
+from scoreexp.samplers.unipc_velocity import UniPCVelocity
 
 __all__ = [
     "DDIM",
@@ -56,6 +57,7 @@ __all__ = [
     "Sampler",
     "TimeGrid",
     "UniPC",
+    "UniPCVelocity",
     "UniformGrid",
     "draw",
     "knows_null_label",

@@ -33,7 +33,7 @@ class DEIS(Sampler):
     The polynomial is one in :math:`\lambda`; the paper's are in t (tAB) or in :math:`\rho` (:math:`\rho`\ AB). Measured on a
     mixture in 5 dimensions, those in :math:`\rho` have errors 2 to 8 times as large at 5 to 30 evaluations, on grids even in
     :math:`\lambda` and on Karras et al.'s; they are mostly the better ones on even times. Those in t depend on the schedule.
-    Early steps take the polynomial in ``alpha / sigma`` through the predictions of ``x_0``, which exists from ``alpha = 0`` on
+    Early steps take that in ``alpha / sigma`` through the predictions of ``x_0``, which exists from ``alpha = 0`` on
     (``scoreexp.samplers.exponential``).
 
     The first step is DDIM's and has order 1. For ``order=3`` it is repeated at the second time, where the prediction is

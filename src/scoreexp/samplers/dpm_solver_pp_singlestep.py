@@ -30,8 +30,8 @@ class DPMSolverPPSinglestep(Sampler):
     3. :math:`x_s = \frac{\sigma_s}{\sigma_t} x_t + \alpha_s h \left( \varphi_1(-h) D_0 +
        \tfrac32 \varphi_2(-h) (D_2 - D_0) \right)`.
 
-    Early steps are in ``alpha / sigma`` (``scoreexp.samplers.exponential``). N times take ``order (N - 1)`` evaluations, and one
-    for the last denoising.
+    Early steps are in ``alpha / sigma`` (``scoreexp.samplers.exponential``). N times take ``order (N - 1)`` evaluations, and
+    one for the last denoising.
 
     Reference: C. Lu et al., "DPM-Solver++: Fast Solver for Guided Sampling of Diffusion Probabilistic Models", 2022,
     https://arxiv.org/abs/2211.01095, algorithm 1 (2S); C. Lu et al., "DPM-Solver: A Fast ODE Solver for Diffusion

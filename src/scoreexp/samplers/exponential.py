@@ -34,9 +34,9 @@ EARLY = -2.0  # half log-SNR below which polynomials are in alpha / sigma
 
 
 class Prediction(NamedTuple):
-    """What a model predicted, ``x_0`` or the noise, ``[B, *]``, and the half log-SNR at which it did."""
+    """What a model predicted, ``[B, *]``, and where: a half log-SNR, unless the sampler says otherwise."""
 
-    lam: float
+    at: float
     value: Tensor
 
 
@@ -104,14 +104,15 @@ def quadrature(nodes: Sequence[float], moments: Sequence[float]) -> list[float]:
     return weights
 
 
-def _weighted_mean(nodes: Sequence[float], known: Sequence[Prediction], moments: Sequence[float]) -> Tensor:
+def weighted_mean(nodes: Sequence[float], known: Sequence[Prediction], moments: Sequence[float]) -> Tensor:
+    """The integral over a step, in units of its length, of the polynomial through the ``known`` at the ``nodes``."""
     weights = quadrature(nodes, moments)
     return torch.stack([w * p.value for w, p in zip(weights, known, strict=True)]).sum(0)
 
 
 def _finite(known: Sequence[Prediction]) -> list[Prediction]:
     """Without that made at ``alpha = 0``, infinitely far in ``lambda``."""
-    return [p for p in known if math.isfinite(p.lam)]
+    return [p for p in known if math.isfinite(p.at)]
 
 
 def data_step(
@@ -129,11 +130,11 @@ def data_step(
     if start < EARLY:
         u = math.exp(start)
         length = alpha_s / sigma_s - u
-        nodes = [(math.exp(p.lam) - u) / length for p in known]
-        x0_hat = _weighted_mean(nodes, known, moments(len(known), 0.0))
+        nodes = [(math.exp(p.at) - u) / length for p in known]
+        x0_hat = weighted_mean(nodes, known, moments(len(known), 0.0))
         return sigma_s / sigma_t * x_t + sigma_s * length * x0_hat
     known, h = _finite(known), half_log_snr(schedule, s) - start
-    x0_hat = _weighted_mean([(p.lam - start) / h for p in known], known, moments(len(known), -h))
+    x0_hat = weighted_mean([(p.at - start) / h for p in known], known, moments(len(known), -h))
     return sigma_s / sigma_t * x_t + alpha_s * h * x0_hat
 
 
@@ -142,7 +143,7 @@ def noise_step(schedule: Schedule, x_t: Tensor, t: float, s: float, known: Seque
     (alpha_t, _), (alpha_s, sigma_s) = schedule.at(t), schedule.at(s)
     start, known = half_log_snr(schedule, t), _finite(known)
     h = half_log_snr(schedule, s) - start
-    eps = _weighted_mean([(p.lam - start) / h for p in known], known, exact_moments(len(known), h))
+    eps = weighted_mean([(p.at - start) / h for p in known], known, exact_moments(len(known), h))
     return alpha_s / alpha_t * x_t - sigma_s * h * eps
 
 
@@ -162,7 +163,7 @@ def sde_step(
     if math.isinf(start):
         return alpha_s * known[0].value, sigma_s
     known, h, rate = _finite(known), half_log_snr(schedule, s) - start, 1 + tau**2
-    nodes = [(p.lam - start) / h for p in known]
-    x0_hat = _weighted_mean(nodes, known, exact_moments(len(known), -rate * h))
+    nodes = [(p.at - start) / h for p in known]
+    x0_hat = weighted_mean(nodes, known, exact_moments(len(known), -rate * h))
     mean = sigma_s / sigma_t * math.exp(-(tau**2) * h) * x_t + alpha_s * rate * h * x0_hat
     return mean, sigma_s * math.sqrt(-math.expm1(-2 * tau**2 * h))

@@ -1,5 +1,6 @@
 """The unified predictor-corrector."""
 
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
@@ -9,13 +10,14 @@ from scoreexp.denoisers.denoiser import DenoiserBase
 from scoreexp.samplers.base import Sampler, batch_of, falling_noise_levels
 from scoreexp.samplers.exponential import Prediction, data_step, exact_moments, half_log_snr
 from scoreexp.samplers.grids import TimeGrid
+from scoreexp.schedules import Schedule
 
 # so many times and more, and order 3 spends an evaluation on its start; below, that would cost more than it gives
 _TIMES_TO_RESTART = 20
 
 
 class _Before(NamedTuple):
-    """The corrected states before, the newest first, their times, and the predictions of ``x_0`` of all."""
+    """The corrected states before, the newest first, their times, and what was predicted at them."""
 
     x: tuple[Tensor, ...]
     t: tuple[float, ...]
@@ -91,22 +93,27 @@ class UniPC(Sampler):
         state: Any,
         streams: ImageStreams,
     ) -> tuple[Tensor, Any]:
-        schedule, lam = model.schedule, half_log_snr(model.schedule, t)
-
-        def predicted(x: Tensor) -> Prediction:
-            return Prediction(lam, model(x, batch_of(t, x)))
-
         def corrected(known: tuple[Prediction, ...], steps: int) -> Tensor:
             """The state at t, integrated from so many steps before."""
-            return data_step(schedule, state.x[steps - 1], state.t[steps - 1], t, known, moments=_bh2)
+            return self._integrated(model.schedule, state.x[steps - 1], state.t[steps - 1], t, known)
 
         # 1. evaluate
-        known = (predicted(x_t), *state.known)[: self.order + 1]
+        known = (self._predicted(model, x_t, t), *state.known)[: self.order + 1]
         # 2. correct
         if state.restart and len(state.x) == 1:
-            known = (predicted(corrected(known, 1)), *state.known)
+            known = (self._predicted(model, corrected(known, 1), t), *state.known)
         if state.x:
             x_t = corrected(known, 2 if state.restart and len(state.x) == 2 else 1)
         # 3. predict
-        x_s = data_step(schedule, x_t, t, s, known[: self.order], moments=_bh2)
+        x_s = self._integrated(model.schedule, x_t, t, s, known[: self.order])
         return x_s, _Before((x_t, *state.x)[:3], (t, *state.t)[:3], known, state.restart)
+
+    def _predicted(self, model: DenoiserBase, x_t: Tensor, t: float) -> Prediction:
+        """What the polynomials go through: one evaluation."""
+        return Prediction(half_log_snr(model.schedule, t), model(x_t, batch_of(t, x_t)))
+
+    def _integrated(
+        self, schedule: Schedule, x_t: Tensor, t: float, s: float, known: Sequence[Prediction]
+    ) -> Tensor:
+        """``x_s`` from ``x_t`` with the polynomial through the ``known`` predictions."""
+        return data_step(schedule, x_t, t, s, known, moments=_bh2)
