@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.fokker_planck import describe_machine
-from benchmarks.sampler_peers import PEERS, on_grid
+from benchmarks.sampler_peers import PEERS
 from scoreexp.core.streams import ImageStreams, generator
 from scoreexp.denoisers import DenoiserBase, OracleDenoiser
 from scoreexp.denoisers.counting import counting
@@ -112,10 +112,10 @@ def peers(package: str) -> list[Candidate]:
     """Every sampler of a package on every grid."""
 
     def candidate(sampler: str, grid: str) -> Candidate:
-        run, times = samplers[sampler]
+        run, cost = samplers[sampler]
 
         def within(model: DenoiserBase, x: Tensor, evaluations: int) -> Tensor:
-            return on_grid(run, model, x, GRIDS[grid](times(evaluations)))
+            return run(model, x, GRIDS[grid](evaluations // cost + 1)(model.schedule))
 
         return Candidate(f"{package}: {sampler}", grid, within)
 

@@ -14,10 +14,9 @@ import torch
 from torch import Tensor
 
 from scoreexp.denoisers import DenoiserBase
-from scoreexp.samplers import TimeGrid
 from scoreexp.samplers.base import batch_of
 
-# (model, x, grid of n + 1 times) -> the state at the last
+# (model, x, times) -> the state at the last time
 Run = Callable[[DenoiserBase, Tensor, Tensor], Tensor]
 
 
@@ -62,8 +61,8 @@ def _k_diffusion(sample: Callable[..., Tensor], model: DenoiserBase, x: Tensor, 
     return alpha[-1] * sample(denoiser, x / alpha[0], sigma / alpha, disable=True)
 
 
-def azula() -> dict[str, tuple[Run, Callable[[int], int]]]:
-    """Its samplers, and the number of times within a budget."""
+def azula() -> dict[str, tuple[Run, int]]:
+    """Its samplers, and their evaluations per step."""
     from azula import sample
 
     found = {
@@ -74,14 +73,11 @@ def azula() -> dict[str, tuple[Run, Callable[[int], int]]]:
     for name in ("zAB", "vAB", "zEAB", "xEAB", "REAB"):
         for order in (2, 3):
             found[f"{name}-{order}"] = partial(getattr(sample, f"{name}Sampler"), order=order), 1
-    return {
-        name: (partial(_azula, build), lambda n, cost=cost: n // cost + 1)
-        for name, (build, cost) in found.items()
-    }
+    return {name: (partial(_azula, build), cost) for name, (build, cost) in found.items()}
 
 
-def diffusers() -> dict[str, tuple[Run, Callable[[int], int]]]:
-    """Its multistep schedulers with the options they document, and the number of times within a budget."""
+def diffusers() -> dict[str, tuple[Run, int]]:
+    """Its multistep schedulers with the options they document, of one evaluation per step."""
     from diffusers import DEISMultistepScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler
 
     common = {"prediction_type": "sample", "final_sigmas_type": "sigma_min"}
@@ -97,11 +93,11 @@ def diffusers() -> dict[str, tuple[Run, Callable[[int], int]]]:
             )
             options.pop("final_sigmas_type")
             builds[f"DEIS{suffix}"] = partial(DEISMultistepScheduler, **options)
-    return {name: (partial(_diffusers, build), lambda n: n + 1) for name, build in builds.items()}
+    return {name: (partial(_diffusers, build), 1) for name, build in builds.items()}
 
 
-def k_diffusion() -> dict[str, tuple[Run, Callable[[int], int]]]:
-    """Its samplers without noise, and the number of times within a budget."""
+def k_diffusion() -> dict[str, tuple[Run, int]]:
+    """Its samplers without noise, and their evaluations per step."""
     from k_diffusion import sampling
 
     found = {
@@ -114,15 +110,7 @@ def k_diffusion() -> dict[str, tuple[Run, Callable[[int], int]]]:
         "DPM++ 2M SDE without noise": (partial(sampling.sample_dpmpp_2m_sde, eta=0.0), 1),
         "DPM++ 3M SDE without noise": (partial(sampling.sample_dpmpp_3m_sde, eta=0.0), 1),
     }
-    return {
-        name: (partial(_k_diffusion, sample), lambda n, cost=cost: n // cost + 1)
-        for name, (sample, cost) in found.items()
-    }
+    return {name: (partial(_k_diffusion, sample), cost) for name, (sample, cost) in found.items()}
 
 
 PEERS = {"azula": azula, "diffusers": diffusers, "k_diffusion": k_diffusion}
-
-
-def on_grid(run: Run, model: DenoiserBase, x: Tensor, grid: TimeGrid) -> Tensor:
-    """``x`` from the first to the last time of the grid."""
-    return run(model, x, grid(model.schedule))
