@@ -46,7 +46,7 @@ _PUBLIC = {
     "objectives": "objectives",
     "observations": "observations",
     "oracles": "numerics.oracles",
-    "restore": "api.restore:restore",
+    "restore": "restore",
     "restorers": "restorers",
     "sample": "sample",
     "samplers": "samplers",
@@ -55,7 +55,6 @@ _PUBLIC = {
 }
 
 if TYPE_CHECKING:
-    from scoreexp.api.restore import restore as restore
     from scoreexp.numerics import oracles as oracles
     from scoreexp.observations import Observation as Observation
     from scoreexp.runs.model import load as load
