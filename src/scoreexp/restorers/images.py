@@ -233,6 +233,16 @@ def restore_observed(
     height, width = shape[-2:]
     multiple = 1 if model is None else model.downsampling_factor
     whole = _padded(observation, (height, width), multiple)
+    if (
+        warn is not None
+        and isinstance(whole.operator, Compose)
+        and whole.operator is not observation.operator
+    ):
+        tall, wide = _up(height, multiple), _up(width, multiple)
+        warn(
+            f"{width} x {height} pixels are padded to {wide} x {tall} for the model, where "
+            f"{type(observation.operator).__name__} has no decomposition: a restorer that needs one wants the sides cropped"
+        )
     counts: list[int] = []
 
     def run(part: Tensor, corner: tuple[int, int]) -> Tensor:
