@@ -19,6 +19,7 @@ from scoreexp.denoisers import OracleDenoiser
 from scoreexp.metrics import psnr
 from scoreexp.numerics.oracles import Gaussian
 from scoreexp.observations import (
+    Blur,
     GaussianBlur,
     GaussianNoise,
     Grayscale,
@@ -222,6 +223,46 @@ def test_tiles_of_a_mask_give_what_the_whole_picture_gives(tile):
         restore_observed(
             restorer, model, observation, streams_of=lambda row, column: ImageStreams([3]), tiles=Tiles(4, 0)
         )
+
+
+@pytest.mark.parametrize("size", [(40, 52), (41, 54)])
+def test_tiles_of_a_blur_without_border_have_every_observation_of_a_pixel_where_it_counts(size):
+    """A white prior, and a kernel whose inverse dies out within the overlap: the whole solve and the tiles' agree."""
+    kernel = torch.tensor([[0.0, 0.1, 0.0], [0.1, 0.6, 0.1], [0.0, 0.1, 0.0]])
+    operator = Blur(kernel, size, "valid")
+    y = operator(torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(0)))
+    observation = se.Observation(y, operator, GaussianNoise(0.1))
+    restorer = DDS(UniformGrid(1), gamma=20.0, cg_steps=60)
+    whole, tiled = (
+        restore_observed(
+            restorer,
+            White(3),
+            observation,
+            streams_of=lambda row, column: ImageStreams([3]),
+            tiles=Tiles(side, 16),
+        ).x
+        for side in (None, 24)
+    )
+    torch.testing.assert_close(tiled, whole, rtol=0, atol=0.02)
+
+
+@pytest.mark.parametrize(("kernel", "parts"), [(3, 6), (7, 9), (9, 1)])
+def test_tiles_overlap_as_far_as_a_kernel_asks_for(kernel, parts):
+    """By four times its reach, the outer quarter being context; where that is over half a tile the image stays whole."""
+    operator = Blur(torch.ones(kernel, kernel) / kernel**2, (40, 48), "valid")
+    observation = se.Observation(operator(torch.zeros(1, 3, 40, 48)), operator, GaussianNoise(0.1))
+    done, said = [(1, 1)], []
+    restore_observed(
+        DDS(UniformGrid(1)),
+        White(3),
+        observation,
+        streams_of=lambda row, column: ImageStreams([3]),
+        tiles=Tiles(24, 0),
+        progress=lambda i, n: done.append((i, n)),
+        warn=said.append,
+    )
+    assert done[-1] == (parts, parts)
+    assert len(said) == (parts == 1)
 
 
 def test_colour_through_a_gray_model_is_its_channels(capsys):

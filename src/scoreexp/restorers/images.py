@@ -29,11 +29,12 @@ from scoreexp.observations import (
     Separable,
 )
 from scoreexp.restorers.base import Callback, Restoration, Restorer
+from scoreexp.restorers.proximal import known_svd
 from scoreexp.restorers.tiling import apply_tiled, mirror_to_multiple
 from scoreexp.samplers.labels import Label
 
 WHOLE_SIDE, TILE = 512, 256  # pixels
-LOCAL = (Identity, ChannelMix, Mask)  # a value of y tells of one pixel: the only operators that tiles divide
+PIXELWISE = (Identity, ChannelMix, Mask)  # a value of y tells of one pixel
 SAME_IN_ALL_CHANNELS = (Identity, Mask, Blur, Separable, Radon, FourierMask)
 
 
@@ -233,20 +234,19 @@ def restore_observed(
     height, width = shape[-2:]
     multiple = 1 if model is None else model.downsampling_factor
     whole = _padded(observation, (height, width), multiple)
-    if (
-        warn is not None
-        and isinstance(whole.operator, Compose)
-        and whole.operator is not observation.operator
-    ):
+    operator = observation.operator
+    assert isinstance(operator, LinearOperator)
+    lost = isinstance(whole.operator, Compose) and known_svd(operator, observation.y) is not None
+    if lost and warn is not None:
         tall, wide = _up(height, multiple), _up(width, multiple)
         warn(
             f"{width} x {height} pixels are padded to {wide} x {tall} for the model, where "
-            f"{type(observation.operator).__name__} has no decomposition: a restorer that needs one wants the sides cropped"
+            f"{type(operator).__name__} has no decomposition: a restorer that needs one wants the sides cropped"
         )
     counts: list[int] = []
 
     def run(part: Tensor, corner: tuple[int, int]) -> Tensor:
-        piece = whole if part.shape == canvas.shape else _cut(whole, part, *corner)
+        piece = whole if part.shape == canvas.shape else _cut(observation, whole, part, *corner)
         result = restorer(
             piece,
             _of_size(model, part),
@@ -261,16 +261,18 @@ def restore_observed(
     started = time.perf_counter()
     canvas = observation.y.new_zeros(len(observation.y), shape[0], *(_up(n, multiple) for n in shape[-2:]))
     side, overlap = tiles.side_for(height, width), tiles.overlap
-    if not isinstance(observation.operator, LOCAL):
+    reach = _reach(operator)
+    if side is not None:
+        side = max(multiple, side // multiple * multiple)
+        if reach is not None and 8 * reach > side:
+            reach = None  # more than half of each tile would be overlap
+        # the outer quarter of the overlap does not count: what does has all its observations within the tile
+        overlap = min(max(overlap, 4 * (reach or 0)), side - multiple)
+    if reach is None:
         if side is not None and side < max(height, width) and warn is not None:
-            warn(
-                f"{type(observation.operator).__name__} sees beyond a tile: the whole image goes through at once"
-            )
+            warn(f"{type(operator).__name__} sees beyond a tile: the whole image goes through at once")
         states = run(canvas, (0, 0))[..., :height, :width]
     else:
-        if side is not None:
-            side = max(multiple, side // multiple * multiple)
-            overlap = min(overlap, side - multiple)
         states = apply_tiled(
             run,
             canvas,
@@ -336,22 +338,47 @@ def _continued(operator: Operator, size: tuple[int, int], larger: tuple[int, int
     return Compose(operator, Separable(torch.eye(height, tall), torch.eye(width, wide)))
 
 
-def _cut(observation: Observation, part: Tensor, row: int, column: int) -> Observation:
-    """What is observed of a tile of the size of ``part``, by an operator of ``LOCAL``."""
+def _reach(operator: Operator) -> int | None:
+    """How far from a pixel the values lie that tell of it, in pixels; None where tiles do not divide the operator."""
+    if isinstance(operator, Blur) and operator.border == "valid":
+        return max(operator.kernel.shape) // 2
+    return 0 if isinstance(operator, PIXELWISE) else None
+
+
+def _cut(observation: Observation, whole: Observation, part: Tensor, row: int, column: int) -> Observation:
+    """What is observed of a tile of the size of ``part`` alone.
+
+    Args:
+        observation: of the image.
+        whole: of the padded image.
+        part: the tile.
+        row: of its upper left corner.
+        column: of its upper left corner.
+    """
     height, width = part.shape[-2:]
-    place = (..., slice(row, row + height), slice(column, column + width))
     operator = observation.operator
+    if isinstance(operator, Blur):  # valid: the values whose kernel lies in the tile
+        size = (min(height, operator.size[0] - row), min(width, operator.size[1] - column))
+        blur = Blur(operator.kernel, size, "valid")
+        seen_rows, seen_columns = (n - k + 1 for n, k in zip(size, blur.kernel.shape, strict=True))
+        y = observation.y[..., row : row + seen_rows, column : column + seen_columns]
+        same_size = size == (height, width)
+        return replace(
+            observation, y=y, operator=blur if same_size else _continued(blur, size, (height, width))
+        )
+    place = (..., slice(row, row + height), slice(column, column + width))
     if not isinstance(operator, Mask):
-        return replace(observation, y=observation.y[place])
-    seen, values = operator.seen[place], operator.adjoint(observation.y)[place]
+        return replace(whole, y=whole.y[place])
+    assert isinstance(whole.operator, Mask)
+    seen, values = whole.operator.seen[place], whole.operator.adjoint(whole.y)[place]
     if not seen.any():
         raise ValueError(
             f"a hole hides a whole tile of {height} x {width} pixels: choose larger tiles, or null for none"
         )
     if seen.all():
-        return Observation(values, Identity(), observation.noise)
+        return replace(whole, y=values, operator=Identity())
     mask = Mask(seen)
-    return Observation(mask(values), mask, observation.noise)
+    return replace(whole, y=mask(values), operator=mask)
 
 
 def _up(length: int, multiple: int) -> int:
