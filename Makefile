@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint fmt type docs bench compare-quick study-solvers study-samplers study-swiss-roll study-langevin study-claims clean install
+.PHONY: help demo test test-slow lint fmt type docs bench compare-quick study-solvers study-samplers study-swiss-roll study-langevin study-claims study-stack clean install
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -23,7 +23,7 @@ install: $(READY)  ## create .venv with the pinned dependencies
 demo: $(READY)  ## train on a bundled photograph and show the result (under a minute on 2 cores)
 	$(BIN)/python -m scoreexp.train experiment=photo32_ours
 
-test: $(READY)  ## the fast test suite (at most 6 minutes on 2 cores)
+test: $(READY)  ## the fast test suite (at most 4 minutes on 2 cores)
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-slow: $(READY)  ## the slow tests that `make test` leaves out
@@ -74,6 +74,9 @@ study-claims: $(READY)  ## redo docs/results.md: the published claims on a photo
 	$(BIN)/python -m scoreexp.compare sweep=claims
 	$(BIN)/python -m scoreexp.compare sweep=claims_published
 	$(BIN)/python -m benchmarks.study_claims
+
+study-stack: $(READY)  ## scoreexp against bare Lightning, Hydra and W&B, fault by fault (docs/faults.md)
+	$(BIN)/python -m pytest benchmarks/stack
 
 clean:  ## remove build products and caches; outputs/ and .venv stay
 	rm -rf dist build site .pytest_cache .mypy_cache .ruff_cache

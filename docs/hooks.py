@@ -19,7 +19,11 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 class Readable(griffe.Extension):
-    """Docstrings whose formulas stand in ``.. math::`` blocks, as code blocks."""
+    """Docstrings whose formulas stand in ``.. math::`` blocks, as code blocks; lazily imported names are public."""
+
+    def on_module_members(self, *, mod: griffe.Module, **kwargs: Any) -> None:
+        if "on_first_use" in mod.members:
+            mod.exports = [name for name in mod.imports if name not in ("TYPE_CHECKING", "on_first_use")]
 
     def on_instance(self, *, obj: griffe.Object, **kwargs: Any) -> None:
         if obj.docstring:

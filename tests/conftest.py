@@ -53,10 +53,15 @@ def composed(config: str, *overrides: str) -> DictConfig:
 
 @pytest.fixture
 def tiny(tmp_path: Path) -> Callable[..., DictConfig]:
-    """``tiny("trainer.max_steps=4", run="a")``: a training configuration that takes a second."""
+    """``tiny("trainer.max_steps=4", run="a")``: a training configuration that takes half a second and draws no strips."""
 
     def make(*overrides: str, run: str = "run") -> DictConfig:
-        defaults = ["trainer.max_steps=4", "trainer.val_check_interval=2", f"run_dir={tmp_path / run}"]
+        defaults = [
+            "trainer.max_steps=4",
+            "trainer.val_check_interval=2",
+            "callbacks.monitor.pictures=0",
+            f"run_dir={tmp_path / run}",
+        ]
         return composed("train", *TINY, *defaults, *overrides)
 
     return make

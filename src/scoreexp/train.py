@@ -30,8 +30,6 @@ PROVIDED = {
     "network": {"event_shape", "num_classes"},
     "optimizer": {"params"},
     "model": {"denoiser", "objective", "time_law", "optimizer", "seed"},
-    "callbacks.monitor": {"sampler", "folder", "seed"},
-    "callbacks.checkpoints": {"folder"},
     "trainer": {"callbacks", "logger", "plugins", "default_root_dir"},
     "logger.csv": {"path"},
     "logger.wandb": {"run_dir", "run_config", "name"},

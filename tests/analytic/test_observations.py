@@ -66,12 +66,6 @@ def test_tweedie_gives_the_posterior_mean_of_a_gaussian():
     torch.testing.assert_close(GaussianNoise(sigma).posterior_mean(y, score), mean, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("sigma", [-0.1, float("nan"), float("inf")])
-def test_a_noise_level_that_is_none_is_refused(sigma):
-    with pytest.raises(ValueError, match=f"sigma={sigma}.*>= 0"):
-        GaussianNoise(sigma)
-
-
 def test_a_density_without_noise_is_refused():
     with pytest.raises(ValueError, match="sigma=0"):
         GaussianNoise(0.0).log_likelihood(torch.zeros(1, 2), torch.zeros(1, 2))
@@ -97,9 +91,13 @@ def test_an_observation_of_another_shape_is_refused():
     ("y", "operator", "noise", "said"),
     [
         (torch.zeros(2, 2, dtype=torch.uint8), Identity(), GaussianNoise(1), "y is torch.uint8"),
-        ([[0.0]], Identity(), GaussianNoise(1), r"y is \[\[0.0\]\]"),
-        (torch.zeros(1, 2), GaussianNoise(1), Identity(), "operator is .* give an Operator"),
-        (torch.zeros(1, 2), Identity(), 0.1, "noise is 0.1: give a NoiseModel"),
+        (torch.zeros(1, 2), GaussianNoise(1), Identity(), "operator=<GaussianNoise> must be an Operator"),
+        (
+            torch.zeros(1, 2),
+            Identity(),
+            0.1,
+            r"noise=0\.1 must be a NoiseModel, such as \w+Noise\(0\.1\)",
+        ),
     ],
 )
 def test_a_field_of_another_kind_is_refused_at_construction(y, operator, noise, said):

@@ -193,7 +193,6 @@ def test_empirical_samples_are_the_images_in_equal_shares():
         (lambda: EmpiricalImages(torch.zeros(0, 2)), "at least one image"),
         (lambda: EmpiricalImages(torch.tensor([[math.nan]])), "finite"),
         (lambda: EmpiricalImages(torch.zeros(1, 2, dtype=torch.uint8)), "uint8"),
-        (lambda: EmpiricalImages(torch.zeros(1, 2), chunk_size=0), "chunk_size=0"),
     ],
 )
 def test_bad_parameters_are_named(build, named):

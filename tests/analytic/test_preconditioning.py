@@ -161,8 +161,3 @@ def test_an_oracle_has_no_classes():
     model = OracleDenoiser(mixture(), VP())
     with pytest.raises(ValueError, match="cond=None"):
         model(torch.zeros(1, 2), torch.tensor([0.5]), torch.tensor([0]))
-
-
-def test_sigma_data_must_be_positive():
-    with pytest.raises(ValueError, match="sigma_data=0"):
-        EDMPrediction(0.0)

@@ -504,16 +504,3 @@ def test_training_hands_its_training_set_to_the_objective(tiny, monkeypatch):
     data.setup("fit")
     assert torch.equal(fetched[0].x, data.split("train").samples(data.train_positions))
     assert fetched[0].index.tolist() == data.train_positions.tolist()
-
-
-@pytest.mark.parametrize(
-    ("build", "named"),
-    [
-        (lambda: ImplicitScoreMatching(EpsWeighting(), 0), "max_dimensions=0"),
-        (lambda: SlicedScoreMatching(EpsWeighting(), 0), "projections=0"),
-        (lambda: StableTargetScoreMatching(EpsWeighting(), 0), "reference_size=0"),
-    ],
-)
-def test_bad_parameters_are_named(build, named):
-    with pytest.raises(ValueError, match=named):
-        build()

@@ -58,7 +58,6 @@ def test_equals_the_numpy_solver_on_the_gpu():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"precision": "half"}, "float32 or float64"),
         ({"device": "abacus"}, "choose auto, cpu or cuda"),
     ],
 )

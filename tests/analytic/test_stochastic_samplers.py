@@ -29,20 +29,12 @@ from scoreexp.samplers import (
     start_from_prior,
 )
 from scoreexp.schedules import DDPM as DDPMSchedule
-from scoreexp.schedules import VE, VP, ConstantNoise, VEPower
+from scoreexp.schedules import VE, VP, ConstantNoise, FlowMatching, VEPower
 
 PREDICTORS = {
     "euler_maruyama": lambda grid: EulerMaruyama(grid, denoise_last=False),
     "reverse_diffusion": lambda grid: PredictorCorrector(grid, corrections=0, denoise_last=False),
 }
-SAMPLERS = {
-    "euler_maruyama": lambda n: EulerMaruyama(UniformGrid(n)),
-    "predictor_corrector": lambda n: PredictorCorrector(UniformGrid(n)),
-    "predictor_corrector-euler": lambda n: PredictorCorrector(UniformGrid(n), "euler", corrections=2),
-    "langevin": lambda n: Langevin(ConstantGrid(n), denoise_last=True),
-    "annealed": lambda n: AnnealedLangevin(LogSNRGrid(n), updates=2),
-}
-
 MEAN = torch.tensor([0.3, -0.2], dtype=torch.float64)
 COVARIANCE = torch.tensor([[0.5, 0.2], [0.2, 0.3]], dtype=torch.float64)
 EYE = torch.eye(2, dtype=torch.float64)
@@ -106,7 +98,9 @@ def assert_moments(x, mean, covariance, bias=0.0):
 
 
 @pytest.mark.parametrize(
-    "schedule", [VP(), VE(sigma_min=0.1, sigma_max=10.0), VEPower(sigma=25.0)], ids=lambda s: type(s).__name__
+    "schedule",
+    [VP(), VE(sigma_min=0.1, sigma_max=10.0), VEPower(sigma=25.0), FlowMatching()],
+    ids=lambda s: type(s).__name__,
 )
 @pytest.mark.parametrize("build", PREDICTORS.values(), ids=PREDICTORS.keys())
 def test_reverse_equations_have_weak_order_one(schedule, build):
@@ -119,10 +113,11 @@ def test_reverse_equations_have_weak_order_one(schedule, build):
         covariance_errors.append((c - covariance).norm().item())
     assert fitted_order(steps, covariance_errors) == pytest.approx(1, abs=0.15)
     assert covariance_errors[-1] < 0.02
-    if schedule.at(schedule.t_max)[0] < 1:
+    euler_on_a_line = isinstance(schedule, FlowMatching) and build is PREDICTORS["euler_maruyama"]
+    if schedule.at(schedule.t_max)[0] < 1 and not euler_on_a_line:
         assert fitted_order(steps, mean_errors) == pytest.approx(1, abs=0.15)
         assert mean_errors[-1] < 0.01
-    else:  # without drift the mean path starts on the marginal mean, where every step is exact
+    else:  # without drift, or with alpha linear in t, the mean path starts on the marginal mean and every step is exact
         assert max(mean_errors) < 1e-12
 
 
@@ -305,24 +300,6 @@ def test_a_step_that_would_diverge_is_refused_by_name():
     assert x.abs().max() < 0.01  # (1 - 0.078 / 0.04)^200 = 4e-5
 
 
-@pytest.mark.parametrize(
-    ("build", "match"),
-    [
-        (lambda: Langevin(ConstantGrid(5), 0.0), r"step_size=0.0: choose a step > 0"),
-        (lambda: Langevin(ConstantGrid(5), noise=-1.0), r"noise=-1.0: choose a coefficient >= 0"),
-        (lambda: AnnealedLangevin(UniformGrid(5), 2.0), r"ratio=2.0: .* \(0, 2\)"),
-        (lambda: AnnealedLangevin(UniformGrid(5), updates=0), r"updates=0: choose at least 1"),
-        (lambda: PredictorCorrector(UniformGrid(5), "heun"), r"predictor='heun': choose"),
-        (lambda: PredictorCorrector(UniformGrid(5), corrections=-1), r"corrections=-1: choose a number >= 0"),
-        (lambda: PredictorCorrector(UniformGrid(5), snr=1.0), r"snr=1.0: choose a ratio in \(0, 1\)"),
-        (lambda: ConstantGrid(0), r"steps=0: choose at least 1"),
-    ],
-)
-def test_parameters_outside_their_domain(build, match):
-    with pytest.raises(ValueError, match=match):
-        build()
-
-
 def test_langevin_starts_at_the_only_noise_level_or_at_the_observations():
     y = torch.full((1, 2), 0.5)
     sampler = Langevin(ConstantGrid(3))
@@ -348,30 +325,3 @@ def test_without_noise_langevin_draws_none_and_the_clamp_is_the_range_of_the_dat
     )
     assert streams.draw == 0
     torch.testing.assert_close(result.x, torch.full((1, 2), alpha))
-
-
-@pytest.mark.parametrize("name", SAMPLERS)
-def test_a_seed_names_a_picture_whatever_the_batch(name):
-    images = torch.rand(5, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    model, sampler = OracleDenoiser(EmpiricalImages(images), DDPMSchedule()), SAMPLERS[name](20)
-
-    def pictures(seeds):
-        streams = ImageStreams(seeds)
-        x = start_from_prior(model, (3, 8, 8), streams, dtype=torch.float64)
-        return sampler(model, x, streams=streams).x
-
-    whole = pictures(range(4))
-    parts = torch.cat([pictures([0]), pictures([1, 2]), pictures([3])])
-    # the noise is bitwise the same; a matrix product may round differently for another batch size
-    torch.testing.assert_close(parts, whole, rtol=0, atol=1e-8)
-
-
-@pytest.mark.parametrize("name", SAMPLERS)
-@pytest.mark.parametrize("event_shape", [(2,), (3, 8, 8)])
-def test_the_denoised_end_of_a_chain_for_one_image_is_that_image(name, event_shape):
-    image = torch.rand(1, *event_shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    for schedule in (VP(), VE(), DDPMSchedule()):
-        model = OracleDenoiser(EmpiricalImages(image), schedule)
-        x = start_from_prior(model, event_shape, ImageStreams([0, 1]))
-        result = SAMPLERS[name](8)(model, x, streams=ImageStreams([0, 1]))
-        assert torch.equal(result.x, image.expand_as(x))

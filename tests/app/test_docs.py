@@ -13,6 +13,7 @@ from hydra.utils import instantiate
 from scoreexp.app.conf_dir import conf_dir
 from scoreexp.core.streams import ImageStreams
 from scoreexp.denoisers.denoiser import OracleDenoiser
+from scoreexp.metrics.catalogue import metric_named, specs
 from scoreexp.numerics.oracles import Gaussian
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -45,6 +46,22 @@ def test_adding_a_sampler_works_as_written(tmp_path, monkeypatch):
     assert float(result.x.mean()) == pytest.approx(0.3, abs=0.045)
     assert float(result.x.var()) == pytest.approx(variance, abs=0.02 + 0.032)
     sys.modules.pop("euler_maruyama_demo", None)
+
+
+def test_a_metric_of_ones_own_works_as_written(tmp_path, monkeypatch):
+    (tmp_path / "mean_absolute_error.py").write_text(blocks(DOCS / "metrics.md")["mean_absolute_error.py"])
+    monkeypatch.syspath_prepend(str(tmp_path))
+    metric = metric_named("mean_absolute_error.MeanAbsoluteError", "pictures")()
+    metric.update(torch.full((2, 1, 4, 4), 0.75), torch.full((2, 1, 4, 4), 0.5))
+    assert float(metric.compute()) == 0.25
+    sys.modules.pop("mean_absolute_error", None)
+
+
+def test_the_page_of_metrics_has_all_with_their_directions():
+    rows = re.findall(r"^\|([^|]*)\|.* (higher|lower|neither) \|", (DOCS / "metrics.md").read_text(), re.M)
+    shown = {name: direction for cell, direction in rows for name in re.findall(r"`(\w+)`", cell)}
+    names = {name: spec.direction for spec in specs() for name in (spec.name, spec.published) if name}
+    assert shown == names
 
 
 def test_the_ten_lines_of_the_readme_do_what_they_say(capsys):
@@ -87,8 +104,11 @@ def test_make_targets_in_the_readme_exist():
 
 
 def test_the_tests_that_the_page_of_faults_names_are_there():
-    page, tests = (DOCS / "faults.md").read_text(), Path(__file__).parents[1]
-    found = "".join(path.read_text() for path in tests.rglob("test_*.py"))
+    page, folders = (
+        (DOCS / "faults.md").read_text(),
+        (DOCS.parent / "tests", DOCS.parent / "benchmarks/stack"),
+    )
+    found = "".join(path.read_text() for folder in folders for path in folder.rglob("test_*.py"))
     named = re.findall(r"`(test_\w+)`", page)
     assert len(named) > 40
     assert [name for name in named if f"def {name}(" not in found] == []

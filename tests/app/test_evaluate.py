@@ -1,22 +1,28 @@
 """`evaluate`: the values of a trained model, what they are called, and what is written."""
 
 import json
+import re
 
 import numpy as np
 import pytest
+import torch
 from conftest import TINY, composed
 from omegaconf import OmegaConf
 from PIL import Image
 
-from scoreexp.app.commands import evaluate as evaluating
 from scoreexp.app.commands.evaluate import evaluate
 from scoreexp.app.commands.train import train
 from scoreexp.app.config_check import check_config
+from scoreexp.app.evaluation import of_model
 from scoreexp.core.errors import UserError
 from scoreexp.data import Photo
 from scoreexp.diagnostics.likelihood import Likelihood, LikelihoodResult
 from scoreexp.evaluate import SCHEMA
-from scoreexp.lit.callbacks import points_monitor
+from scoreexp.metrics import MetricSpec, PictureMetric, SampleMetric, catalogue
+from scoreexp.metrics.likelihood_metrics import LikelihoodMetric
+from scoreexp.metrics.score_error import OracleMetric
+from scoreexp.metrics.set_metrics import SetMetric
+from scoreexp.metrics.spec import Measurement
 from scoreexp.numerics.ode import RK45
 
 CROPS = ["data.crop=random", "data.crops=6"]  # of one photograph: six pictures to train on
@@ -53,7 +59,7 @@ def points(tmp_path_factory):
 @pytest.fixture
 def coarse_likelihood(monkeypatch):
     """Its accuracy is tested elsewhere."""
-    monkeypatch.setattr(evaluating, "Likelihood", lambda trace: Likelihood(RK45(1e-2, 1e-2), trace))
+    monkeypatch.setattr(of_model, "Likelihood", lambda trace: Likelihood(RK45(1e-2, 1e-2), trace))
 
 
 def configured(checkpoint, *overrides):
@@ -168,7 +174,7 @@ def test_bits_are_those_of_dequantised_pictures(trained, tmp_path, monkeypatch):
             seen.append(x)
             return LikelihoodResult(-x.double().square().flatten(1).sum(1), x, 1)
 
-    monkeypatch.setattr(evaluating, "Likelihood", lambda trace: Square())
+    monkeypatch.setattr(of_model, "Likelihood", lambda trace: Square())
     given = ["metrics=[bits_per_dim]", "+data.num_val=2"]
     a, b = (
         evaluate(
@@ -186,9 +192,7 @@ def test_bits_are_those_of_dequantised_pictures(trained, tmp_path, monkeypatch):
     assert not (tmp_path / "1" / "samples").exists(), "nothing was generated"
 
 
-def test_points(points, tmp_path, capsys, coarse_likelihood, monkeypatch):
-    monkeypatch.setattr(points_monitor, "_PIXELS", 20)
-    monkeypatch.setattr(points_monitor, "_ARROWS", 5)
+def test_points(points, tmp_path, capsys, coarse_likelihood):
     out = tmp_path / "out"
     values = evaluate(configured(last(points), "+data.points=300", f"out={out}"))
     assert set(values) == {"sliced_wasserstein_8", "mmd_8", "score_error"}
@@ -209,3 +213,86 @@ def test_points(points, tmp_path, capsys, coarse_likelihood, monkeypatch):
     )
     assert set(more) == {"nll", "nearest_neighbour_points_8", "memorised_share_points_8"}
     assert "the exact distribution has" in capsys.readouterr().out
+
+
+class Constant(PictureMetric):
+    """A metric in a file of its own: nothing else knows it."""
+
+    spec = MetricSpec("constant", "lower", needs="pairs")
+
+    def per_picture(self, prediction, target):
+        return torch.full((len(target),), 0.25)
+
+
+class Counted(SampleMetric):
+    spec = MetricSpec("counted", "higher", needs="pictures")
+
+    def add_features(self, features, index):
+        pass
+
+    def compute(self):
+        return self.seen.sum()
+
+    def results(self):
+        return (self._with_card(self.spec.name, self.compute()),)
+
+
+class Sizes(SetMetric):
+    spec = MetricSpec("sizes", "neither", needs="points", kinds=("points",))
+
+    def __call__(self, generated, real):
+        return (Measurement("sizes", len(generated) + len(real) / 1000),)
+
+
+class Trained(Sizes):
+    spec = MetricSpec("trained", "lower", needs="training set", kinds=("points",))
+
+    def __call__(self, generated, real):
+        return (Measurement("trained", len(real)),)
+
+
+class Dimension(OracleMetric):
+    spec = MetricSpec("dimension", "higher", needs="oracle", kinds=("points",))
+
+    def __call__(self, model, oracle, *, n, seed, device):
+        return (Measurement("dimension", oracle.event_shape[0], {"n": n}, "as told"),)
+
+
+class Dimensions(LikelihoodMetric):
+    spec = MetricSpec("dimensions", "lower", needs="likelihood", kinds=("points",))
+
+    def per_sample(self, log_prob, dimensions):
+        return 0 * log_prob + dimensions
+
+
+def test_a_new_metric_is_one_class_and_one_entry(trained, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(catalogue, "METRICS", (*catalogue.METRICS, f"{__name__}.Constant"))
+    values = evaluate(configured(last(trained.run_dir), "metrics=[constant]", f"out={tmp_path / 'out'}"))
+    assert values == {"constant": 0.25}
+    assert re.search(r"^constant +0.25 +lower ", capsys.readouterr().out, re.M)
+    assert catalogue.spec_of("val/constant").direction == "lower"
+    with pytest.raises(UserError, match=r"sim is not a metric .*mse, .*bits_per_dim, constant"):
+        evaluate(configured(last(trained.run_dir), "metrics=[sim]", f"out={tmp_path / 'no'}"))
+
+
+@pytest.mark.parametrize(
+    ("run", "metric", "name", "value", "better"),
+    [
+        ("trained", "Constant", "constant", 0.25, "lower"),
+        ("trained", "Counted", "counted_random_conv_8", 8, "higher"),
+        ("points", "Sizes", "sizes_8", 8.3, "-"),
+        ("points", "Trained", "trained_points_8", 300, "lower"),
+        ("points", "Dimension", "dimension", 2, "higher"),
+        ("points", "Dimensions", "dimensions", 2, "lower"),
+    ],
+)
+def test_a_metric_of_ones_own_is_given_by_its_class(
+    run, metric, name, value, better, request, tmp_path, capsys
+):
+    found = request.getfixturevalue(run)
+    request.getfixturevalue("coarse_likelihood")
+    folder = getattr(found, "run_dir", found)
+    more = ["+data.points=300", "+data.num_val=3"] if run == "points" else []
+    given = [f"metrics=[{__name__}.{metric}]", f"out={tmp_path / 'out'}", *more]
+    assert evaluate(configured(last(folder), *given)) == {name: pytest.approx(value)}
+    assert re.search(rf"^{name} +{value:g} +{better} ", capsys.readouterr().out, re.M)

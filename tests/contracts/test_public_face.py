@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import scoreexp as se
+from scoreexp.app.signatures import TargetError, resolve
 
 ROOT = Path(se.__file__).parent
 EXAMPLES = sorted(path for path in ROOT.rglob("*.py") if ">>> " in path.read_text())
@@ -43,12 +44,34 @@ def test_every_public_class_of_a_room_has_an_example(room):
     assert [cls.__name__ for cls in concrete if ">>> " not in (cls.__doc__ or "")] == []
 
 
-def test_dir_shows_the_nouns_and_nothing_else():
-    assert dir(se) == sorted(se.__all__)
-    for name in se.__all__:
-        assert getattr(se, name) is not None
-    with pytest.raises(AttributeError, match="has no attribute 'smaple'"):
-        se.smaple  # noqa: B018
+LAZY = [path.parent for path in ROOT.rglob("__init__.py") if "\non_first_use(" in path.read_text()]
+
+
+@pytest.mark.parametrize("folder", LAZY, ids=lambda folder: folder.name)
+def test_dir_shows_the_nouns_and_nothing_else(folder):
+    package = import_module(".".join(folder.relative_to(ROOT.parent).parts))
+    assert dir(package) == sorted(package.__all__) != []
+    everything = {}
+    exec(f"from {package.__name__} import *", everything)
+    for name in dir(package):
+        assert everything[name] is getattr(package, name)
+        assert inspect.ismodule(everything[name]) or everything[name].__name__ == name
+    with pytest.raises(
+        AttributeError, match=f"{package.__name__}' has no attribute 'smaple': it has {dir(package)[0]}"
+    ):
+        package.smaple  # noqa: B018
+
+
+@pytest.mark.parametrize("folder", LAZY, ids=lambda folder: folder.name)
+def test_what_a_target_may_name_is_told_from_the_source(folder):
+    package = import_module(".".join(folder.relative_to(ROOT.parent).parts))
+    for name in dir(package):
+        if not inspect.ismodule(getattr(package, name)):
+            assert resolve(f"{package.__name__}.{name}").node.name == name
+    with pytest.raises(TargetError, match="has no 'Smaple'"):
+        resolve(f"{package.__name__}.Smaple")
+    with pytest.raises(TargetError, match="is a module"):
+        resolve("scoreexp.denoise")
 
 
 @pytest.mark.parametrize(

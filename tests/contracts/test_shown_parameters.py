@@ -8,7 +8,7 @@ from conftest import composed
 from omegaconf import OmegaConf
 
 from scoreexp.app.conf_dir import conf_dir
-from scoreexp.app.signatures import resolve, signature
+from scoreexp.app.signatures import from_run, resolve, signature
 from scoreexp.train import PROVIDED
 
 CHOICES = [(g, path.stem) for g in ("callbacks", "data") for path in sorted((conf_dir() / g).glob("*.yaml"))]
@@ -28,4 +28,4 @@ def test_every_parameter_that_a_user_may_set_is_shown(group, name):
     config = OmegaConf.to_container(composed("train", f"{group}={name}"))
     for path, node in nodes(config[group], group):
         found = signature(resolve(node["_target_"]))
-        assert set(found.parameters) - set(node) <= PROVIDED.get(path, set()), path
+        assert set(found.parameters) - set(node) <= PROVIDED.get(path, set()) | set(from_run(found)), path

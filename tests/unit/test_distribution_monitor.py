@@ -8,15 +8,20 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import TINY, composed
 from torch import distributed, multiprocessing
 
-from scoreexp.app.commands.train import train
 from scoreexp.core.errors import UserError
 from scoreexp.data import Photo, SwissRoll
 from scoreexp.denoisers.denoiser import OracleDenoiser
-from scoreexp.lit.callbacks import DistributionMonitor, distribution_monitor, timing
-from scoreexp.metrics import FrechetDistance, MissingWeightsError, PixelFeatures, make_reference
+from scoreexp.lit.callbacks import DistributionMonitor
+from scoreexp.metrics import (
+    FrechetDistance,
+    MetricSpec,
+    MissingWeightsError,
+    PixelFeatures,
+    SampleMetric,
+    make_reference,
+)
 from scoreexp.numerics.oracles import Gaussian
 from scoreexp.samplers import DDIM, UniformGrid, draw
 from scoreexp.schedules import VP
@@ -91,6 +96,31 @@ def test_the_value_is_that_of_the_named_seeds(tmp_path):
     assert measure(monitor(tmp_path)) != logged, "other seeds"
 
 
+class Seen(SampleMetric):
+    """A metric that no list has."""
+
+    spec = MetricSpec("seen", "higher", needs="pictures")
+
+    def add_features(self, features, index):
+        pass
+
+    def compute(self):
+        return self.seen.sum()
+
+    def results(self):
+        return (self._with_card(self.spec.name, self.compute()),)
+
+
+def test_a_metric_of_ones_own_is_given_by_its_class(tmp_path):
+    callback = monitor(tmp_path, metric=f"{__name__}.Seen")
+    assert measure(callback)["val/seen_pixels2_10"] == N
+    assert callback.names == ["seen_pixels2_10"]
+    with pytest.raises(UserError, match="nowhere"):
+        monitor(tmp_path, metric="nowhere.Seen")
+    with pytest.raises(ValueError, match="needs pairs, not generated pictures"):
+        monitor(tmp_path, metric="scoreexp.metrics.SSIM")
+
+
 def worker(rank, world, folder, metric):
     torch.set_num_threads(1)
     distributed.init_process_group(
@@ -157,51 +187,3 @@ def test_data_that_cannot_be_compared_are_refused(data, match, tmp_path):
     trainer, module, _ = around(data)
     with pytest.raises(UserError, match=match):
         monitor(tmp_path).setup(trainer, module, "fit")
-
-
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [("n", 1), ("metric", "fid"), ("split", "half"), ("every_n_steps", 0), ("every_n_seconds", 0.0), ("first_seed", -1)],
-)  # fmt: skip
-def test_bad_settings_are_refused(name, value):
-    with pytest.raises(ValueError, match=f"{name} is {value!r}: allowed"):
-        monitor("", **{name: value})
-
-
-def test_a_run_logs_it_with_the_averaged_weights_and_books_it_as_evaluation(tmp_path, monkeypatch):
-    late, models = [0.0], []
-    clock = timing.time.perf_counter
-
-    def slow(denoiser, *args, **kwargs):
-        models.append(denoiser)
-        late[0] += 1e6  # seconds
-        return draw(denoiser, *args, **kwargs)
-
-    monkeypatch.setattr(timing, "time", SimpleNamespace(perf_counter=lambda: clock() + late[0]))
-    monkeypatch.setattr(distribution_monitor, "draw", slow)
-    given = [
-        "callbacks=fid",
-        "callbacks.distribution.n=4",
-        "callbacks.distribution.batch_size=4",
-        "data.crop=random",
-    ]
-    steps = ["trainer.max_steps=3", "trainer.val_check_interval=1", "callbacks.distribution.every_n_steps=2"]
-    result = train(composed("train", *TINY, *given, *steps, f"run_dir={tmp_path / 'run'}"))
-    assert result.metrics["val/frechet_random_conv_4"] > 0
-    assert len(models) == 2, "after step 2 and after the last"
-    assert models[0].network is not None
-    assert not any(p.requires_grad for p in models[0].parameters()), "the average, which is not trained"
-    assert result.seconds["evaluate"] > 2e6
-    assert result.seconds["train"] < 1e6
-    pictures = {path.name for path in (tmp_path / "run" / "distribution").iterdir()}
-    assert pictures == {"step_0000002.png", "step_0000003.png", "values.json"}
-
-
-def test_missing_inception_weights_in_a_run(tmp_path, monkeypatch, caplog):
-    monkeypatch.delenv("SCOREEXP_INCEPTION", raising=False)
-    given = ["callbacks=fid", "features@callbacks.distribution.features=inception", "trainer.max_steps=1"]
-    result = train(composed("train", *TINY, *given, f"run_dir={tmp_path / 'run'}"))
-    assert result.status == "finished"
-    assert "val/ssim" in result.metrics
-    assert not any("inception" in name for name in result.metrics)
-    assert sum("is not run" in r.message and "SCOREEXP_INCEPTION" in r.message for r in caplog.records) == 2

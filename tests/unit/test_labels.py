@@ -10,7 +10,7 @@ from scoreexp.core.errors import UserError
 from scoreexp.denoisers import Denoiser, EDMPrediction
 from scoreexp.lit.module import ScoreModule
 from scoreexp.networks import MLP
-from scoreexp.objectives import UniformTime
+from scoreexp.objectives import Objective, UniformTime
 from scoreexp.samplers import DDIM, UniformGrid, draw, label_of_observed, labels_for
 from scoreexp.schedules import VP
 
@@ -51,14 +51,15 @@ def test_a_class_that_is_none_is_refused(label):
 def module(label_dropout, world=1, rank=0, seed=0):
     seen = []
 
-    def objective(model, batch, t, noise):
-        seen.append(batch.cond.clone())
-        return torch.zeros(len(batch.x), requires_grad=True)
+    class Seeing(Objective):
+        def __call__(self, model, batch, t, noise):
+            seen.append(batch.cond.clone())
+            return torch.zeros(len(batch.x), requires_grad=True)
 
     network = MLP(width=8, blocks=1, event_shape=(2,), num_classes=10)
     made = ScoreModule(
         denoiser=Denoiser(network, EDMPrediction(), VP()),
-        objective=objective,
+        objective=Seeing(),
         time_law=UniformTime(),
         optimizer=torch.optim.Adam,
         label_dropout=label_dropout,

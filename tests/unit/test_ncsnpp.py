@@ -381,16 +381,7 @@ def test_sizes_that_do_not_divide_are_refused(size, nearest):
     "config",
     [
         {"event_shape": (2,)},
-        {"channels": 0},
         {"multipliers": ()},
-        {"multipliers": (1, -1)},
-        {"blocks": 0},
-        {"fourier_scale": 0.0},
-        {"dropout": 1.0},
-        {"num_classes": 0},
-        {"embedding": "none"},
-        {"progressive_input": "output_skip"},
-        {"progressive_output": "residual"},
     ],
 )
 def test_bad_arguments_are_refused_in_one_line(config):

@@ -212,6 +212,26 @@ def test_a_value_that_is_to_fall_reaches_its_target_from_above(tmp_path):
     assert "≤ 0.3" in text_of(write_report([tmp_path], tmp_path))
 
 
+def test_the_best_of_a_distance_is_the_smallest_and_its_runs_need_no_mode(tmp_path):
+    stop = {"monitor": "val/score_error", "target": 0.5, "mode": None}
+    for name, values in {"a": (0.9, 0.4), "b": (0.9, 0.3)}.items():
+        make_run(tmp_path / name, name=name, callbacks={"stop": stop})
+        rows = "\n".join(f"{step},{step},0,{value}" for step, value in enumerate(values, start=1))
+        (tmp_path / name / "metrics.csv").write_text(
+            f"step,time/train,time/evaluate,val/score_error\n{rows}\n"
+        )
+    (table,) = tables(find_runs([tmp_path])[0])
+    assert [row.seconds.median for row in table.rows] == [2, 2]
+    assert table.at_end.best(table.rows) == {"b"}
+
+
+def test_a_mode_that_follows_from_the_metric_makes_no_other_method(tmp_path):
+    for name, mode in (("a", "max"), ("b", None)):
+        stop = {"monitor": "val/ssim_global", "target": 0.99, "mode": mode}
+        make_run(tmp_path / name, callbacks={"stop": stop})
+    assert [run.method for run in find_runs([tmp_path])[0]] == ["run", "run"]
+
+
 def test_a_busy_machine_is_said(tmp_path):
     make_comparison(tmp_path, {"a": reaching(1)}, load=3.0)
     assert "load average 3.0 per core" in text_of(write_report([tmp_path], tmp_path))

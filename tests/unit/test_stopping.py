@@ -1,14 +1,12 @@
 """Stopping on a confirmed target."""
 
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from scoreexp.app.commands.train import train
 from scoreexp.core.errors import UserError
-from scoreexp.lit.callbacks import StopOnTarget
+from scoreexp.lit.callbacks import Checkpoints, StopOnTarget
 
 
 def trainer():
@@ -74,42 +72,24 @@ def test_another_target_forgets_the_old_reason():
 def test_a_mode_that_contradicts_the_monitor_is_refused(monitor, mode, better):
     with pytest.raises(UserError, match=f"{monitor} is the better .* set callbacks.stop.mode={better}"):
         StopOnTarget(monitor=monitor, mode=mode)
+    with pytest.raises(
+        UserError, match=f"{monitor} is the better .* set callbacks.checkpoints.mode={better}"
+    ):
+        Checkpoints(folder="", monitor=monitor, mode=mode)
     assert StopOnTarget(monitor=monitor, mode=better).mode == better
+    assert StopOnTarget(monitor=monitor).mode == Checkpoints(folder="", monitor=monitor).mode == better
 
 
-FRECHET = [
-    "callbacks=fid", "callbacks.distribution.n=4", "callbacks.distribution.batch_size=4", "data.crop=random",
-    "callbacks.stop.mode=min", "callbacks.stop.target=1e9",
-]  # fmt: skip
-
-
-def test_a_distance_of_generated_pictures_stops_a_run(tiny):
-    result = train(
-        tiny(
-            *FRECHET,
-            "callbacks.stop.monitor=val/frechet_random_conv_4",
-            "callbacks.distribution.every_n_steps=1",
-        )
-    )
-    assert "val/frechet_random_conv_4" in result.status
-    assert "reached the target 1e+09 at step 2" in result.status
+def test_a_value_that_is_no_metric_needs_a_mode():
+    with pytest.raises(UserError, match=r"train/loss .* set callbacks.checkpoints.mode=max or =min"):
+        Checkpoints(folder="", monitor="train/loss")
+    assert Checkpoints(folder="", monitor="train/loss", mode="min").mode == "min"
+    assert Checkpoints(folder="", monitor=None).mode is None
 
 
 @pytest.mark.parametrize(
-    ("changed", "logs"),
-    [
-        ([], "val/frechet_random_conv_4$"),
-        (["callbacks.distribution=null"], "nothing, set callbacks=fid$"),
-        (
-            ["callbacks.distribution.metric=precision_recall"],
-            "val/precision_random_conv_4, val/recall_random_conv_4$",
-        ),
-    ],
+    "monitor", ["val/bits_per_dim", "val/ssim_2", "val/sliced_wasserstein_floor", "val/nfe"]
 )
-def test_a_distance_that_the_run_does_not_log_is_refused_before_training(tiny, changed, logs):
-    cfg = tiny(*FRECHET, *changed, "callbacks.stop.monitor=val/frechet_random_conv_5k")
-    with pytest.raises(UserError, match=f"val/frechet_random_conv_5k is not logged by this run: .*{logs}"):
-        train(cfg)
-    assert not (Path(cfg.run_dir) / "checkpoints").exists() or not any(
-        (Path(cfg.run_dir) / "checkpoints").iterdir()
-    )
+def test_metrics_that_no_monitor_logs_are_refused_at_once(monitor):
+    with pytest.raises(UserError, match=f"'{monitor}' is never logged"):
+        StopOnTarget(monitor=monitor, target=1)

@@ -1,8 +1,6 @@
 """Random streams are functions of their key."""
 
 import math
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -10,13 +8,7 @@ import torch
 from scoreexp.core.streams import ImageStreams, generator, stream_seed
 
 
-def test_stream_seed_is_the_same_in_another_process():
-    code = "from scoreexp.core.streams import stream_seed; print(stream_seed(0, 'train', 17))"
-    other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert int(other) == stream_seed(0, "train", 17)
-
-
-def test_stream_seed_never_changes_between_releases():
+def test_stream_seed_never_changes_between_processes_or_releases():
     # blake2b(b"int:0\x1fstr:noise", 8 bytes), little-endian, without the lowest bit
     assert stream_seed(0, "noise") == 6763856579362073555
 

@@ -192,16 +192,9 @@ def test_sizes_that_do_not_divide_are_refused(make, size, factor, nearest):
     "config",
     [
         {"event_shape": (2,)},
-        {"channels": 0},
         {"multipliers": ()},
-        {"multipliers": (1, -1)},
-        {"blocks": 0},
         {"heads": 3},
-        {"hidden_ratio": 0.0},
         {"embedding_channels": 3},
-        {"embedding_channels": 0},
-        {"dropout": 1.0},
-        {"num_classes": 0},
     ],
 )
 def test_bad_arguments_are_refused_in_one_line(config):
@@ -209,9 +202,7 @@ def test_bad_arguments_are_refused_in_one_line(config):
         tiny(**config)
 
 
-@pytest.mark.parametrize(
-    "config", [{"widths": ()}, {"widths": (8, 0)}, {"widths": (8, 12)}, {"event_shape": (2,)}]
-)
+@pytest.mark.parametrize("config", [{"widths": ()}, {"widths": (8, 12)}, {"event_shape": (2,)}])
 def test_bad_arguments_of_the_published_network_are_refused(config):
     with pytest.raises(ValueError, match=r"\A[^\n]+\Z"):
         tiny_published(**config)
@@ -304,40 +295,6 @@ def test_compiled_result_is_the_eager_one(make):
     torch.testing.assert_close(y, expected, rtol=1e-4, atol=1e-4)
     y.sum().backward()
     assert all(p.grad is not None for p in network.parameters())
-
-
-def train(seed):
-    torch.manual_seed(seed)
-    network = tiny(dropout=0.1)
-    optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
-    for _ in range(3):
-        x = torch.randn(4, 3, 8, 8)
-        loss = (network(x, torch.rand(4)) - x).square().mean()
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-    return torch.cat([p.detach().flatten() for p in network.parameters()])
-
-
-def test_the_same_seed_trains_the_same_network_bit_for_bit():
-    assert torch.equal(train(0), train(0))
-    assert not torch.equal(train(0), train(1))
-
-
-def test_learns_to_denoise():
-    # x = y + z of unit variances each: the best per-pixel guess of z leaves 1/2, seeing that y is constant leaves less
-    torch.manual_seed(0)
-    network = tiny(channels=16)
-    optimizer = torch.optim.Adam(network.parameters(), lr=3e-3)
-    losses = []
-    for _ in range(80):
-        y, z = torch.randn(32, 3, 1, 1).expand(32, 3, 8, 8), torch.randn(32, 3, 8, 8)
-        loss = (network((y + z) / 2**0.5, torch.zeros(32)) - z).square().mean()
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(loss.item())
-    assert sum(losses[-10:]) / 10 < 0.4
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from scoreexp.system.machine import processor
 
 PROTOCOL = (  # of the first of several experiments: what is observed, how it is measured, and when a run ends
     "data.size", "data.channels", "data.validate_on", "data.num_val", "callbacks.monitor.sigma",
-    "callbacks.monitor.confirm", "callbacks.stop.mode", "trainer.val_check_interval", "trainer.max_steps",
+    "callbacks.monitor.confirm", "trainer.val_check_interval", "trainer.max_steps",
 )  # fmt: skip
 
 

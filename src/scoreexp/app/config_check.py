@@ -6,8 +6,7 @@ The other top-level keys are declared by the entry point, in the same notation a
 """
 
 import ast
-import operator
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -18,24 +17,19 @@ from scoreexp.app.signatures import (
     Signature,
     TargetError,
     base_name,
+    from_run,
     look_up_expression,
     method_resolution_order,
     resolve,
     signature,
     suggest,
 )
+from scoreexp.core.types import COMPARISONS
 
 INSTANTIATE_KEYS = {"_target_", "_partial_", "_args_", "_recursive_", "_convert_"}
 MISSING = "???"  # how a configuration writes a mandatory value that was not given
 
 Bound = tuple[str, float]
-
-COMPARISONS: dict[str, Callable[[Any, Any], bool]] = {
-    ">": operator.gt,
-    ">=": operator.ge,
-    "<": operator.lt,
-    "<=": operator.le,
-}
 
 # Ranges that other packages check late or not at all, by the beginning of the target's qualified name.
 THIRD_PARTY_RANGES: dict[str, dict[str, Bound]] = {
@@ -96,7 +90,8 @@ def check_config(
         schema: annotation of every allowed top-level key: `{"seed": "NonNegativeInt", "network": "Node"}`.
             Besides types, `Node` is a mapping with `_target_`, `Nodes` a mapping or list of them.
             Dotted keys describe plain nested mappings. None leaves the top level unchecked.
-        provided: parameters that the program passes itself, by configuration path (shell patterns allowed).
+        provided: parameters that the program passes itself, by configuration path (shell patterns allowed), besides
+            those that are annotated so (``FromRun``).
     """
     provided = provided or {}
     problems: list[str] = []
@@ -230,6 +225,7 @@ def _check_node(
     if definition is None or found is None:
         return
     by_program = {name for pattern, names in provided.items() if fnmatchcase(path, pattern) for name in names}
+    by_program.update(from_run(found))
     for key, value in node.items():
         here = _join(path, key)
         if key in INSTANTIATE_KEYS:
@@ -460,8 +456,9 @@ def _describe_member(annotation: ast.expr, module: Module) -> str:
             items = arguments.elts if isinstance(arguments, ast.Tuple) else [arguments]
             name = base_name(generic)
             if name == "Annotated":
-                ranges = " and ".join(f"{symbol} {bound}" for symbol, bound in _bounds(items))
-                return f"{_describe(items[0], module)} {ranges}".strip()
+                ranges = [" and ".join(f"{symbol} {bound}" for symbol, bound in _bounds(items))]
+                advice = [f"({text})" for text in map(_constant, items[1:]) if isinstance(text, str)]
+                return " ".join(filter(None, [_describe(items[0], module), *ranges, *advice]))
             if name in TUPLES and not _is_ellipsis(items[-1]):
                 return f"a list of {len(items)}: {', '.join(_describe(item, module) for item in items)}"
             if name in LISTS | TUPLES:

@@ -4,16 +4,14 @@ A launcher is called with jobs, the sweep's folder and the devices of one job, a
 """
 
 import platform
-import time
-from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal
 
-from rich.console import Console
-from rich.text import Text
-
-from scoreexp.app.jobs import Job, JobStatus, forget_running, is_done, run_jobs, stored_status, visible_gpus
+from scoreexp.app.jobs import Job, JobStatus, forget_running, stored_status
+from scoreexp.app.local_jobs import run_jobs, visible_gpus
+from scoreexp.app.queue import Attempt, Executor, run_queue
+from scoreexp.core.checked import checked
 from scoreexp.core.errors import UserError
 from scoreexp.core.types import PositiveInt
 from scoreexp.system.json_files import read_json, write_json
@@ -32,6 +30,7 @@ class ProcessLauncher:
         force: run jobs again that are done.
     """
 
+    @checked
     def __init__(
         self,
         *,
@@ -72,6 +71,7 @@ class SubmititLauncher:
         UserError: submitit is not installed.
     """
 
+    @checked
     def __init__(
         self,
         *,
@@ -91,36 +91,16 @@ class SubmititLauncher:
         self._submitit = submitit
         self.cluster, self.n_parallel, self.fail_fast, self.force = cluster, n_parallel, fail_fast, force
         self.timeout_min, self.parameters = timeout_min, dict(parameters or {})
-        self._console = Console(stderr=True)
 
     def __call__(self, jobs: Sequence[Job], folder: Path, devices_per_job: int) -> list[JobStatus]:
-        executor = self._executor(folder / "submitit", devices_per_job)
-        statuses = [JobStatus("waiting") for _ in jobs]
-        waiting = deque(range(len(jobs)))
-        submitted: dict[int, Any] = {}
-        stopping = False
-        try:
-            while submitted or (waiting and not stopping):
-                while waiting and not stopping and len(submitted) < (self.n_parallel or len(jobs)):
-                    position = waiting.popleft()
-                    if is_done(jobs[position]) and not self.force:
-                        statuses[position] = stored_status(jobs[position].folder)._replace(status="skipped")
-                        self._say(f"{jobs[position].name} is done already")
-                        continue
-                    submitted[position] = self._submit(executor, jobs[position])
-                    statuses[position] = JobStatus("running")
-                time.sleep(WATCH_SECONDS[self.cluster] if submitted else 0)
-                for position in [p for p, handle in submitted.items() if handle.done()]:
-                    statuses[position] = _outcome(jobs[position], submitted.pop(position))
-                    reason = f": {statuses[position].error}" if statuses[position].error else ""
-                    self._say(f"{jobs[position].name} {statuses[position].status}{reason}")
-                    if statuses[position].status == "failed" and self.fail_fast and not stopping:
-                        stopping = True
-                        for handle in submitted.values():
-                            handle.cancel()
-        except KeyboardInterrupt:
-            self._leave(submitted)
-        return statuses
+        submissions = _Submissions(
+            self._submitit,
+            self._executor(folder / "submitit", devices_per_job),
+            self.cluster,
+            self.n_parallel,
+            self.force,
+        )
+        return run_queue(jobs, submissions, fail_fast=self.fail_fast, force=self.force)
 
     def _executor(self, folder: Path, devices_per_job: int) -> Any:
         parameters = {**self.parameters, "timeout_min": self.timeout_min, "name": "scoreexp"}
@@ -137,34 +117,71 @@ class SubmititLauncher:
             ) from error
         return executor
 
-    def _submit(self, executor: Any, job: Job) -> Any:
-        record = job.folder / SUBMISSION_FILE
-        earlier = read_json(record)
-        if earlier.get("cluster") == self.cluster == "slurm":
-            queued: Any = self._submitit.SlurmJob(folder=executor.folder, job_id=earlier["job_id"])
-            if not queued.done(force_check=True):
-                self._say(f"{job.name} is in the queue already as job {queued.job_id}")
-                return queued
+
+class _Submissions(Executor):
+    """Submits jobs; those on a cluster go on by themselves when the queue is left."""
+
+    def __init__(
+        self, submitit: Any, executor: Any, cluster: str, n_parallel: int | None, force: bool
+    ) -> None:
+        self._submitit, self._executor, self._cluster, self._force = submitit, executor, cluster, force
+        self.places, self.watch_seconds = n_parallel, WATCH_SECONDS[cluster]
+
+    def find(self, job: Job) -> Attempt | None:
+        earlier = read_json(job.folder / SUBMISSION_FILE)
+        if not (earlier.get("cluster") == self._cluster == "slurm"):
+            return None
+        queued: Any = self._submitit.SlurmJob(folder=self._executor.folder, job_id=earlier["job_id"])
+        if queued.done(force_check=True):
+            return None
+        return _Submitted(job, queued, f"is in the queue already as job {queued.job_id}")
+
+    def start(self, job: Job, place: int) -> Attempt:
         job.folder.mkdir(parents=True, exist_ok=True)
-        handle = executor.submit(SubmittedJob(job, self.force))
-        write_json(record, {"cluster": self.cluster, "job_id": handle.job_id})
-        self._say(f"{job.name} submitted as job {handle.job_id}")
-        return handle
+        handle = self._executor.submit(SubmittedJob(job, self._force))
+        write_json(job.folder / SUBMISSION_FILE, {"cluster": self._cluster, "job_id": handle.job_id})
+        return _Submitted(job, handle, f"submitted as job {handle.job_id}")
 
-    def _leave(self, submitted: dict[int, Any]) -> NoReturn:
-        """After Ctrl-C: a cluster goes on by itself, jobs on this machine stop."""
-        identifiers = " ".join(handle.job_id for handle in submitted.values())
-        if self.cluster == "slurm":
-            self._say(f"the jobs go on; the same command watches them again, scancel {identifiers} ends them")
-        else:
-            for handle in submitted.values():
-                handle.cancel()
-            while not all(handle.done() for handle in submitted.values()):
-                time.sleep(WATCH_SECONDS[self.cluster])
-        raise KeyboardInterrupt
+    def parting(self, running: Sequence[Attempt]) -> str | None:
+        if self._cluster != "slurm":
+            return None
+        identifiers = " ".join(attempt.job_id for attempt in running if isinstance(attempt, _Submitted))
+        return f"the jobs go on; the same command watches them again, scancel {identifiers} ends them"
 
-    def _say(self, text: str) -> None:
-        self._console.print(Text(text), soft_wrap=True)
+
+class _Submitted(Attempt):
+    """A job of a cluster, whose status file another machine writes.
+
+    Args:
+        job: what was submitted.
+        handle: submitit's.
+        news: see ``Attempt``.
+    """
+
+    def __init__(self, job: Job, handle: Any, news: str) -> None:
+        super().__init__(job, news)
+        self._handle = handle
+
+    @property
+    def job_id(self) -> str:
+        return str(self._handle.job_id)
+
+    def has_ended(self) -> bool:
+        return bool(self._handle.done())
+
+    def stop(self) -> None:
+        self._handle.cancel()
+
+    def conclude(self, asked: str | None) -> JobStatus:
+        status = stored_status(self.job.folder)
+        if status.status in ("done", "failed", "interrupted"):
+            return status
+        if asked is not None:
+            return JobStatus("interrupted", None, asked)
+        error = self._handle.exception()
+        last = str(error).strip().splitlines()[-1:] if error is not None else []
+        reason = last[0] if last else "it never started"
+        return JobStatus("failed", None, f"{reason} (log: {self._handle.paths.stderr})")
 
 
 class SubmittedJob:
@@ -182,16 +199,3 @@ class SubmittedJob:
         import submitit
 
         return submitit.helpers.DelayedSubmission(self)
-
-
-def _outcome(job: Job, handle: Any) -> JobStatus:
-    status = stored_status(job.folder)
-    if status.status in ("done", "failed", "interrupted"):
-        return status
-    error = handle.exception()
-    last = (
-        str(error).strip().splitlines()[-1]
-        if error is not None and str(error).strip()
-        else "it never started"
-    )
-    return JobStatus("failed", None, f"{last} (log: {handle.paths.stderr})")

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from scoreexp.app.early_checks import require_input
+from scoreexp.app.terminal import say_labelled
 from scoreexp.core.errors import UserError
 from scoreexp.data.image_io import WRITABLE, Picture, check_writable, list_images
 from scoreexp.runs.directory import shown
@@ -12,11 +13,6 @@ from scoreexp.runs.directory import shown
 MAX_NAMED = 3  # files in the last line about those that failed
 
 T = TypeVar("T")
-
-
-def say(what: str, text: str) -> None:
-    """A line of a command's output: what it is about, and the rest."""
-    print(f"{what:<15}{text}", flush=True)
 
 
 def input_and_output(source: Path, output: str | None, done: str) -> list[tuple[Path, Path]]:
@@ -42,7 +38,9 @@ def input_and_output(source: Path, output: str | None, done: str) -> list[tuple[
     if len(names) < len(found):
         if not names:
             raise UserError(f"input={source} is the output folder itself: give output=DIR outside of it")
-        say("note", f"{len(found) - len(names)} pictures below the output {shown(folder)} are left out")
+        say_labelled(
+            "note", f"{len(found) - len(names)} pictures below the output {shown(folder)} are left out"
+        )
     pairs = [(path, writable_name(folder / path.relative_to(source))) for path in names]
     first: dict[Path, Path] = {}
     for path, made in pairs:
@@ -90,7 +88,7 @@ def with_each(
                 raise
             failed.append(source)
             said = str(error) if str(source) in str(error) else f"{shown(source)}: {error}"
-            say("failed", said)
+            say_labelled("failed", said)
     return done, failed
 
 

@@ -8,7 +8,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from scoreexp.app.config_check import check_config
-from scoreexp.app.picture_files import say
+from scoreexp.app.terminal import say_labelled
 from scoreexp.core.construct import construct
 from scoreexp.core.errors import UserError
 from scoreexp.core.kinds import Images, kind_of
@@ -65,9 +65,9 @@ def label_of_pictures(cfg: DictConfig, record: Mapping[str, Any]) -> Label:
             f"guidance leads towards a class: give that of the picture, label=0 to {record['num_classes'] - 1}"
         )
     if doubt is not None:
-        say("warning", doubt)
+        say_labelled("warning", doubt)
     if trained_on_one_picture(record.get("config", {})):
-        say("note", "this model was trained on 1 picture: it knows no other")
+        say_labelled("note", "this model was trained on 1 picture: it knows no other")
     return label
 
 
@@ -103,23 +103,37 @@ def restorer_of(cfg: DictConfig) -> Restorer | None:
     return restorer
 
 
-def sampler_settings(cfg: DictConfig, record: Mapping[str, Any]) -> dict[str, Any]:
-    """The sampler's configuration: that of the run, with the keys that ``cfg.sampler`` changes, or another.
+def own_settings(
+    cfg: DictConfig, record: Mapping[str, Any], key: str, package: str, remedy: str
+) -> dict[str, Any]:
+    """A group's configuration: that of the run, with the keys that ``cfg`` changes, or another.
+
+    Args:
+        cfg: of the command.
+        record: of the checkpoint.
+        key: of the group, such as ``sampler``.
+        package: whose classes a run's own configuration may name, beside those of ``cfg.trust``.
+        remedy: what the run does not say and what to give instead, for the error.
 
     Raises:
         UserError: it is wrong, or the run has none.
     """
-    given = cfg.get("sampler") or OmegaConf.create()
+    given: Any = OmegaConf.to_container(cfg.get(key) or OmegaConf.create(), resolve=True)
     if "_target_" not in given:
-        own = record.get("config", {}).get("sampler")
+        own = record.get("config", {}).get(key)
         if not own:
-            raise UserError(f"{cfg.ckpt} does not say how its run denoised: give sampler=ddim")
-        require_trusted(own, "sampler", {"scoreexp.samplers", *(cfg.get("trust") or ())})
-        given = OmegaConf.merge(own, given)
-    node: Any = OmegaConf.to_container(given, resolve=True)
-    if problems := check_config({"sampler": node}, schema={"sampler": "Node"}):
+            raise UserError(f"{cfg.ckpt} does not say {remedy}")
+        require_trusted(own, key, {package, *(cfg.get("trust") or ())})
+        given = OmegaConf.to_container(OmegaConf.merge(own, given))
+    if problems := check_config({key: given}, schema={key: "Node"}):
         raise UserError(problems[0])
-    return dict(node)
+    return dict(given)
+
+
+def sampler_settings(cfg: DictConfig, record: Mapping[str, Any]) -> dict[str, Any]:
+    """The sampler's ``own_settings``."""
+    remedy = "how its run denoised: give sampler=ddim"
+    return own_settings(cfg, record, "sampler", "scoreexp.samplers", remedy)
 
 
 def own_sigma(record: Mapping[str, Any]) -> float | None:

@@ -16,6 +16,8 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+from scoreexp.core.types import FromRun
+
 FunctionNode = ast.FunctionDef | ast.AsyncFunctionDef
 
 
@@ -208,6 +210,8 @@ def look_up(module: Module, name: str, depth: int = 0) -> Definition | Module | 
     if not imported.name:
         return _load(imported.module)
     source = _load(imported.module)
+    if source is module:  # `from package import module` in the package itself
+        return _load(f"{module.name}.{imported.name}")
     if source is None or depth > 10:
         return None
     return look_up(source, imported.name, depth + 1)
@@ -375,6 +379,20 @@ def _parameters(function: FunctionNode, module: Module, skip_first: bool) -> Sig
         argument.arg: Parameter(argument.annotation, module, default) for argument, default in defaulted
     }
     return Signature(parameters, is_open=arguments.kwarg is not None)
+
+
+def from_run(found: Signature | None) -> dict[str, str]:
+    """Parameters that a run passes itself and which part of it they get: those annotated ``Annotated[T, FromRun(PART)]``."""
+    parts = {}
+    for name, parameter in ({} if found is None else found.parameters).items():
+        match parameter.annotation:
+            case ast.Subscript(value=generic, slice=ast.Tuple(elts=[_, *marks])):
+                calls = [
+                    mark for mark in marks if isinstance(mark, ast.Call) and base_name(mark.func) == "FromRun"
+                ]
+                if base_name(generic) == "Annotated" and calls:
+                    parts[name] = FromRun(*map(ast.literal_eval, calls[0].args)).part
+    return parts
 
 
 def _constructor(order: list[Definition | None]) -> Signature | None:

@@ -2,18 +2,70 @@
 
 import contextlib
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from scoreexp.app.terminal import say, say_labelled
 from scoreexp.core.errors import UserError
 from scoreexp.lit import ScoreModule
+from scoreexp.lit.callbacks import RunCallback
 from scoreexp.lit.checkpoint import CheckpointError, newest_intact, read_checkpoint
-from scoreexp.runs.directory import RunDirectory
+from scoreexp.lit.csv_logger import CSVLogger
+from scoreexp.runs.directory import RunDirectory, shown
 from scoreexp.runs.model import MODEL_PARTS, model_weights
 from scoreexp.system.atomic import atomic_write
+from scoreexp.system.json_files import read_json
 
 # An optimiser's stored state would overrule a changed one.
 _TRAINED_BY = ("objective", "time_law", "optimizer", "model")
+
+
+def starting_point(
+    run: RunDirectory, ckpt: str | None, record: dict[str, Any], table: CSVLogger, is_first: bool
+) -> Path | None:
+    """The checkpoint to go on from, or None; the metrics table is cut to its step.
+
+    Args:
+        run: the run, opened.
+        ckpt: another run's checkpoint, which a new run begins with.
+        record: what the run's model is made of.
+        table: the run's metrics.
+        is_first: whether this is the process that writes files.
+
+    Raises:
+        UserError: no checkpoint of the run is intact, or it is of another model.
+    """
+    path = own_checkpoint(run, record)
+    if path is None and ckpt is not None:
+        path = run.checkpoints / "last.ckpt"  # the others read it when they have met the first one
+        if is_first:
+            adopt(Path(ckpt), path)
+    if path is None:
+        if run.continued:
+            say_labelled("resumed", "no checkpoint had been saved yet: begins anew")
+    elif is_first:
+        step = read_checkpoint(path)["global_step"]
+        table.continue_from(int(step))
+        say_labelled("resumed", f"from step {step}, {shown(path if run.continued else Path(str(ckpt)))}")
+    return path
+
+
+def over_already(
+    run: RunDirectory, start: Path, callbacks: Sequence[RunCallback], max_steps: int
+) -> str | None:
+    """Why there is nothing left to do for ``run``, or None: neither a step nor its conclusion is missing."""
+    concluded = read_json(run.path / "metrics.json").get("step")
+    if concluded is None or (saved := read_checkpoint(start))["global_step"] != concluded:
+        return None
+    for callback in callbacks:
+        if callback.state_key in saved["callbacks"]:
+            callback.load_state_dict(saved["callbacks"][callback.state_key])
+        if callback.reason:
+            return callback.reason
+    if 0 <= max_steps <= saved["global_step"]:
+        return f"it has trained {saved['global_step']} of trainer.max_steps={max_steps} steps"
+    return None
 
 
 def own_checkpoint(run: RunDirectory, record: dict[str, Any]) -> Path | None:
@@ -26,7 +78,7 @@ def own_checkpoint(run: RunDirectory, record: dict[str, Any]) -> Path | None:
         return None
     path, problems = newest_intact(run.checkpoints)
     for problem in problems:
-        print(f"warning: {problem}", flush=True)
+        say(f"warning: {problem}")
     if path is None:
         if problems:
             raise UserError(

@@ -63,6 +63,9 @@ MOVED: Mapping[str, str] = {
         "training": "app.commands.train",
         "untrusted": "system.untrusted",
         "wandb_logging": "app.wandb_logging",
+        # a class that has left its module
+        "callbacks.distribution_monitor.TooFewPicturesError": "metrics.real_samples.TooFewPicturesError",
+        "lit.callbacks.distribution_monitor.TooFewPicturesError": "metrics.real_samples.TooFewPicturesError",
     }.items()
 }
 

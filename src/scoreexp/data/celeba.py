@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from scoreexp.core.checked import checked
 from scoreexp.core.types import PositiveInt
 from scoreexp.data.cache import Contents
 from scoreexp.data.corpus import FileCorpus, FileTree
@@ -49,6 +50,7 @@ class CelebA(FileCorpus):
         "with a browser from https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html (no program can fetch them)"
     )
 
+    @checked
     def __init__(
         self,
         *,
@@ -59,8 +61,6 @@ class CelebA(FileCorpus):
         **common: Any,
     ) -> None:
         super().__init__(**common)
-        if recipe not in _CROPS:
-            raise DataError(f"data.recipe={recipe}: choose from {', '.join(_CROPS)}")
         if not 8 <= size <= _CROPS[recipe][0]:
             raise DataError(f"data.size={size}: give 8..{_CROPS[recipe][0]} with data.recipe={recipe}")
         self.size = size

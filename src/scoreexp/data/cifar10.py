@@ -14,6 +14,7 @@ from typing import Any, ClassVar, cast
 
 import numpy as np
 
+from scoreexp.core.checked import checked
 from scoreexp.data.cache import Block, Contents
 from scoreexp.data.corpus import FileCorpus
 from scoreexp.data.download import download
@@ -48,6 +49,7 @@ class CIFAR10(FileCorpus):
 
     downloadable = True
 
+    @checked
     def __init__(self, *, classes: bool = False, **common: Any) -> None:
         super().__init__(**common)
         self.classes = classes

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from scoreexp.core.checked import checked
 from scoreexp.core.types import PositiveInt
 from scoreexp.data.cache import Contents
 from scoreexp.data.corpus import FileCorpus, FileTree
@@ -34,6 +35,7 @@ class FFHQ(FileCorpus):
         common: the keys of `DataModule`.
     """
 
+    @checked
     def __init__(
         self,
         *,
@@ -42,8 +44,6 @@ class FFHQ(FileCorpus):
         **common: Any,
     ) -> None:
         super().__init__(**common)
-        if source not in _SIDES:
-            raise DataError(f"data.source={source}: choose from {', '.join(_SIDES)}")
         if not 8 <= size <= _SIDES[source]:
             larger = next((name for name, side in _SIDES.items() if 8 <= size <= side), None)
             instead = "" if larger is None else f", or set data.source={larger}"

@@ -8,13 +8,14 @@ bits, the depth of the prepared file.
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 
+from scoreexp.core.checked import checked
 from scoreexp.core.ranges import to_uint8
 from scoreexp.core.streams import stream_seed
-from scoreexp.core.types import PositiveInt, Probability
+from scoreexp.core.types import Probability
 from scoreexp.data.cache import Contents
 from scoreexp.data.corpus import FileCorpus
 from scoreexp.data.errors import DataError
@@ -24,7 +25,6 @@ from scoreexp.data.pictures import (
     fingerprint,
     picture_blocks,
     read_picture,
-    require_white_level,
     with_channels,
 )
 from scoreexp.data.resize import centre_square, resized
@@ -65,10 +65,11 @@ class Folder(FileCorpus):
 
     how_to_get = f"set data.root to a folder with pictures ({', '.join(READABLE)}), nested as you like"
 
+    @checked
     def __init__(
         self,
         *,
-        size: PositiveInt | None = None,
+        size: Annotated[int, (">=", 8)] | None = None,
         channels: Literal[1, 3] | None = None,
         val_fraction: Probability = 0.1,
         test_fraction: Probability = 0.1,
@@ -76,22 +77,16 @@ class Folder(FileCorpus):
         **common: Any,
     ) -> None:
         super().__init__(**common)
-        if size is not None and size < 8:
-            raise DataError(f"data.size={size}: give at least 8, or null for the pictures' own size")
-        if channels not in (1, 3, None):
-            raise DataError(
-                f"data.channels={channels}: choose 1 (grey), 3 (colour) or null (as the pictures are)"
-            )
-        if not (val_fraction >= 0 and test_fraction >= 0 and val_fraction + test_fraction < 1):
+        if not val_fraction + test_fraction < 1:
             raise DataError(
                 f"data.val_fraction={val_fraction} and data.test_fraction={test_fraction}: "
-                "give shares >= 0 that leave some pictures for training"
+                "give shares that leave some pictures for training"
             )
         self.size = size
         self.channels = channels
         self.val_fraction = val_fraction
         self.test_fraction = test_fraction
-        self.white_level = require_white_level(white_level)
+        self.white_level = white_level
         self._files: list[str] | None = None
 
     @property

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from scoreexp.core.checked import checked
 from scoreexp.data.cache import Block, Contents
 from scoreexp.data.corpus import FileCorpus
 from scoreexp.data.download import download
@@ -51,10 +52,9 @@ class MNIST(FileCorpus):
 
     downloadable = True
 
+    @checked
     def __init__(self, *, size: Literal[28, 32] = 28, classes: bool = False, **common: Any) -> None:
         super().__init__(**common)
-        if size not in (28, 32):
-            raise DataError(f"data.size={size}: MNIST comes in 28, or 32 with a black border")
         self.size = size
         self.classes = classes
 

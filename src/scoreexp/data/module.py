@@ -15,6 +15,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from scoreexp.core.batch import Batch
+from scoreexp.core.checked import checked
 from scoreexp.core.kinds import Images, kind_of
 from scoreexp.core.types import NonNegativeFloat, NonNegativeInt, PositiveInt
 from scoreexp.data.augment import Augmentation
@@ -85,9 +86,10 @@ class DataModule(pl.LightningDataModule, ABC):
         seed: names the order of the samples and their augmentation.
 
     Raises:
-        DataError: if a value is outside its domain.
+        ValueError: if a value is outside its domain.
     """
 
+    @checked
     def __init__(
         self,
         *,
@@ -107,20 +109,6 @@ class DataModule(pl.LightningDataModule, ABC):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        at_least: tuple[tuple[str, float | None, int], ...] = (
-            ("num_images", num_images, 1),
-            ("num_val", num_val, 1),
-            ("batch_size", batch_size, 1),
-            ("num_workers", num_workers, 0),
-            ("rotation", rotation, 0),
-        )
-        for key, value, lowest in at_least:
-            if value is not None and value < lowest:
-                raise DataError(f"data.{key}={value}: give a value >= {lowest}")
-        if validate_on not in ("val", "train"):
-            raise DataError(f"data.validate_on={validate_on}: choose val or train")
-        if on_bad_image not in ("error", "skip"):
-            raise DataError(f"data.on_bad_image={on_bad_image}: choose error or skip")
         self.root = None if root is None else Path(root).expanduser()
         self.cache = None if cache is None else Path(cache).expanduser()
         self.download = download

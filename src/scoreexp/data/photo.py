@@ -8,18 +8,19 @@ experiments of the score-model literature do, not generalisation.
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 
+from scoreexp.core.checked import checked
 from scoreexp.core.ranges import to_model
 from scoreexp.core.streams import generator
 from scoreexp.core.types import PositiveInt
 from scoreexp.data.errors import DataError
 from scoreexp.data.image_io import few_bits
 from scoreexp.data.module import DataModule
-from scoreexp.data.pictures import WhiteLevel, read_picture, require_white_level, with_channels
+from scoreexp.data.pictures import WhiteLevel, read_picture, with_channels
 from scoreexp.data.resize import centre_square, resized
 from scoreexp.data.split import Split, SplitName
 
@@ -71,16 +72,17 @@ class Photo(DataModule):
     Validation and test use the training pictures.
 
     Raises:
-        DataError: if the picture is unknown, unreadable or smaller than the crop, or a value is outside its
-            domain.
+        DataError: if the picture is unknown, unreadable or smaller than the crop.
+        ValueError: if a value is outside its domain.
     """
 
+    @checked
     def __init__(
         self,
         *,
         name: str | Sequence[str] | None = None,
         path: str | None = None,
-        size: PositiveInt = 32,
+        size: Annotated[int, (">=", 8)] = 32,
         channels: Literal[1, 3] = 3,
         crop: Literal["center", "random"] = "center",
         crops: PositiveInt = 16,
@@ -94,14 +96,6 @@ class Photo(DataModule):
             raise DataError(
                 f"data.name={name} is a bundled picture and data.path={path} your own: give one of them"
             )
-        if size < 8:
-            raise DataError(f"data.size={size}: a photograph of at least 8 x 8 pixels is needed")
-        if channels not in (1, 3):
-            raise DataError(f"data.channels={channels}: choose 3 (colour) or 1 (grey)")
-        if crop not in ("center", "random"):
-            raise DataError(f"data.crop={crop}: choose center or random")
-        if crops < 1:
-            raise DataError(f"data.crops={crops}: give at least 1 crop per picture")
         if crop_side is not None and crop_side < size:
             raise DataError(
                 f"data.crop_side={crop_side} is smaller than data.size={size}: crops are never enlarged"
@@ -115,7 +109,7 @@ class Photo(DataModule):
         self.crops = crops
         self.crop_side = crop_side
         self.crop_seed = crop_seed
-        self.white_level = require_white_level(white_level)
+        self.white_level = white_level
 
     @property
     def event_shape(self) -> tuple[int, ...]:

@@ -19,7 +19,7 @@ from scoreexp.data.cache import Block
 from scoreexp.data.errors import DataError
 from scoreexp.data.image_io import ImageError, Picture, read_image
 
-WhiteLevel = Annotated[int, (">=", 2), ("<=", 65535)]
+WhiteLevel = Annotated[int, (">=", 2), ("<=", 65535), "such as 4095 for 12 bits"]
 
 _PER_BLOCK = 256
 _MAX_PIXELS = 1 << 22  # of a picture of CelebA or FFHQ; the largest has 1024 x 1024
@@ -87,13 +87,6 @@ def read_picture(path: Path, white_level: int | None = None) -> Picture:
         return read_image(path, white_level=white_level)
     except ImageError as error:
         raise DataError(str(error)) from error
-
-
-def require_white_level(level: int | None) -> int | None:
-    """``level`` as it is, if it can be that of white in a file of 16 bits."""
-    if level is not None and not 2 <= level <= 65535:
-        raise DataError(f"data.white_level={level}: give 2 to 65535, such as 4095 for 12 bits, or null")
-    return level
 
 
 def with_channels(picture: Picture, channels: int) -> np.ndarray:

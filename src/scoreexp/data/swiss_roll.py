@@ -12,13 +12,13 @@ E. Weiss, N. Maheswaranathan, S. Ganguli, 2015, https://arxiv.org/abs/1503.03585
 """
 
 import math
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 
+from scoreexp.core.checked import checked
 from scoreexp.core.streams import generator
 from scoreexp.core.types import PositiveFloat, PositiveInt
-from scoreexp.data.errors import DataError
 from scoreexp.data.module import DataModule
 from scoreexp.data.split import Split, SplitName
 from scoreexp.numerics.oracles import GaussianMixture
@@ -37,14 +37,16 @@ class SwissRoll(DataModule):
         common: the keys of `DataModule`.
     """
 
+    @checked
     def __init__(
-        self, *, points: PositiveInt = 10_000, noise: PositiveFloat = 0.02, data_seed: int = 0, **common: Any
+        self,
+        *,
+        points: PositiveInt = 10_000,
+        noise: Annotated[PositiveFloat, "0.02 is a thin roll"] = 0.02,
+        data_seed: int = 0,
+        **common: Any,
     ) -> None:
         super().__init__(**common)
-        if points < 1:
-            raise DataError(f"data.points={points}: give at least 1")
-        if not noise > 0:
-            raise DataError(f"data.noise={noise}: give a standard deviation > 0 (0.02 is a thin roll)")
         self.points = points
         self.noise = noise
         self.data_seed = data_seed

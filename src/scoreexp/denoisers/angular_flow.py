@@ -8,9 +8,9 @@ The probability-flow equation ``dx/dt = a x - (g^2 / 2) grad log p_t(x)`` has th
           \frac{dy}{d\phi} = E[\cos\phi\, z - \sin\phi\, x_0 \mid y] = \frac{\hat v}{m} .
 
 This is the same curve with another clock. It is the better one to integrate by: the state keeps the scale of the data
-at every angle (one absolute tolerance fits all noise levels), the interval is shorter than pi / 2, and the derivative
+at every angle (one absolute tolerance fits all noise levels), the interval is within [0, pi / 2], and the derivative
 is as smooth as the denoiser. In ``t`` it is not for DDPM's betas, which are constant on each of the 1000 steps: an
-adaptive solver loses its order there.
+adaptive solver loses its order there. Nothing is special at ``alpha = 0``, where the angle is pi / 2.
 
 References:
     Y. Song et al., "Score-Based Generative Modeling through Stochastic Differential Equations", 2021,
@@ -45,7 +45,7 @@ class AngularFlow:
         self.evaluations = 0
 
     def at(self, t: float) -> tuple[float, float]:
-        """``(phi, m)`` of a time: the angle, in (0, pi / 2), and the scale of the state, ``x = m y``."""
+        """``(phi, m)`` of a time: the angle, in (0, pi / 2], and the scale of the state, ``x = m y``."""
         alpha, sigma = self.model.schedule.at(t)
         return math.atan2(sigma, alpha), math.hypot(alpha, sigma)
 
@@ -57,7 +57,8 @@ class AngularFlow:
             FloatingPointError: if the model's output is not finite; names the time.
         """
         schedule = self.model.schedule
-        t = schedule.t_of_sigma(angle.tan())
+        # a solver's last stage may pass the end by a rounding, and the tangent changes its sign at pi / 2
+        t = schedule.t_of_sigma(angle.clamp(max=math.pi / 2).tan())
         alpha, sigma = schedule(t)
         scale = expand_to(torch.hypot(alpha, sigma), y)
         self.evaluations += 1

@@ -42,9 +42,13 @@ def counted(call: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """A denoiser's ``call(self, x_t, t, cond)`` that counts the rows of ``x_t``."""
 
     @wraps(call)
-    def counts(self: Any, x_t: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def counts(self: Any, x_t: Tensor, t: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if not isinstance(t, Tensor):
+            raise TypeError(
+                f"{type(self).__name__}: t={t!r} must be a tensor [B], such as torch.full((len(x_t),), {t!r})"
+            )
         for count in _running.get():
             count.rows += len(x_t)
-        return call(self, x_t, *args, **kwargs)
+        return call(self, x_t, t, *args, **kwargs)
 
     return counts

@@ -25,6 +25,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from scoreexp.core.checked import checked
 from scoreexp.core.tensors import expand_to
 from scoreexp.denoisers.counting import counted
 from scoreexp.denoisers.preconditioning import Preconditioning
@@ -50,12 +51,12 @@ def v_from_x0(x0: Tensor, x_t: Tensor, alpha: Scale, sigma: Scale) -> Tensor:
 
 
 def x0_from_eps(eps: Tensor, x_t: Tensor, alpha: Scale, sigma: Scale) -> Tensor:
-    """``x_0 = (x_t - sigma eps) / alpha``."""
+    """``x_0 = (x_t - sigma eps) / alpha``, for ``alpha > 0``."""
     return (x_t - sigma * eps) / alpha
 
 
 def x0_from_score(score: Tensor, x_t: Tensor, alpha: Scale, sigma: Scale) -> Tensor:
-    """``x_0 = (x_t + sigma^2 score) / alpha``."""
+    """``x_0 = (x_t + sigma^2 score) / alpha``, for ``alpha > 0``."""
     return (x_t + sigma**2 * score) / alpha
 
 
@@ -140,14 +141,21 @@ class Denoiser(nn.Module, DenoiserBase):
         network: ``F(x[B, *], c_noise[B], cond[B] | None) -> [B, *]``.
         preconditioning: what ``F`` stands for.
         schedule: the noise schedule.
+
+    Raises:
+        ValueError: if ``alpha`` reaches 0 and the preconditioning does not determine ``x_0`` there.
     """
 
+    @checked
     def __init__(self, network: nn.Module, preconditioning: Preconditioning, schedule: Schedule) -> None:
         super().__init__()
         self.network = network
         self.preconditioning = preconditioning
         self.schedule = schedule
         self.event_shape: tuple[int, ...] | None = getattr(network, "event_shape", None)
+        noisiest = torch.tensor([schedule.t_max], dtype=torch.float64)
+        if not noisiest.is_meta:  # a model of shapes alone, with which a file is checked, has no values
+            preconditioning(*schedule(noisiest))  # refuses alpha = 0 here and not in a step
 
     @property
     def device(self) -> torch.device:
@@ -209,6 +217,7 @@ class OracleDenoiser(DenoiserBase):
         ValueError: if called with class labels, which the distribution does not know.
     """
 
+    @checked
     def __init__(self, oracle: Oracle, schedule: Schedule) -> None:
         self.oracle = oracle
         self.schedule = schedule

@@ -9,17 +9,22 @@ so the network ``F`` sees an input of about unit variance and the noise level
 stands for. For data of unit variance ``c_in = 1 / sqrt(alpha^2 + sigma^2)``, which is 1 for
 variance-preserving schedules.
 
+Where ``alpha`` is 0 the noise level is infinite. Levels beyond 1e4, at which data of unit scale are a ten-thousandth
+of the input, are one to the network: ``c_noise`` ends at 2.3. ``F`` must be able to state ``x_0`` there by itself, which
+``x_0``, ``v`` and EDM's output are and the noise is not: it is ``x_t / sigma``, whatever ``x_0``.
+
 References:
     T. Karras, M. Aittala, T. Aila, S. Laine, "Elucidating the Design Space of Diffusion-Based Generative
     Models", 2022, https://arxiv.org/abs/2206.00364, section 5 and table 1.
 """
 
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 from torch import Tensor
 
+from scoreexp.core.checked import checked
 from scoreexp.core.types import PositiveFloat
 
 
@@ -33,14 +38,29 @@ class Coefficients(NamedTuple):
 
 
 class Preconditioning(ABC):
-    """Maps the scales ``alpha[B]`` and ``sigma[B]`` (both > 0) to the four coefficients, in their dtype."""
+    """Maps the scales ``alpha[B]`` >= 0 and ``sigma[B]`` > 0 to the four coefficients, in their dtype.
+
+    Raises:
+        ValueError: if the parameterisation does not determine ``x_0`` where ``alpha`` is 0, and it is.
+    """
 
     @abstractmethod
     def __call__(self, alpha: Tensor, sigma: Tensor) -> Coefficients: ...
 
 
+_LARGEST_LEVEL = 1e4  # the schedules of conf/ end at 700 or at infinity
+
+
 def _noise_level(alpha: Tensor, sigma: Tensor) -> Tensor:
-    return (sigma / alpha).log() / 4
+    return (sigma / torch.maximum(alpha, sigma / _LARGEST_LEVEL)).log() / 4
+
+
+def _require_signal(preconditioning: Preconditioning, alpha: Tensor) -> None:
+    if (alpha == 0).any():
+        raise ValueError(
+            f"{type(preconditioning).__name__} does not determine x_0 where alpha is 0, as at t = 1 of flow matching: "
+            "choose v, x0 or edm prediction (precond=v), or schedule.t_max < 1"
+        )
 
 
 class EpsPrediction(Preconditioning):
@@ -51,6 +71,7 @@ class EpsPrediction(Preconditioning):
     """
 
     def __call__(self, alpha: Tensor, sigma: Tensor) -> Coefficients:
+        _require_signal(self, alpha)
         return Coefficients(
             1 / alpha, -sigma / alpha, 1 / torch.hypot(alpha, sigma), _noise_level(alpha, sigma)
         )
@@ -66,6 +87,7 @@ class ScorePrediction(Preconditioning):
     """
 
     def __call__(self, alpha: Tensor, sigma: Tensor) -> Coefficients:
+        _require_signal(self, alpha)
         return Coefficients(
             1 / alpha, sigma / alpha, 1 / torch.hypot(alpha, sigma), _noise_level(alpha, sigma)
         )
@@ -113,11 +135,8 @@ class EDMPrediction(Preconditioning):
         ValueError: if ``sigma_data`` is not positive.
     """
 
-    def __init__(self, sigma_data: PositiveFloat = 0.5) -> None:
-        if not sigma_data > 0:
-            raise ValueError(
-                f"sigma_data={sigma_data}: choose a standard deviation > 0 (0.5 for images in [-1, 1])"
-            )
+    @checked
+    def __init__(self, sigma_data: Annotated[PositiveFloat, "0.5 for images in [-1, 1]"] = 0.5) -> None:
         self.sigma_data = sigma_data
 
     def __call__(self, alpha: Tensor, sigma: Tensor) -> Coefficients:

@@ -15,7 +15,7 @@ data smoothed by a Gaussian of standard deviation ``sigma(t_min) / alpha(t_min)`
 exact denoiser; of a trained one, the density that its own flow defines). The prior has no trace of the data, while the
 exact marginal at ``t_max`` keeps ``alpha`` of it; for a data mean ``m`` and a latent ``sigma z`` this changes the
 log-density by up to about ``|m| |z| alpha / sigma``: 0.007 nats per unit for VP. That belongs to the model, because
-samplers start from the same prior.
+samplers start from the same prior. Where ``alpha`` is 0 at ``t_max`` (flow matching) there is no difference.
 
 References:
     Y. Song et al., "Score-Based Generative Modeling through Stochastic Differential Equations", 2021,
@@ -33,11 +33,13 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from scoreexp.core.checked import checked
 from scoreexp.core.streams import ImageStreams
 from scoreexp.core.tensors import sum_per_sample
 from scoreexp.core.types import NonNegativeFloat, PositiveInt
 from scoreexp.denoisers.angular_flow import AngularFlow
 from scoreexp.denoisers.denoiser import DenoiserBase
+from scoreexp.metrics.likelihood_metrics import bits_per_dim, level_spacing
 from scoreexp.numerics.ode import RK45, OdeSolver, rms
 
 Divergence = Callable[[Tensor, Tensor], Tensor]
@@ -57,13 +59,10 @@ class LikelihoodResult(NamedTuple):
     nfe: int
 
     def bits_per_dim(self, levels: int = 256) -> Tensor:
-        r"""Bits per dimension of data that were quantised to evenly spaced levels over [-1, 1].
+        """``metrics.likelihood_metrics.bits_per_dim`` of each sample ``[B]``.
 
-        .. math:: -\frac{\log p(x)}{D \log 2} - \log_2 \frac{2}{\text{levels} - 1}
-
-        A picture of 256 levels has them 2/255 apart, so 6.994 bits are added: the change of units from [-1, 1] to
-        levels. For pictures after ``dequantise`` the mean is an upper bound on the bits per dimension of a model of the
-        levels themselves; without it a density on finitely many points may be arbitrarily high.
+        For pictures after ``dequantise`` the mean is an upper bound on the bits per dimension of a model of the levels
+        themselves; without it a density on finitely many points may be arbitrarily high.
 
         Args:
             levels: number of levels, >= 2.
@@ -71,8 +70,7 @@ class LikelihoodResult(NamedTuple):
         Raises:
             ValueError: if there are fewer than two levels.
         """
-        dimensions = self.latent[0].numel()
-        return -self.log_prob / (dimensions * math.log(2)) - math.log2(_spacing(levels))
+        return bits_per_dim(self.log_prob, self.latent[0].numel(), levels)
 
 
 def dequantise(x: Tensor, generator: torch.Generator, levels: int = 256) -> Tensor:
@@ -86,15 +84,9 @@ def dequantise(x: Tensor, generator: torch.Generator, levels: int = 256) -> Tens
     Raises:
         ValueError: if there are fewer than two levels.
     """
-    spacing = _spacing(levels)
+    spacing = level_spacing(levels)
     noise = torch.rand(x.shape, generator=generator, dtype=x.dtype).to(x.device)
     return x + spacing * (noise - 0.5)
-
-
-def _spacing(levels: int) -> float:
-    if levels < 2:
-        raise ValueError(f"levels={levels}: choose at least 2 (256 for 8-bit pictures)")
-    return 2 / (levels - 1)
 
 
 class Likelihood:
@@ -112,6 +104,7 @@ class Likelihood:
         ValueError: if a parameter is outside its domain.
     """
 
+    @checked
     def __init__(
         self,
         solver: OdeSolver | None = None,
@@ -119,10 +112,6 @@ class Likelihood:
         probes: PositiveInt = 1,
         t_end: NonNegativeFloat | None = None,
     ) -> None:
-        if trace not in ("rademacher", "gaussian", "exact"):
-            raise ValueError(f"trace={trace!r}: choose 'rademacher', 'gaussian' or 'exact'")
-        if probes < 1:
-            raise ValueError(f"probes={probes}: choose at least 1")
         self.solver = solver or RK45(1e-5, 1e-5)
         self.trace = trace
         self.probes = probes
@@ -146,9 +135,9 @@ class Likelihood:
             cond: class labels ``[B]``, or None.
 
         Raises:
-            ValueError: if the model has no finite prior (the schedule's noise level at ``t_max`` is not finite, is not
-                above that of ``t_end``, or is below 1, the scale of the data, so that ``N(0, prior_std^2)`` is no
-                description of the state there), if ``t_end`` is outside the schedule's range, or if random probes were
+            ValueError: if the model has no prior (the schedule's noise level at ``t_max`` is not above that of ``t_end``,
+                or is below 1, the scale of the data, so that ``N(0, prior_std^2)`` is no description of the state
+                there), if ``t_end`` is outside the schedule's range, or if random probes were
                 asked for without streams.
             FloatingPointError: if the model's output is not finite.
         """
@@ -212,11 +201,11 @@ def _exact_divergence(v: Tensor, y: Tensor) -> Tensor:
 
 def _require_prior(model: DenoiserBase, t_end: float) -> None:
     schedule = model.schedule
-    (alpha, sigma), (alpha_end, sigma_end) = schedule.at(schedule.t_max), schedule.at(t_end)
-    largest = sigma / alpha
-    if not (math.isfinite(largest) and largest >= 1 and largest > sigma_end / alpha_end):
+    ends = torch.tensor([schedule.t_max, t_end], dtype=torch.float64)
+    largest, end = schedule.noise_level(ends).tolist()
+    if not (math.isfinite(schedule.prior_std) and largest >= 1 and largest > end):
         raise ValueError(
             f"the {type(schedule).__name__} schedule has no finite prior: its noise level is {largest:.6g} at t_max and "
-            f"{sigma_end / alpha_end:.6g} at t={t_end:.6g}, but it must grow and reach 1 (units of [-1, 1]); choose a "
+            f"{end:.6g} at t={t_end:.6g}, but it must grow and reach 1 (units of [-1, 1]); choose a "
             "model of another schedule (vp, ve, ddpm)"
         )

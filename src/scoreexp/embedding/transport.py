@@ -21,12 +21,13 @@ References:
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from scoreexp.core.checked import checked
 from scoreexp.core.streams import ImageStreams
 from scoreexp.core.tensors import expand_to
 from scoreexp.core.types import NonNegativeFloat, PositiveInt
@@ -35,6 +36,7 @@ from scoreexp.numerics.fokker_planck import ScoreField, ScorePrecomputation
 Component = Literal["row", "column"]
 
 
+@checked
 def embed_scores(
     x: Tensor,
     field: ScoreField,
@@ -42,7 +44,7 @@ def embed_scores(
     g: float | Callable[[float], float],
     dt: float,
     component: Component = "row",
-    noise: float = 0.0,
+    noise: Annotated[NonNegativeFloat, "0.1 as published"] = 0.0,
     clamp: bool = False,
     streams: ImageStreams | None = None,
 ) -> Tensor:
@@ -69,10 +71,6 @@ def embed_scores(
     Raises:
         ValueError: images outside [0, 1] or not finite, a field of other images, or noise without streams.
     """
-    if component not in get_args(Component):
-        raise ValueError(f"component={component!r}: choose {' or '.join(get_args(Component))}")
-    if not noise >= 0:
-        raise ValueError(f"noise={noise}: choose a coefficient >= 0 (0.1 as published)")
     if noise > 0 and streams is None:
         raise ValueError(f"noise={noise} needs random streams: pass one per image, or noise=0")
     if x.ndim != 4 or not x.is_floating_point():
@@ -126,23 +124,20 @@ class ImageEmbedding:
         ValueError: if a value is outside its domain.
     """
 
+    @checked
     def __init__(
         self,
         *,
         precomputation: ScorePrecomputation,
         kept: PositiveInt | None = None,
         component: Literal["row", "column"] = "row",
-        noise: NonNegativeFloat = 0.0,
+        noise: Annotated[NonNegativeFloat, "0.1 as published"] = 0.0,
         clamp: bool = False,
         cache: str | None = None,
     ) -> None:
         steps = len(precomputation.times) - 1
-        if kept is not None and not 1 <= kept <= steps:
+        if kept is not None and kept > steps:
             raise ValueError(f"kept={kept} of {steps} steps: choose 1..{steps}, or null for all")
-        if component not in get_args(Component):
-            raise ValueError(f"component={component!r}: choose {' or '.join(get_args(Component))}")
-        if not noise >= 0:
-            raise ValueError(f"noise={noise}: choose a coefficient >= 0 (0.1 as published)")
         self.precomputation = precomputation
         self.kept = [int(n) for n in np.linspace(1, steps, kept or steps).astype(int)]
         self.component: Component = component
@@ -194,6 +189,7 @@ class EmbeddedImages:
         ValueError: if times and images do not match.
     """
 
+    @checked
     def __init__(
         self, times: Sequence[float], images: Tensor, positions: Sequence[int] | None = None
     ) -> None:

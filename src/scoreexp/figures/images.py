@@ -18,6 +18,8 @@ from scoreexp.core.ranges import to_uint8
 from scoreexp.metrics import psnr, ssim
 from scoreexp.system.atomic import atomic_write
 
+GRID = 64  # pictures in an overview
+
 
 def save_figure(figure: Figure, path: str | Path, dpi: int = 110) -> None:
     """Write ``figure`` to ``path`` whole or not at all."""

@@ -15,6 +15,7 @@ import math
 import torch
 from torch import Tensor
 
+from scoreexp.core.checked import checked
 from scoreexp.core.errors import UserError
 from scoreexp.denoisers import DenoiserBase, Wrapper
 from scoreexp.samplers.labels import knows_null_label
@@ -43,6 +44,7 @@ class ClassifierFree(Wrapper):
         ValueError: the weight is not finite, or a call comes without labels.
     """
 
+    @checked
     def __init__(self, model: DenoiserBase, weight: float = 2.0) -> None:
         if not knows_null_label(model.record):
             classes = model.record.get("num_classes")

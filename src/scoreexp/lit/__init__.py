@@ -12,14 +12,5 @@ if TYPE_CHECKING:
     from scoreexp.lit.module import ScoreModule as ScoreModule
     from scoreexp.lit.score_cnn import ScoreCNN as ScoreCNN
     from scoreexp.lit.score_embedding import ScoreEmbedding as ScoreEmbedding
-else:  # a checkpoint is read without Lightning
-    __getattr__ = on_first_use(
-        __name__,
-        {
-            "ema": ["EMA"],
-            "exact_score": ["ExactScore"],
-            "module": ["DDPM", "NonFiniteError", "ScoreModule"],
-            "score_cnn": ["ScoreCNN"],
-            "score_embedding": ["ScoreEmbedding"],
-        },
-    )
+
+on_first_use(__name__)  # a checkpoint is read without Lightning

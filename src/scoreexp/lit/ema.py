@@ -1,9 +1,12 @@
 """Exponential moving average of the weights."""
 
+from typing import Annotated
+
 import torch
 from torch import nn
 
-from scoreexp.core.types import Probability
+from scoreexp.core.checked import checked
+from scoreexp.core.types import ProbabilityBelowOne
 
 
 class EMA:
@@ -24,9 +27,13 @@ class EMA:
         warmup: let the average follow early weights closely, so that it is useful from the first look.
     """
 
-    def __init__(self, *, decay: Probability = 0.9999, warmup: bool = True) -> None:
-        if not 0 <= decay < 1:
-            raise ValueError(f"ema decay is {decay}: allowed is 0 <= decay < 1; 0.999 to 0.9999 are usual")
+    @checked
+    def __init__(
+        self,
+        *,
+        decay: Annotated[ProbabilityBelowOne, "0.999 to 0.9999 are usual"] = 0.9999,
+        warmup: bool = True,
+    ) -> None:
         self.decay, self.warmup = float(decay), bool(warmup)
 
     def decay_at(self, step: int) -> float:

@@ -1,8 +1,9 @@
 """The exact score of the training images: what every method that trains on them tends to."""
 
-from torch import Tensor
+from typing import ClassVar
 
 from scoreexp.core.errors import UserError
+from scoreexp.data import DataModule
 from scoreexp.denoisers.preconditioning import X0Prediction
 from scoreexp.lit.module import ScoreModule
 from scoreexp.networks import ExactPosteriorMean
@@ -14,8 +15,10 @@ class ExactScore(ScoreModule):
     Objective, time law and optimiser are not used.
     """
 
-    def store(self, images: Tensor) -> None:
-        """Take ``images[N, *]``, in [-1, 1], as the training set.
+    needs_training: ClassVar[bool] = False
+
+    def prepare(self, data: DataModule) -> None:
+        """Take the training images.
 
         Raises:
             UserError: the network is not ``ExactPosteriorMean``, or its preconditioning not ``X0Prediction``.
@@ -26,4 +29,4 @@ class ExactScore(ScoreModule):
             and isinstance(self.denoiser.preconditioning, X0Prediction)
         ):
             raise UserError("model=exact_score trains nothing: set network=exact and precond=x0 with it")
-        network.store(images)
+        network.store(data.split("train").samples(data.train_positions))

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, ClassVar
 
 import pytorch_lightning as pl
 import torch
@@ -10,12 +10,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from scoreexp.core.batch import Batch
+from scoreexp.core.checked import checked
 from scoreexp.core.errors import UserError
 from scoreexp.core.streams import generator, stream_seed
 from scoreexp.core.types import NonNegativeInt, Probability
 from scoreexp.data.module import DataModule, Samples
 from scoreexp.data.order import Draw
 from scoreexp.denoisers.denoiser import Denoiser
+from scoreexp.embedding import EmbeddedImages
 from scoreexp.lit.ema import EMA
 from scoreexp.lit.progress_state import completed_progress
 from scoreexp.objectives import Objective, TimeLaw
@@ -44,8 +46,14 @@ class ScoreModule(pl.LightningModule):
             effect where the data have no classes.
         compile: run the network through ``torch.compile`` (in place: checkpoint keys stay the same).
         seed: names the random streams; 0 is a seed like any other.
+
+    Raises:
+        ValueError: an argument is outside its domain, or the schedule has no such law of times.
     """
 
+    needs_training: ClassVar[bool] = True  # False: ``prepare`` makes the model, which is then evaluated
+
+    @checked
     def __init__(
         self,
         *,
@@ -60,14 +68,11 @@ class ScoreModule(pl.LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if warmup_steps < 0:
-            raise ValueError(f"warmup_steps is {warmup_steps}: allowed is 0 or more")
-        if not 0 <= label_dropout <= 1:
-            raise ValueError(f"label_dropout is {label_dropout}: allowed is 0 to 1")
         self.label_dropout = label_dropout
         self.denoiser = denoiser
         self.averaged = copy.deepcopy(denoiser).requires_grad_(False) if ema is not None else None
         self.objective, self.time_law = objective, time_law
+        time_law.sample(1, denoiser.schedule, generator("first time"))  # refuses before the run has begun
         self.make_optimizer, self.warmup_steps = optimizer, warmup_steps
         self.ema, self.seed = ema, int(seed)
         self.record: dict[
@@ -87,6 +92,31 @@ class ScoreModule(pl.LightningModule):
     def parameter_count(self) -> int:
         """Number of weights of the denoiser."""
         return sum(parameter.numel() for parameter in self.denoiser.parameters())
+
+    def prepare(self, data: DataModule) -> None:
+        """Take what the model needs of the data before anything is trained or evaluated.
+
+        Raises:
+            UserError: nothing of the model can be trained.
+        """
+        if not any(parameter.requires_grad for parameter in self.denoiser.parameters()):
+            raise UserError("the network has no weights to train: set model=exact_score, or another network")
+
+    def require_embeddable(self, horizon: float) -> None:
+        """Refuse to train on images that move along paths up to ``horizon``, as every model but one made for it does.
+
+        Raises:
+            UserError: names the remedy.
+        """
+        raise UserError(f"{type(self).__name__} cannot train on embedded images: set model=score_embedding")
+
+    def embed(self, images: EmbeddedImages) -> None:
+        """Train on these paths.
+
+        Raises:
+            UserError: as for ``require_embeddable``.
+        """
+        self.require_embeddable(images.times[-1].item())
 
     def _draws(self, batch_idx: int, like: Tensor) -> tuple[Tensor, Tensor]:
         """Times t[B] (on the CPU) and noise[B, *] of this rank's slice of the global batch ``batch_idx``."""
@@ -146,8 +176,7 @@ class ScoreModule(pl.LightningModule):
             torch.manual_seed(seed)
 
     def _stop_on_non_finite(self, losses: Tensor, t: Tensor) -> None:
-        alpha, sigma = self.denoiser.schedule(t)
-        ratios = (sigma / alpha)[~torch.isfinite(losses)]
+        ratios = self.denoiser.schedule.noise_level(t)[~torch.isfinite(losses)]
         levels = ", ".join(f"{r:.3g}" for r in ratios[:4].tolist())
         raise NonFiniteError(
             f"the loss is not finite at step {self.global_step} (noise-to-signal ratio {levels}); likely causes: a learning "

@@ -19,12 +19,7 @@ class ScoreEmbedding(ScoreModule):
     embedded: EmbeddedImages | None = None
 
     def embed(self, images: EmbeddedImages) -> None:
-        """Train on these paths.
-
-        Raises:
-            UserError: as for ``require_embeddable``.
-        """
-        self.require_embeddable(images.times[-1].item())
+        super().embed(images)
         self.embedded = images
 
     def require_embeddable(self, horizon: float) -> None:

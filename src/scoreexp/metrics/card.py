@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 import scoreexp
+from scoreexp.metrics.catalogue import spec_of
 from scoreexp.metrics.features import FeatureExtractor
 from scoreexp.metrics.inception import WEIGHTS_SHA256
 
@@ -23,12 +24,12 @@ def metric_name(kind: str, extractor: FeatureExtractor, n: int) -> str:
     Only the Frechet and kernel distances of the published Inception network are called ``fid`` and ``kid``.
 
     Args:
-        kind: ``frechet``, ``kernel``, ``precision``, ``recall``, ``sliced_wasserstein``.
+        kind: name of the value, such as ``frechet`` or ``precision``.
         extractor: what the pictures were compared by.
         n: number of generated pictures; whole thousands are written with k.
     """
-    if extractor.digest == WEIGHTS_SHA256:
-        kind = {"frechet": "fid", "kernel": "kid"}.get(kind, kind)
+    if extractor.digest == WEIGHTS_SHA256 and (spec := spec_of(kind)) is not None:
+        kind = spec.published or kind
     count = f"{n // 1000}k" if n and n % 1000 == 0 else str(n)
     return f"{kind}_{extractor.name}_{count}"
 

@@ -7,12 +7,14 @@ number of samples and is comparable only with values for the same numbers.
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 from torch import Tensor
 
+from scoreexp.core.checked import checked
 from scoreexp.core.streams import generator as stream
+from scoreexp.core.types import PositiveFloat, PositiveInt
 
 Kernel = Callable[[Tensor, Tensor], Tensor]  # [N, D], [M, D] -> [N, M]
 
@@ -69,8 +71,14 @@ class ManifoldOverlap(NamedTuple):
     recall: Tensor
 
 
+@checked
 def sliced_wasserstein(
-    x: Tensor, y: Tensor, *, projections: int = 128, generator: torch.Generator | None = None, p: float = 2
+    x: Tensor,
+    y: Tensor,
+    *,
+    projections: PositiveInt = 128,
+    generator: torch.Generator | None = None,
+    p: Annotated[float, (">=", 1)] = 2,
 ) -> Tensor:
     """Sliced Wasserstein distance: the p-mean of the distances of the samples' shadows on random lines.
 
@@ -97,10 +105,6 @@ def sliced_wasserstein(
         ValueError: event shapes differ, a set is empty or not floating point, or an argument is outside its
             domain.
     """
-    if projections < 1 or p < 1:
-        raise ValueError(
-            f"sliced_wasserstein got projections={projections} and p={p}: give projections >= 1 and p >= 1"
-        )
     x, y = _sets(x, y)
     if generator is None:
         generator = stream("sliced_wasserstein", x.shape[1], projections)
@@ -116,19 +120,17 @@ def sliced_wasserstein(
     return ((width @ power).mean() / (n * m)) ** (1 / p)
 
 
-def gaussian_kernel(bandwidth: float) -> Kernel:
+@checked
+def gaussian_kernel(bandwidth: Annotated[PositiveFloat, "such as median_distance(x, y)"]) -> Kernel:
     """``k(x, y) = exp(-|x - y|^2 / (2 h^2))`` with the bandwidth h > 0 in the samples' unit."""
-    if not bandwidth > 0:
-        raise ValueError(
-            f"gaussian_kernel got bandwidth={bandwidth}: give a number > 0, such as median_distance(x, y)"
-        )
-    return lambda x, y: torch.exp(-_all_distances(x, y).square() / (2 * bandwidth**2))
+    return lambda x, y: torch.exp(
+        -torch.cdist(x, y, compute_mode=_BY_DIFFERENCES).square() / (2 * bandwidth**2)
+    )
 
 
-def polynomial_kernel(degree: int = 3) -> Kernel:
+@checked
+def polynomial_kernel(degree: PositiveInt = 3) -> Kernel:
     """``k(x, y) = (x.y / D + 1)^degree`` for vectors of D values; degree 3 is that of the kernel inception distance."""
-    if degree < 1:
-        raise ValueError(f"polynomial_kernel got degree={degree}: give a whole number >= 1")
     return lambda x, y: (x @ y.T / x.shape[1] + 1) ** degree
 
 
@@ -191,11 +193,12 @@ def mmd(x: Tensor, y: Tensor, *, kernel: Kernel | None = None, unbiased: bool = 
     return within_x / (n * (n - own)) + within_y / (m * (m - own)) - 2 * between / (n * m)
 
 
+@checked
 def kid(
     x: Tensor,
     y: Tensor,
     *,
-    subsets: int = 100,
+    subsets: PositiveInt = 100,
     subset_size: int | None = None,
     generator: torch.Generator | None = None,
 ) -> KernelEstimate:
@@ -220,10 +223,9 @@ def kid(
     x, y = _sets(x, y)
     most = min(len(x), len(y))
     size = min(1000, most) if subset_size is None else subset_size
-    if subsets < 1 or not 2 <= size <= most:
+    if not 2 <= size <= most:
         raise ValueError(
-            f"kid got subsets={subsets} and subset_size={size} for {len(x)} and {len(y)} samples: give subsets >= 1 "
-            f"and a size from 2 to the number of samples"
+            f"kid got subset_size={size} for {len(x)} and {len(y)} samples: give a size from 2 to the number of samples"
         )
     if generator is None:
         generator = stream("kid", len(x), len(y))
@@ -377,10 +379,6 @@ def _rough_squares(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 def _pairwise(x: Tensor, y: Tensor) -> Tensor:
     """Distances of ``x[B, D]`` to ``y[B, m, D]``: ``[B, m]``, from differences; equal pairs have equal values."""
     return torch.cdist(_precise(x)[:, None], _precise(y), compute_mode=_BY_DIFFERENCES)[:, 0]
-
-
-def _all_distances(x: Tensor, y: Tensor) -> Tensor:
-    return torch.cdist(x, y, compute_mode=_BY_DIFFERENCES)
 
 
 def _kernel_sum(kernel: Kernel, x: Tensor, y: Tensor, *, diagonal: bool) -> Tensor:

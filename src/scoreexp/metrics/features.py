@@ -9,12 +9,13 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
-from typing import Self
+from typing import Annotated, Self
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from scoreexp.core.checked import checked
 from scoreexp.core.errors import UserError
 from scoreexp.core.ranges import check_unit, to_uint8
 from scoreexp.core.streams import generator
@@ -95,9 +96,8 @@ class PixelFeatures(FeatureExtractor):
         size: side of the small picture; D = 3 size^2.
     """
 
-    def __init__(self, size: PositiveInt = 16) -> None:
-        if size < 1:
-            raise ValueError(f"PixelFeatures got size={size}: give a whole number >= 1; 8 to 32 are usual")
+    @checked
+    def __init__(self, size: Annotated[PositiveInt, "8 to 32 are usual"] = 16) -> None:
         self.size = size
         self.name = f"pixels{size}"
         self.dimension = 3 * size**2
@@ -130,6 +130,7 @@ class RandomConvFeatures(FeatureExtractor):
     resize = "none"
     CHANNELS = (3, 16, 32, 64)
 
+    @checked
     def __init__(self, seed: int = 0) -> None:
         draw = generator("random_conv", seed)
         pairs = zip(self.CHANNELS, self.CHANNELS[1:])
@@ -172,15 +173,12 @@ class ExportedExtractor(FeatureExtractor):
 
     resize = "inside the network"
 
+    @checked
     def __init__(self, path: str, name: str, dimension: PositiveInt) -> None:
         if name.rstrip("0123456789") in RESERVED_NAMES or not name.isidentifier():
             raise UserError(
                 f"an extractor cannot be called {name!r}: give letters, digits and underscores, other than "
                 f"{', '.join(RESERVED_NAMES)}"
-            )
-        if dimension < 1:
-            raise UserError(
-                f"extractor {name} got dimension={dimension}: give the length of its feature vectors"
             )
         self.name, self.dimension = name, dimension
         self.path = Path(path).expanduser()

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from scoreexp.core.checked import checked
 from scoreexp.core.errors import UserError
 from scoreexp.metrics.features import FeatureExtractor, file_digest
 
@@ -51,6 +52,7 @@ class InceptionFeatures(FeatureExtractor):
     dimension = 2048
     resize = f"bilinear to {INPUT_SIZE} x {INPUT_SIZE} as in TensorFlow 1 (corners not aligned, no antialias)"
 
+    @checked
     def __init__(self, path: str | None = None, sha256: str = WEIGHTS_SHA256) -> None:
         given = path or os.environ.get(ENVIRONMENT_VARIABLE)
         if not given or not Path(given).expanduser().is_file():

@@ -1,12 +1,14 @@
 """Means over pictures as torchmetrics objects: running sums, so memory does not grow and devices add up."""
 
 from abc import abstractmethod
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 
 from scoreexp.metrics import functional
+from scoreexp.metrics.spec import MetricSpec
 
 
 class PictureMetric(Metric):
@@ -15,10 +17,21 @@ class PictureMetric(Metric):
     ``update(prediction[B, C, H, W], target[B, C, H, W])`` takes values in [0, 1]: predictions are clamped to
     it, a target outside it is refused. The mean is over pictures, so it does not depend on the batches they
     came in.
+
+    >>> class MeanAbsoluteError(PictureMetric):
+    ...     spec = MetricSpec("mae", "lower", needs="pairs")
+    ...
+    ...     def per_picture(self, prediction, target):
+    ...         return (prediction - target).abs().flatten(1).mean(1)
+    >>> metric = MeanAbsoluteError()
+    >>> metric.update(torch.full((2, 1, 4, 4), 0.75), torch.full((2, 1, 4, 4), 0.5))
+    >>> metric.compute()
+    tensor(0.2500)
     """
 
     is_differentiable = False
     full_state_update = False
+    spec: ClassVar[MetricSpec]
     total: Tensor
     count: Tensor
 
@@ -45,7 +58,7 @@ class PictureMetric(Metric):
 class MSE(PictureMetric):
     """Mean over pictures of ``functional.mse``."""
 
-    higher_is_better = False
+    spec = MetricSpec("mse", "lower", needs="pairs", title="MSE", usual=True)
 
     def per_picture(self, prediction: Tensor, target: Tensor) -> Tensor:
         return functional.mse(prediction, target)
@@ -57,7 +70,7 @@ class PSNR(PictureMetric):
     A picture that is reproduced exactly makes the mean infinite.
     """
 
-    higher_is_better = True
+    spec = MetricSpec("psnr", "higher", needs="pairs", unit="dB", title="PSNR", digits=".1f", usual=True)
 
     def per_picture(self, prediction: Tensor, target: Tensor) -> Tensor:
         return functional.psnr(prediction, target)
@@ -66,7 +79,7 @@ class PSNR(PictureMetric):
 class SSIM(PictureMetric):
     """Mean over pictures of ``functional.ssim``: Gaussian window 11 x 11, sigma 1.5, data range 1, RGB."""
 
-    higher_is_better = True
+    spec = MetricSpec("ssim", "higher", needs="pairs", title="SSIM", digits=".3f", usual=True)
 
     def per_picture(self, prediction: Tensor, target: Tensor) -> Tensor:
         return functional.ssim(prediction, target)
@@ -75,7 +88,7 @@ class SSIM(PictureMetric):
 class GlobalSSIM(PictureMetric):
     """Mean over pictures of ``functional.ssim_global``: one window over the picture and all channels."""
 
-    higher_is_better = True
+    spec = MetricSpec("ssim_global", "higher", needs="pairs", title="global SSIM", digits=".3f", usual=True)
 
     def per_picture(self, prediction: Tensor, target: Tensor) -> Tensor:
         return functional.ssim_global(prediction, target)
@@ -84,7 +97,7 @@ class GlobalSSIM(PictureMetric):
 class MSSSIM(PictureMetric):
     """Mean over pictures of ``functional.ms_ssim``: five scales, Gaussian window 11 x 11, at least 161 pixels a side."""
 
-    higher_is_better = True
+    spec = MetricSpec("ms_ssim", "higher", needs="pairs", title="MS-SSIM", digits=".3f")
 
     def per_picture(self, prediction: Tensor, target: Tensor) -> Tensor:
         return functional.ms_ssim(prediction, target)

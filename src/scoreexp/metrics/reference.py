@@ -13,8 +13,10 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
+from scoreexp.core.checked import checked
 from scoreexp.core.errors import UserError
 from scoreexp.core.ranges import to_uint8, to_unit
+from scoreexp.core.types import AtLeastTwo
 from scoreexp.data.split import Split
 from scoreexp.metrics.features import FeatureExtractor, as_bytes
 from scoreexp.metrics.frechet import FeatureStatistics
@@ -51,11 +53,12 @@ class Reference(NamedTuple):
     features: Tensor | None
 
 
+@checked
 def make_reference(
     images: Callable[[], Iterable[Tensor]],
     extractor: FeatureExtractor,
     *,
-    n: int,
+    n: AtLeastTwo,
     split: str,
     recipe: str,
     keep_features: bool = False,
@@ -81,8 +84,6 @@ def make_reference(
         ValueError: there are fewer than n pictures, their shapes differ or values are outside [0, 1].
         UserError: the file cannot be written.
     """
-    if n < 2:
-        raise ValueError(f"a reference of {n} picture(s) was asked for: give n >= 2")
     if cache is None:
         return _compute(images(), extractor, n, split, recipe, keep_features)
     key = {

@@ -9,13 +9,14 @@ lie anywhere, they are moved to the extractor's device.
 """
 
 from abc import abstractmethod
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from scoreexp.core.types import PositiveInt
+from scoreexp.core.checked import checked
+from scoreexp.core.types import AtLeastTwo, PositiveInt
 from scoreexp.metrics.card import MetricCard, MetricValue, metric_name
 from scoreexp.metrics.distribution import (
     KernelEstimate,
@@ -27,6 +28,7 @@ from scoreexp.metrics.distribution import (
 from scoreexp.metrics.features import FeatureExtractor, as_bytes
 from scoreexp.metrics.frechet import FeatureStatistics
 from scoreexp.metrics.reference import Reference
+from scoreexp.metrics.spec import MetricSpec
 
 
 class SampleMetric(Metric):
@@ -43,12 +45,13 @@ class SampleMetric(Metric):
 
     is_differentiable = False
     full_state_update = False
+    spec: ClassVar[MetricSpec]
+    needs_features: ClassVar[bool] = False  # of every picture, not only their moments
     seen: Tensor
 
-    def __init__(self, extractor: FeatureExtractor, reference: Reference, n: PositiveInt) -> None:
+    @checked
+    def __init__(self, extractor: FeatureExtractor, reference: Reference, n: AtLeastTwo) -> None:
         super().__init__()
-        if n < 2:
-            raise ValueError(f"{type(self).__name__} got n={n} pictures: give at least 2")
         if reference.extractor_digest != extractor.digest:
             raise ValueError(
                 f"the reference was made with extractor {reference.extractor} ({reference.extractor_digest[:16]}), "
@@ -92,7 +95,12 @@ class SampleMetric(Metric):
 
     @abstractmethod
     def results(self) -> tuple[MetricValue, ...]:
-        """The values with their cards; on several devices all must call it."""
+        """The values with their cards, in the order of ``spec.value_names``; on several devices all must call it."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What the values are called, known before anything is drawn."""
+        return tuple(metric_name(name, self.extractor, self.n) for name in self.spec.value_names)
 
     def reset(self) -> None:
         """Forget all pictures."""
@@ -144,11 +152,12 @@ class FrechetDistance(SampleMetric):
     it is given with a caveat.
     """
 
-    higher_is_better = False
+    spec = MetricSpec("frechet", "lower", needs="pictures", usual=True, published="fid")
     total: Tensor
     outer: Tensor
 
-    def __init__(self, extractor: FeatureExtractor, reference: Reference, n: PositiveInt) -> None:
+    @checked
+    def __init__(self, extractor: FeatureExtractor, reference: Reference, n: AtLeastTwo) -> None:
         super().__init__(extractor, reference, n)
         size = extractor.dimension
         self.add_state("total", torch.zeros(size, dtype=torch.float64), dist_reduce_fx="sum")
@@ -173,16 +182,17 @@ class FrechetDistance(SampleMetric):
                 f"{fewest} pictures for {self.extractor.dimension} feature dimensions: the covariance is singular and "
                 "the value biased upwards, so compare it only for equal n, or use the kernel distance"
             )
-        return (self._with_card("frechet", self.compute(), caveat=caveat),)
+        return (self._with_card(self.spec.name, self.compute(), caveat=caveat),)
 
 
 class _FeatureMetric(SampleMetric):
     """Keeps all features; at the end they are gathered from all devices and put in order."""
 
+    needs_features = True
     features: list[Tensor]
     index: list[Tensor]
 
-    def __init__(self, extractor: FeatureExtractor, reference: Reference, n: PositiveInt) -> None:
+    def __init__(self, extractor: FeatureExtractor, reference: Reference, n: AtLeastTwo) -> None:
         super().__init__(extractor, reference, n)
         if reference.features is None:
             raise ValueError(
@@ -224,13 +234,14 @@ class KernelDistance(_FeatureMetric):
         subset_size: pictures in each; null is min(1000, n, number of real ones).
     """
 
-    higher_is_better = False
+    spec = MetricSpec("kernel", "lower", needs="pictures", usual=True, published="kid")
 
+    @checked
     def __init__(
         self,
         extractor: FeatureExtractor,
         reference: Reference,
-        n: PositiveInt,
+        n: AtLeastTwo,
         subsets: PositiveInt = 100,
         subset_size: PositiveInt | None = None,
     ) -> None:
@@ -238,9 +249,9 @@ class KernelDistance(_FeatureMetric):
         most = min(n, reference.statistics.count)
         self.subsets = subsets
         self.subset_size = min(1000, most) if subset_size is None else subset_size
-        if subsets < 1 or not 2 <= self.subset_size <= most:
+        if not 2 <= self.subset_size <= most:
             raise ValueError(
-                f"KernelDistance got subsets={subsets} and subset_size={subset_size}: give subsets >= 1 and a size "
+                f"KernelDistance got subset_size={subset_size}: give a size "
                 f"from 2 to {most}, the smaller number of pictures"
             )
 
@@ -253,7 +264,7 @@ class KernelDistance(_FeatureMetric):
         estimate = self.compute()
         settings = f"cubic kernel, {self.subsets} subsets of {self.subset_size}"
         spread = None if estimate.std.isnan() else estimate.std
-        return (self._with_card("kernel", estimate.mean, settings=settings, spread=spread),)
+        return (self._with_card(self.spec.name, estimate.mean, settings=settings, spread=spread),)
 
 
 class PrecisionRecall(_FeatureMetric):
@@ -266,14 +277,20 @@ class PrecisionRecall(_FeatureMetric):
         k: neighbours that a ball reaches to.
     """
 
-    higher_is_better = True
+    spec = MetricSpec(
+        "precision_recall",
+        "higher",
+        needs="pictures",
+        values=(("precision", "higher"), ("recall", "higher")),
+    )
 
+    @checked
     def __init__(
-        self, extractor: FeatureExtractor, reference: Reference, n: PositiveInt, k: PositiveInt = 3
+        self, extractor: FeatureExtractor, reference: Reference, n: AtLeastTwo, k: PositiveInt = 3
     ) -> None:
         super().__init__(extractor, reference, n)
         most = min(n, reference.statistics.count) - 1
-        if not 1 <= k <= most:
+        if k > most:
             raise ValueError(
                 f"PrecisionRecall got k={k}: give 1 to {most}, less than the smaller number of pictures"
             )
@@ -286,9 +303,9 @@ class PrecisionRecall(_FeatureMetric):
     def results(self) -> tuple[MetricValue, ...]:
         overlap = self.compute()
         settings = f"k = {self.k}"
-        return (
-            self._with_card("precision", overlap.precision, settings=settings),
-            self._with_card("recall", overlap.recall, settings=settings),
+        return tuple(
+            self._with_card(name, value, settings=settings)
+            for name, value in zip(self.spec.value_names, overlap, strict=True)
         )
 
 
@@ -302,18 +319,17 @@ class SlicedWasserstein(_FeatureMetric):
         projections: number of lines.
     """
 
-    higher_is_better = False
+    spec = MetricSpec("sliced_wasserstein", "lower", needs="pictures", title="sliced Wasserstein distance")
 
+    @checked
     def __init__(
         self,
         extractor: FeatureExtractor,
         reference: Reference,
-        n: PositiveInt,
+        n: AtLeastTwo,
         projections: PositiveInt = 128,
     ) -> None:
         super().__init__(extractor, reference, n)
-        if projections < 1:
-            raise ValueError(f"SlicedWasserstein got projections={projections}: give a whole number >= 1")
         self.projections = projections
 
     def compute(self) -> Tensor:
@@ -322,4 +338,4 @@ class SlicedWasserstein(_FeatureMetric):
 
     def results(self) -> tuple[MetricValue, ...]:
         settings = f"p = 2, {self.projections} projections"
-        return (self._with_card("sliced_wasserstein", self.compute(), settings=settings),)
+        return (self._with_card(self.spec.name, self.compute(), settings=settings),)

@@ -14,13 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from scoreexp.core.checked import checked
 from scoreexp.numerics.oracles import EmpiricalImages
 
 
 class ExactPosteriorMean(nn.Module):
     """``F(x, c_noise) = E[x_0 | x_t]`` of the stored images, for ``x = x_t / sqrt(alpha^2 + sigma^2)``.
 
-    That is the network of ``scoreexp.denoisers.X0Prediction``, so it works at every noise level of every schedule.
+    That is the network of ``scoreexp.denoisers.X0Prediction``, so it works at every noise level of every schedule
+    (levels beyond 1e4, infinity too, are one to ``c_noise``; the mean of the images is off there by a ten-thousandth).
     It has no parameters; its state is the images. Until ``store`` is called they are one grey image. Class labels are
     ignored.
 
@@ -32,6 +34,7 @@ class ExactPosteriorMean(nn.Module):
     downsampling_factor = 1
     images: Tensor
 
+    @checked
     def __init__(self, *, event_shape: tuple[int, ...], num_classes: int | None = None) -> None:
         super().__init__()
         self.event_shape = tuple(event_shape)

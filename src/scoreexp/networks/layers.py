@@ -55,10 +55,8 @@ class NoiseFeatures(nn.Module):
 
     def __init__(self, features: int) -> None:
         super().__init__()
-        if features < 1 or features % 2:
-            raise ValueError(
-                f"embedding_channels={features} must be positive and even: cosine and sine come in pairs"
-            )
+        if features % 2:
+            raise ValueError(f"embedding_channels={features} must be even: cosine and sine come in pairs")
         frequencies = math.pi / 4 * 32 ** torch.linspace(0, 1, features // 2)
         self.register_buffer("frequencies", frequencies, persistent=False)
 
@@ -79,13 +77,11 @@ class Conditioning(nn.Module):
             unconditional model; None leaves the classes out.
 
     Raises:
-        ValueError: if ``num_classes`` or ``channels`` is out of range.
+        ValueError: if ``channels`` is odd and the noise level is part of it.
     """
 
     def __init__(self, channels: int, time_conditioning: bool, num_classes: int | None) -> None:
         super().__init__()
-        if num_classes is not None and num_classes < 1:
-            raise ValueError(f"num_classes={num_classes} must be positive, or null for no classes")
         self.num_classes = num_classes
         self.noise_embedding: nn.Module | None = None
         self.class_embedding: nn.Module | None = None

@@ -10,6 +10,7 @@ import math
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from scoreexp.core.checked import checked
 from scoreexp.core.types import PositiveInt
 from scoreexp.networks.layers import Conditioning, start_at_zero
 
@@ -57,6 +58,7 @@ class MLP(nn.Module):
 
     downsampling_factor = 1
 
+    @checked
     def __init__(
         self,
         *,
@@ -68,9 +70,6 @@ class MLP(nn.Module):
         time_conditioning: bool = True,
     ) -> None:
         super().__init__()
-        for name, value in (("width", width), ("blocks", blocks)):
-            if value < 1:
-                raise ValueError(f"{name}={value} must be at least 1")
         self.event_shape = tuple(event_shape)
         size = math.prod(self.event_shape)
         self.conditioning = Conditioning(embedding_channels, time_conditioning, num_classes)

@@ -22,7 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from scoreexp.core.types import PositiveFloat, PositiveInt, Probability
+from scoreexp.core.checked import checked
+from scoreexp.core.types import PositiveFloat, PositiveInt, ProbabilityBelowOne
 from scoreexp.networks.layers import (
     Conditioning,
     GroupNorm,
@@ -295,6 +296,7 @@ class NCSNpp(nn.Module):
             allowed), or another argument is out of its range.
     """
 
+    @checked
     def __init__(
         self,
         *,
@@ -304,7 +306,7 @@ class NCSNpp(nn.Module):
         multipliers: tuple[PositiveInt, ...] = (1, 2, 2, 2),
         blocks: PositiveInt = 4,
         attention_resolutions: tuple[PositiveInt, ...] = (16,),
-        dropout: Probability = 0.0,
+        dropout: ProbabilityBelowOne = 0.0,
         embedding: Literal["fourier", "positional"] = "fourier",
         fourier_scale: PositiveFloat = 16.0,
         fir: bool = True,
@@ -313,23 +315,8 @@ class NCSNpp(nn.Module):
         gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
-        for name, values in {
-            "channels": [channels],
-            "multipliers": multipliers,
-            "blocks": [blocks],
-            "fourier_scale": [fourier_scale],
-        }.items():
-            if not values or min(values) <= 0:
-                raise ValueError(f"{name} must be positive, got {values}: give at least one value above 0")
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout={dropout} is not a probability below 1: use 0 for none")
-        for name, choice, allowed in (
-            ("embedding", embedding, ("fourier", "positional")),
-            ("progressive_input", progressive_input, ("none", "input_skip", "residual")),
-            ("progressive_output", progressive_output, ("none", "output_skip")),
-        ):
-            if choice not in allowed:
-                raise ValueError(f"{name}={choice} is unknown: choose one of {', '.join(allowed)}")
+        if not multipliers:
+            raise ValueError("multipliers is empty: give at least one, for the finest level")
         self.downsampling_factor = 2 ** (len(multipliers) - 1)
         check_image_shape(tuple(event_shape), self.downsampling_factor)
 

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from scoreexp.core.checked import checked
 from scoreexp.core.types import PositiveInt
 from scoreexp.networks.layers import check_image_shape
 
@@ -27,6 +28,7 @@ class RegressionUNet(nn.Module):
 
     downsampling_factor = 2
 
+    @checked
     def __init__(
         self,
         *,
@@ -35,8 +37,6 @@ class RegressionUNet(nn.Module):
         widths: tuple[PositiveInt, PositiveInt] = (64, 128),
     ) -> None:
         super().__init__()
-        if len(widths) != 2 or min(widths) < 1:
-            raise ValueError(f"widths={tuple(widths)} must be two positive numbers of channels")
         check_image_shape(tuple(event_shape), self.downsampling_factor)
         channels, (fine, coarse) = event_shape[0], widths
         self.layers = nn.Sequential(

@@ -5,6 +5,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from scoreexp.core.checked import checked
 from scoreexp.core.types import PositiveInt
 from scoreexp.networks.layers import check_image_shape
 
@@ -30,6 +31,7 @@ class ScoreCNN(nn.Module):
 
     downsampling_factor = 1
 
+    @checked
     def __init__(
         self,
         *,
@@ -38,8 +40,8 @@ class ScoreCNN(nn.Module):
         widths: tuple[PositiveInt, ...] = (64, 128),
     ) -> None:
         super().__init__()
-        if not widths or min(widths) < 1:
-            raise ValueError(f"widths={tuple(widths)} must be one or more positive numbers of channels")
+        if not widths:
+            raise ValueError(f"widths={tuple(widths)} must be one or more numbers of channels")
         check_image_shape(tuple(event_shape), self.downsampling_factor)
         channels = (event_shape[0], *widths, event_shape[0])
         layers: list[nn.Module] = []

@@ -22,7 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from scoreexp.core.types import PositiveFloat, PositiveInt, Probability
+from scoreexp.core.checked import checked
+from scoreexp.core.types import PositiveFloat, PositiveInt, ProbabilityBelowOne
 from scoreexp.networks.layers import (
     GROUP_SIZE,
     Conditioning,
@@ -117,6 +118,7 @@ class UNet(nn.Module):
             allowed), or another argument is out of its range.
     """
 
+    @checked
     def __init__(
         self,
         *,
@@ -129,7 +131,7 @@ class UNet(nn.Module):
         heads: PositiveInt = 1,
         hidden_ratio: PositiveFloat | tuple[PositiveFloat, ...] = 1.0,
         embedding_channels: PositiveInt | None = None,
-        dropout: Probability = 0.0,
+        dropout: ProbabilityBelowOne = 0.0,
         time_conditioning: bool = True,
     ) -> None:
         super().__init__()
@@ -140,17 +142,8 @@ class UNet(nn.Module):
             raise ValueError(
                 f"hidden_ratio has {len(ratios)} values for {len(multipliers)} levels: give one number, or one per level"
             )
-        for name, values in {
-            "channels": [channels],
-            "multipliers": multipliers,
-            "blocks": [blocks],
-            "heads": [heads],
-            "hidden_ratio": ratios,
-        }.items():
-            if not values or min(values) <= 0:
-                raise ValueError(f"{name} must be positive, got {values}: give at least one value above 0")
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout={dropout} is not a probability below 1: use 0 for none")
+        if not multipliers:
+            raise ValueError("multipliers is empty: give at least one, for the finest level")
         self.downsampling_factor = 2 ** (len(multipliers) - 1)
         check_image_shape(tuple(event_shape), self.downsampling_factor)
 

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from scoreexp.core.checked import checked
 from scoreexp.core.types import PositiveInt
 from scoreexp.networks.layers import GroupNorm, SelfAttention, check_image_shape
 
@@ -53,6 +54,7 @@ class UNetPublished(nn.Module):
             multiple of 8.
     """
 
+    @checked
     def __init__(
         self,
         *,
@@ -61,8 +63,8 @@ class UNetPublished(nn.Module):
         widths: tuple[PositiveInt, ...] = (64, 128, 256, 512, 1024),
     ) -> None:
         super().__init__()
-        if not widths or any(width < 1 or width % GROUPS for width in widths):
-            raise ValueError(f"widths={tuple(widths)} must be one or more positive multiples of {GROUPS}")
+        if not widths or any(width % GROUPS for width in widths):
+            raise ValueError(f"widths={tuple(widths)} must be one or more multiples of {GROUPS}")
         self.downsampling_factor = 2 ** (len(widths) - 1)
         check_image_shape(tuple(event_shape), self.downsampling_factor)
         self.down = nn.ModuleList([DoubleConvolution(a, b) for a, b in pairwise((event_shape[0], *widths))])

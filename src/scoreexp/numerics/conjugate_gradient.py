@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from scoreexp.core.checked import checked
 from scoreexp.core.tensors import expand_to
 from scoreexp.core.types import NonNegativeFloat, PositiveInt
 
@@ -34,6 +35,7 @@ class Solution(NamedTuple):
     residual: Tensor
 
 
+@checked
 def conjugate_gradient(
     matvec: Callable[[Tensor], Tensor],
     b: Tensor,

@@ -13,11 +13,12 @@ References:
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from scoreexp.core.checked import checked
 from scoreexp.core.tensors import expand_to, mean_per_sample
 from scoreexp.core.types import PositiveFloat, PositiveInt
 
@@ -96,9 +97,8 @@ class RungeKutta(OdeSolver):
         ValueError: if ``method`` is none of them.
     """
 
+    @checked
     def __init__(self, method: Literal["euler", "heun", "rk4"] = "rk4") -> None:
-        if method not in _TABLEAUS:
-            raise ValueError(f"method={method!r}: choose 'euler', 'heun' or 'rk4'")
         self.method = method
 
     def __call__(
@@ -166,13 +166,13 @@ class RK45(OdeSolver):
         RuntimeError: (on a call) if ``max_steps`` do not reach the end, or steps fall below the rounding of time.
     """
 
+    @checked
     def __init__(
-        self, rtol: PositiveFloat = 1e-3, atol: PositiveFloat = 1e-3, max_steps: PositiveInt = 10_000
+        self,
+        rtol: Annotated[PositiveFloat, "1e-3 is common for samples"] = 1e-3,
+        atol: PositiveFloat = 1e-3,
+        max_steps: PositiveInt = 10_000,
     ) -> None:
-        if not (rtol > 0 and atol > 0):
-            raise ValueError(f"rtol={rtol}, atol={atol}: choose tolerances > 0 (1e-3 is common for samples)")
-        if max_steps < 1:
-            raise ValueError(f"max_steps={max_steps}: choose at least 1")
         self.rtol = rtol
         self.atol = atol
         self.max_steps = max_steps

@@ -1,8 +1,8 @@
 r"""Data distributions whose noisy marginals are known exactly.
 
 For ``x = alpha x_0 + sigma z`` each gives the log-density of ``x``, its gradient (the pixel-space score) and
-the posterior mean ``E[x_0 | x]`` at any ``(alpha, sigma)``. They are the ground truth for samplers,
-objectives and networks; the empirical one is also the limit of training on a finite set.
+the posterior mean ``E[x_0 | x]`` at any ``(alpha, sigma)``; at ``alpha = 0`` that is the mean of ``x_0``. They are
+the ground truth for samplers, objectives and networks; the empirical one is also the limit of training on a finite set.
 
 Everything is computed in float64 on the oracle's own device and returned in the dtype and on the device of
 ``x``.
@@ -15,6 +15,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from scoreexp.core.checked import checked
 from scoreexp.core.types import PositiveInt
 
 _LOG_2PI = math.log(2 * math.pi)
@@ -38,8 +39,9 @@ class Oracle(ABC):
 
         Args:
             x: points ``[B, *]``.
-            alpha: scale of the data ``[B]``, > 0.
-            sigma: standard deviation of the noise ``[B]``, >= 0 (> 0 for the empirical distribution).
+            alpha: scale of the data ``[B]``, >= 0.
+            sigma: standard deviation of the noise ``[B]``, >= 0 (> 0 for the empirical distribution and where alpha is
+                0).
 
         Returns:
             ``[B]``.
@@ -106,6 +108,7 @@ class Gaussian(Oracle):
         ValueError: if the covariance has another shape, is not symmetric or has a negative eigenvalue.
     """
 
+    @checked
     def __init__(self, mean: Tensor, covariance: Tensor) -> None:
         super().__init__(tuple(mean.shape))
         size = mean.numel()
@@ -172,6 +175,7 @@ class GaussianMixture(Oracle):
         ValueError: if the shapes disagree, or a weight or variance is outside its domain.
     """
 
+    @checked
     def __init__(self, weights: Tensor, means: Tensor, variances: Tensor) -> None:
         super().__init__(tuple(means.shape[1:]))
         components = means.shape[0]
@@ -236,6 +240,7 @@ class EmpiricalImages(Oracle):
         ValueError: if there is no image, or a value is not finite.
     """
 
+    @checked
     def __init__(self, images: Tensor, chunk_size: PositiveInt = 1024) -> None:
         if images.ndim < 2 or images.shape[0] < 1:
             raise ValueError(f"images of shape {tuple(images.shape)}: pass [N, *] with at least one image")
@@ -243,8 +248,6 @@ class EmpiricalImages(Oracle):
             raise ValueError(
                 f"images of dtype {images.dtype} must be floating point and finite: convert to [-1, 1]"
             )
-        if chunk_size < 1:
-            raise ValueError(f"chunk_size={chunk_size}: choose at least 1")
         super().__init__(tuple(images.shape[1:]))
         self.chunk_size = chunk_size
         self._images = images.flatten(1)

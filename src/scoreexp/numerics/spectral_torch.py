@@ -11,11 +11,12 @@ Everything else (checks, score, caches) is shared: ``TorchSpectral`` is a solver
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
+from scoreexp.core.checked import checked
 from scoreexp.numerics.fokker_planck.problem import Boundary, Problem, StageClock, Step
 from scoreexp.numerics.fokker_planck.spectral import laplacian_eigenvalues
 
@@ -37,6 +38,7 @@ def cosine_sums(x: Tensor) -> Tensor:
     return x
 
 
+@checked
 @dataclass(frozen=True)
 class TorchSpectral:
     """Exact-in-time cosine-transform solver on a torch device; see the module docstring.
@@ -60,8 +62,6 @@ class TorchSpectral:
     supports_drift: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if self.precision not in get_args(Precision):
-            raise ValueError(f"precision={self.precision!r}: choose {' or '.join(get_args(Precision))}")
         try:
             chosen = torch.device("cpu" if self.device == "auto" else self.device)
         except RuntimeError as error:

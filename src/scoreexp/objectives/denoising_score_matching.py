@@ -18,6 +18,7 @@ References:
 from torch import Tensor
 
 from scoreexp.core.batch import Batch
+from scoreexp.core.checked import checked
 from scoreexp.core.tensors import expand_to, mean_per_sample
 from scoreexp.denoisers.denoiser import DenoiserBase
 from scoreexp.objectives.base import Objective, perturb
@@ -36,6 +37,7 @@ class DenoisingScoreMatching(Objective):
         ValueError: if called with a batch without clean data, or with noise of another shape.
     """
 
+    @checked
     def __init__(self, weighting: Weighting) -> None:
         self.weighting = weighting
 

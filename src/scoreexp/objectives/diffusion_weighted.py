@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from scoreexp.core.batch import Batch
+from scoreexp.core.checked import checked
 from scoreexp.core.tensors import expand_to, mean_per_sample
 from scoreexp.core.types import PositiveFloat
 from scoreexp.denoisers.denoiser import DenoiserBase
@@ -29,7 +30,8 @@ from scoreexp.objectives.base import Objective, perturb
 class DiffusionWeightedScoreMatching(Objective):
     """``loss = mean |sigma s + noise|^2 / (2 g(t)^2)`` with ``x_t = alpha x_0 + sigma noise``.
 
-    In units of [-1, 1] g is twice what it is for images in [0, 1], so the loss is a quarter of the papers' value.
+    In units of [-1, 1] g is twice what it is for images in [0, 1], so the loss is a quarter of the papers' value. Where g is
+    infinite (flow matching at t = 1) it is 0.
 
     Args:
         g: diffusion coefficient in units of the [-1, 1] range; None takes the schedule's ``diffusion(t)``.
@@ -39,9 +41,8 @@ class DiffusionWeightedScoreMatching(Objective):
             batch without clean data or noise of another shape.
     """
 
+    @checked
     def __init__(self, g: PositiveFloat | None = None) -> None:
-        if g is not None and not g > 0:
-            raise ValueError(f"g={g}: choose a diffusion coefficient > 0, or null for the schedule's own")
         self.g = g
 
     def __call__(self, model: DenoiserBase, batch: Batch, t: Tensor, noise: Tensor) -> Tensor:

@@ -15,7 +15,8 @@ that never looks at the noise (Stein's unbiased risk estimate, divided by sigma^
 So for every model and time both losses here have the expectation of ``DenoisingScoreMatching`` with the same
 weighting, and curves of the three can be compared; only the variance differs (a single loss may be negative). The
 divergence takes one backward pass per direction, D of them for the exact one and one or a few for random directions,
-and training differentiates them once more.
+and training differentiates them once more. Where ``alpha`` is 0 the estimate in terms of the noise remains and that of
+the error of ``x_0`` is infinite: only weightings that vanish like ``alpha^2`` are admitted there.
 
 References:
     A. Hyvarinen, "Estimation of Non-Normalized Statistical Models by Score Matching", 2005,
@@ -31,12 +32,15 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from scoreexp.core.batch import Batch
+from scoreexp.core.checked import checked
 from scoreexp.core.streams import generator
 from scoreexp.core.tensors import expand_to, mean_per_sample
 from scoreexp.core.types import PositiveInt
 from scoreexp.denoisers.denoiser import DenoiserBase, eps_from_x0
 from scoreexp.objectives.base import NoisyData, Objective, noise_name, perturb
 from scoreexp.objectives.weightings import Weighting
+
+_NO_SIGNAL = 1e-60  # stands for alpha = 0 in weights: far below any other alpha, and its square is a float64
 
 
 class ImplicitScoreMatching(Objective):
@@ -54,9 +58,8 @@ class ImplicitScoreMatching(Objective):
             without clean data or noise of another shape.
     """
 
+    @checked
     def __init__(self, weighting: Weighting, max_dimensions: PositiveInt = 1024) -> None:
-        if max_dimensions < 1:
-            raise ValueError(f"max_dimensions={max_dimensions}: choose at least 1")
         self.weighting = weighting
         self.max_dimensions = max_dimensions
 
@@ -90,9 +93,8 @@ class SlicedScoreMatching(Objective):
             another shape.
     """
 
+    @checked
     def __init__(self, weighting: Weighting, projections: PositiveInt = 1) -> None:
-        if projections < 1:
-            raise ValueError(f"projections={projections}: choose at least 1")
         self.weighting = weighting
         self.projections = projections
 
@@ -109,6 +111,13 @@ def _loss(
 ) -> Tensor:
     """The loss for ``directions[K, B, *]`` whose ``sum_k v_k v_k^T`` is the identity, in expectation."""
     alpha, sigma = noisy.alpha, noisy.sigma
+    scale = alpha.clamp(min=_NO_SIGNAL)
+    weight = weighting(scale, sigma) * (sigma / scale) ** 2  # of the error of the noise: w / SNR
+    if (weight[alpha == 0] > 1 / _NO_SIGNAL).any():
+        raise ValueError(
+            f"{type(weighting).__name__} has an infinite weight on the error of the noise where alpha is 0, as at t = 1 of "
+            "flow matching: choose EpsWeighting, ScoreWeighting or MinSNR, or schedule.t_max < 1"
+        )
     x_t = noisy.x_t.detach().requires_grad_()
     with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):  # fused attention has no second derivative
         x0_hat = model(x_t, noisy.t, cond)
@@ -118,4 +127,4 @@ def _loss(
             divergence = divergence + mean_per_sample(v * gradient)
         eps = eps_from_x0(x0_hat, x_t, expand_to(alpha, x_t), expand_to(sigma, x_t))
         error = mean_per_sample(eps**2) - 1 + 2 * expand_to(alpha, divergence) * divergence
-    return expand_to(weighting(alpha, sigma) * (sigma / alpha) ** 2, error) * error
+    return expand_to(weight, error) * error

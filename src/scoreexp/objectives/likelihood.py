@@ -10,6 +10,7 @@ with equality where s is the score of one process of this SDE. The loss under un
 unit of time and per entry of a sample, plus a constant of the data. Because
 ``g^2 / sigma^2 = d log(sigma^2 / alpha^2) / dt``, it is proportional to the noise-prediction loss under noise levels
 uniform in their logarithm, which has the smaller variance: with uniform times the weight grows without bound as ``t -> 0``.
+Where ``alpha`` is 0 the noise is known whatever the model says, and the loss, that single time of the integral, is 0.
 
 References:
     Y. Song, C. Durkan, I. Murray, S. Ermon, "Maximum Likelihood Training of Score-Based Diffusion Models", 2021,
@@ -17,6 +18,7 @@ References:
     D. Kingma, T. Salimans, B. Poole, J. Ho, "Variational Diffusion Models", 2021, https://arxiv.org/abs/2107.00630.
 """
 
+import torch
 from torch import Tensor
 
 from scoreexp.core.batch import Batch
@@ -34,7 +36,7 @@ class LikelihoodScoreMatching(Objective):
     """
 
     def __call__(self, model: DenoiserBase, batch: Batch, t: Tensor, noise: Tensor) -> Tensor:
-        _, x_t, t, _, sigma = perturb(model.schedule, batch, t, noise)
+        _, x_t, t, alpha, sigma = perturb(model.schedule, batch, t, noise)
         g = model.schedule.diffusion(t)
         if not (g > 0).all():
             raise ValueError(
@@ -42,4 +44,5 @@ class LikelihoodScoreMatching(Objective):
                 "choose a schedule whose noise grows"
             )
         squared_error = mean_per_sample((model.eps(x_t, t, batch.cond) - noise) ** 2)
-        return expand_to(g**2 / (2 * sigma**2), squared_error) * squared_error
+        weight = torch.where(alpha > 0, g**2 / (2 * sigma**2), 0.0)
+        return expand_to(weight, squared_error) * squared_error

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from scoreexp.core.batch import Batch
+from scoreexp.core.checked import checked
 from scoreexp.core.streams import generator
 from scoreexp.core.tensors import expand_to, mean_per_sample
 from scoreexp.core.types import PositiveInt
@@ -53,11 +54,8 @@ class StableTargetScoreMatching(Objective):
             shape.
     """
 
+    @checked
     def __init__(self, weighting: Weighting, reference_size: PositiveInt | None = None) -> None:
-        if reference_size is not None and reference_size < 1:
-            raise ValueError(
-                f"reference_size={reference_size}: choose at least 1, or null for the batch itself"
-            )
         self.weighting = weighting
         self.reference_size = reference_size
         self._training_set: tuple[int, Callable[[Tensor], Batch]] | None = None

@@ -6,10 +6,12 @@ the law also decides the variance of the gradient, so it is its own object.
 
 import math
 from abc import ABC, abstractmethod
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
+from scoreexp.core.checked import checked
 from scoreexp.core.types import PositiveFloat, PositiveInt
 from scoreexp.schedules import Schedule
 
@@ -44,9 +46,8 @@ class LogNormalNoise(TimeLaw):
         ValueError: if ``std`` is not positive.
     """
 
-    def __init__(self, mean: float = -1.2, std: PositiveFloat = 1.2) -> None:
-        if not std > 0:
-            raise ValueError(f"std={std}: choose a standard deviation > 0 (1.2 in the paper)")
+    @checked
+    def __init__(self, mean: float = -1.2, std: Annotated[PositiveFloat, "1.2 in the paper"] = 1.2) -> None:
         self.mean = mean
         self.std = std
 
@@ -63,10 +64,18 @@ class LogUniformNoise(TimeLaw):
 
     Reference: Y. Song, C. Durkan, I. Murray, S. Ermon, "Maximum Likelihood Training of Score-Based Diffusion
     Models", 2021, https://arxiv.org/abs/2101.09258, section 4.3.
+
+    Raises:
+        ValueError: (on a call) if the range is infinite, because ``alpha`` reaches 0: it has no uniform law.
     """
 
     def sample(self, n: int, schedule: Schedule, generator: torch.Generator) -> Tensor:
         low, high = (math.log(ratio) for ratio in schedule.sigma_range)
+        if math.isinf(high):
+            raise ValueError(
+                f"the noise levels of the {type(schedule).__name__} schedule have no end, so none is uniform in their "
+                "logarithm: choose time_law=uniform or log_normal, or schedule.t_max < 1"
+            )
         u = torch.rand(n, generator=generator, dtype=torch.float64, device=generator.device)
         return schedule.t_of_sigma((low + (high - low) * u).exp().clamp(*schedule.sigma_range))
 
@@ -84,9 +93,8 @@ class DiscreteTime(TimeLaw):
         ValueError: if ``steps`` is not positive, or the first time would lie below the schedule's ``t_min``.
     """
 
+    @checked
     def __init__(self, steps: PositiveInt = 1000) -> None:
-        if steps < 1:
-            raise ValueError(f"steps={steps}: choose at least 1")
         self.steps = steps
 
     def sample(self, n: int, schedule: Schedule, generator: torch.Generator) -> Tensor:

@@ -10,15 +10,21 @@ so each published loss is one weighting. ``SNR = alpha^2 / sigma^2``.
 """
 
 from abc import ABC, abstractmethod
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
+from scoreexp.core.checked import checked
 from scoreexp.core.types import NonNegativeFloat, PositiveFloat
 
 
 class Weighting(ABC):
-    """Maps the scales ``alpha[B]`` and ``sigma[B]`` (both > 0) to the weight ``w[B]`` > 0."""
+    """Maps the scales ``alpha[B]`` >= 0 and ``sigma[B]`` > 0 to the weight ``w[B]`` > 0, or 0 where ``alpha`` is 0.
+
+    At ``alpha = 0`` the noise and the score are ``x_t / sigma`` and ``-x_t / sigma^2`` whatever the model says, so their
+    errors, and with them the weights of SNR, are 0; the errors of ``x_0``, v and EDM's output are not.
+    """
 
     @abstractmethod
     def __call__(self, alpha: Tensor, sigma: Tensor) -> Tensor: ...
@@ -71,9 +77,8 @@ class ScoreWeighting(Weighting):
         ValueError: if ``power`` is negative.
     """
 
-    def __init__(self, power: NonNegativeFloat = 2.0) -> None:
-        if not power >= 0:
-            raise ValueError(f"power={power}: choose a power >= 0 (2 is the usual weighting)")
+    @checked
+    def __init__(self, power: Annotated[NonNegativeFloat, "2 is the usual weighting"] = 2.0) -> None:
         self.power = power
 
     def __call__(self, alpha: Tensor, sigma: Tensor) -> Tensor:
@@ -94,11 +99,8 @@ class EDMWeighting(Weighting):
         ValueError: if ``sigma_data`` is not positive.
     """
 
-    def __init__(self, sigma_data: PositiveFloat = 0.5) -> None:
-        if not sigma_data > 0:
-            raise ValueError(
-                f"sigma_data={sigma_data}: choose a standard deviation > 0 (0.5 for images in [-1, 1])"
-            )
+    @checked
+    def __init__(self, sigma_data: Annotated[PositiveFloat, "0.5 for images in [-1, 1]"] = 0.5) -> None:
         self.sigma_data = sigma_data
 
     def __call__(self, alpha: Tensor, sigma: Tensor) -> Tensor:
@@ -118,9 +120,8 @@ class MinSNR(Weighting):
         ValueError: if ``gamma`` is not positive.
     """
 
-    def __init__(self, gamma: PositiveFloat = 5.0) -> None:
-        if not gamma > 0:
-            raise ValueError(f"gamma={gamma}: choose a weight > 0 (5 in the paper)")
+    @checked
+    def __init__(self, gamma: Annotated[PositiveFloat, "5 in the paper"] = 5.0) -> None:
         self.gamma = gamma
 
     def __call__(self, alpha: Tensor, sigma: Tensor) -> Tensor:

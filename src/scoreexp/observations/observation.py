@@ -6,11 +6,13 @@ from typing import Self
 
 from torch import Tensor
 
+from scoreexp.core.checked import checked
 from scoreexp.core.streams import ImageStreams
 from scoreexp.observations.noise import NoiseModel
 from scoreexp.observations.operators import Operator
 
 
+@checked
 @dataclass(frozen=True)
 class Observation:
     """``y = noise(A(x))``: what is known of an unknown ``x``.
@@ -34,15 +36,8 @@ class Observation:
     noise: NoiseModel
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.y, Tensor) and self.y.is_floating_point() and self.y.ndim >= 2):
-            what = (
-                f"{self.y.dtype} {tuple(self.y.shape)}" if isinstance(self.y, Tensor) else repr(self.y)[:40]
-            )
-            raise TypeError(f"y is {what}: give a floating point tensor [B, *]")
-        if not isinstance(self.operator, Operator):
-            raise TypeError(f"operator is {self.operator!r}: give an Operator, such as Identity()")
-        if not isinstance(self.noise, NoiseModel):
-            raise TypeError(f"noise is {self.noise!r}: give a NoiseModel, such as GaussianNoise(0.1)")
+        if not (self.y.is_floating_point() and self.y.ndim >= 2):
+            raise TypeError(f"y is {self.y.dtype} {tuple(self.y.shape)}: give a floating point tensor [B, *]")
 
     @classmethod
     def simulate(cls, x: Tensor, operator: Operator, noise: NoiseModel, streams: ImageStreams) -> Self:

@@ -2,6 +2,7 @@
 
 from torch import Tensor
 
+from scoreexp.core.checked import checked
 from scoreexp.core.streams import ImageStreams
 from scoreexp.denoisers import DenoiserBase
 from scoreexp.observations import GaussianNoise, Identity, Observation
@@ -32,6 +33,7 @@ class BySampling(Restorer):
         sampler: of the chain.
     """
 
+    @checked
     def __init__(self, sampler: Sampler) -> None:
         self.sampler = sampler
 

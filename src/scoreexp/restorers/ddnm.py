@@ -22,6 +22,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from scoreexp.core.checked import checked
 from scoreexp.core.types import Probability
 from scoreexp.denoisers.denoiser import eps_from_x0
 from scoreexp.observations.operators import SVD
@@ -55,9 +56,8 @@ class DDNM(Chain):
             where ``y`` has noise.
     """
 
+    @checked
     def __init__(self, grid: TimeGrid, eta: Probability = 0.85) -> None:
-        if not 0 <= eta <= 1:
-            raise ValueError(f"eta={eta}: choose a share of fresh noise in [0, 1]")
         super().__init__(grid)
         self.eta = eta
 

@@ -17,6 +17,7 @@ https://arxiv.org/abs/2201.11793, equations (7) and (8).
 import torch
 from torch import Tensor
 
+from scoreexp.core.checked import checked
 from scoreexp.core.types import Probability
 from scoreexp.observations.operators import SVD
 from scoreexp.restorers.chain import Chain, Problem
@@ -49,9 +50,8 @@ class DDRM(Chain):
         ValueError: a parameter is outside its domain; on a call, the operator has no decomposition.
     """
 
+    @checked
     def __init__(self, grid: TimeGrid, eta: Probability = 0.85, eta_b: Probability = 1.0) -> None:
-        if not (0 <= eta <= 1 and 0 <= eta_b <= 1):
-            raise ValueError(f"eta={eta}, eta_b={eta_b}: choose both in [0, 1]")
         super().__init__(grid)
         self.eta, self.eta_b = eta, eta_b
 

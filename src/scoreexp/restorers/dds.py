@@ -12,12 +12,12 @@ Reference: H. Chung, S. Lee, J. C. Ye, "Decomposed Diffusion Sampler for Acceler
 https://arxiv.org/abs/2303.05754, algorithm 1.
 """
 
-import math
 from typing import ClassVar
 
 from torch import Tensor
 
-from scoreexp.core.types import NonNegativeFloat, PositiveInt, Probability
+from scoreexp.core.checked import checked
+from scoreexp.core.types import FiniteNonNegativeFloat, PositiveInt, Probability
 from scoreexp.denoisers.denoiser import eps_from_x0
 from scoreexp.numerics.conjugate_gradient import conjugate_gradient
 from scoreexp.restorers.chain import Chain, Problem, renoised
@@ -53,17 +53,14 @@ class DDS(Chain):
 
     uses_sigma: ClassVar[bool] = False
 
+    @checked
     def __init__(
         self,
         grid: TimeGrid,
-        gamma: NonNegativeFloat = 5.0,
+        gamma: FiniteNonNegativeFloat = 5.0,
         cg_steps: PositiveInt = 5,
         eta: Probability = 0.85,
     ) -> None:
-        if not (gamma >= 0 and math.isfinite(gamma)) or cg_steps < 1 or not 0 <= eta <= 1:
-            raise ValueError(
-                f"gamma={gamma}, cg_steps={cg_steps}, eta={eta}: choose gamma >= 0, cg_steps >= 1 and eta in [0, 1]"
-            )
         super().__init__(grid)
         self.gamma, self.cg_steps, self.eta = gamma, cg_steps, eta
 

@@ -14,6 +14,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from scoreexp.core.checked import checked
 from scoreexp.core.types import PositiveFloat, Probability
 from scoreexp.denoisers.denoiser import eps_from_x0
 from scoreexp.observations.operators import SVD
@@ -48,9 +49,8 @@ class DiffPIR(Chain):
 
     divides_by_sigma: ClassVar[bool] = True
 
+    @checked
     def __init__(self, grid: TimeGrid, weight: PositiveFloat = 7.0, zeta: Probability = 0.3) -> None:
-        if not weight > 0 or not 0 <= zeta <= 1:
-            raise ValueError(f"weight={weight}, zeta={zeta}: choose a weight > 0 and zeta in [0, 1]")
         super().__init__(grid)
         self.weight, self.zeta = weight, zeta
 

@@ -31,6 +31,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from scoreexp.core.checked import checked
 from scoreexp.core.types import NonNegativeFloat, PositiveFloat, PositiveInt, Probability
 from scoreexp.denoisers.denoiser import eps_from_x0
 from scoreexp.restorers.chain import Chain, Problem
@@ -47,9 +48,8 @@ class GradientChain(Chain):
 
     uses_sigma: ClassVar[bool] = False
 
+    @checked
     def __init__(self, grid: TimeGrid, eta: Probability = 1.0) -> None:
-        if not 0 <= eta <= 1:
-            raise ValueError(f"eta={eta}: choose a share of fresh noise in [0, 1]")
         super().__init__(grid)
         self.eta = eta
 
@@ -107,9 +107,8 @@ class DPS(GradientChain):
         ValueError: a parameter is outside its domain.
     """
 
+    @checked
     def __init__(self, grid: TimeGrid, zeta: PositiveFloat = 1.0, eta: Probability = 1.0) -> None:
-        if not zeta > 0:
-            raise ValueError(f"zeta={zeta}: choose a step > 0")
         super().__init__(grid, eta)
         self.zeta = zeta
 
@@ -155,6 +154,7 @@ class STSL(GradientChain):
         ValueError: a parameter is outside its domain.
     """
 
+    @checked
     def __init__(
         self,
         grid: TimeGrid,
@@ -164,10 +164,6 @@ class STSL(GradientChain):
         probe: PositiveFloat = 0.1,
         eta: Probability = 1.0,
     ) -> None:
-        if not (zeta > 0 and c >= 0 and probes >= 1 and probe > 0):
-            raise ValueError(
-                f"zeta={zeta}, c={c}, probes={probes}, probe={probe}: choose zeta > 0, c >= 0, probes >= 1 and probe > 0"
-            )
         super().__init__(grid, eta)
         self.zeta, self.c, self.probes, self.probe = zeta, c, probes, probe
 
@@ -217,6 +213,7 @@ class HIRDiff(GradientChain):
         ValueError: a parameter is outside its domain.
     """
 
+    @checked
     def __init__(
         self,
         grid: TimeGrid,
@@ -224,8 +221,6 @@ class HIRDiff(GradientChain):
         eta_2: NonNegativeFloat = 0.01,
         eta: Probability = 0.0,
     ) -> None:
-        if not (eta_1 > 0 and eta_2 >= 0):
-            raise ValueError(f"eta_1={eta_1}, eta_2={eta_2}: choose eta_1 > 0 and eta_2 >= 0")
         super().__init__(grid, eta)
         self.eta_1, self.eta_2 = eta_1, eta_2
 

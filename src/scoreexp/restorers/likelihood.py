@@ -28,6 +28,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from scoreexp.core.checked import checked
 from scoreexp.core.streams import ImageStreams
 from scoreexp.core.tensors import expand_to
 from scoreexp.core.types import PositiveFloat, PositiveInt
@@ -49,6 +50,7 @@ class LikelihoodRestorer(Restorer):
         sampler: what draws from the posterior; it begins at the prior.
     """
 
+    @checked
     def __init__(self, sampler: Sampler) -> None:
         self.sampler = sampler
 
@@ -105,6 +107,7 @@ class LikelihoodRestorer(Restorer):
 
 
 class _Posterior(DenoiserBase, wraps=True):
+    @checked
     def __init__(self, model: DenoiserBase, observation: Observation, solve: Callable[..., Tensor]) -> None:
         self.model, self.observation, self.solve = model, observation, solve
         self.schedule, self.event_shape, self.record = model.schedule, model.event_shape, model.record
@@ -152,9 +155,8 @@ class PiGDM(LikelihoodRestorer):
         ValueError: a parameter is outside its domain.
     """
 
+    @checked
     def __init__(self, sampler: Sampler, sigma_data: PositiveFloat = 0.5, cg_steps: PositiveInt = 20) -> None:
-        if not sigma_data > 0 or cg_steps < 1:
-            raise ValueError(f"sigma_data={sigma_data}, cg_steps={cg_steps}: choose > 0 and at least 1")
         super().__init__(sampler)
         self.sigma_data, self.cg_steps = sigma_data, cg_steps
 
@@ -202,9 +204,8 @@ class MMPS(LikelihoodRestorer):
             as for a network whose Jacobian is far from a covariance.
     """
 
+    @checked
     def __init__(self, sampler: Sampler, cg_steps: PositiveInt = 5) -> None:
-        if cg_steps < 1:
-            raise ValueError(f"cg_steps={cg_steps}: choose at least 1")
         super().__init__(sampler)
         self.cg_steps = cg_steps
 

@@ -16,13 +16,12 @@ References:
     https://arxiv.org/abs/2312.16024, for the magnitude.
 """
 
-import math
-
 import torch
 from torch import Tensor
 
+from scoreexp.core.checked import checked
 from scoreexp.core.streams import ImageStreams
-from scoreexp.core.types import PositiveFloat, PositiveInt
+from scoreexp.core.types import FinitePositiveFloat, PositiveInt
 from scoreexp.denoisers import DenoiserBase
 from scoreexp.observations import LinearOperator, Observation
 from scoreexp.restorers.base import Callback, Restorer
@@ -56,17 +55,14 @@ class PnPADMM(Restorer):
         FloatingPointError: an iterate is not finite.
     """
 
+    @checked
     def __init__(
         self,
-        sigma: PositiveFloat = 0.1,
-        rho: PositiveFloat = 1.0,
+        sigma: FinitePositiveFloat = 0.1,
+        rho: FinitePositiveFloat = 1.0,
         steps: PositiveInt = 50,
         magnitude: bool = False,
     ) -> None:
-        if not (sigma > 0 and rho > 0 and math.isfinite(rho)) or steps < 1:
-            raise ValueError(
-                f"sigma={sigma}, rho={rho}, steps={steps}: choose sigma > 0, rho > 0 and steps >= 1"
-            )
         self.sigma, self.rho, self.steps, self.magnitude = sigma, rho, steps, magnitude
 
     @torch.no_grad()

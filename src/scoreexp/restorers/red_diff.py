@@ -19,6 +19,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from scoreexp.core.checked import checked
 from scoreexp.core.types import NonNegativeFloat, PositiveFloat
 from scoreexp.denoisers.denoiser import eps_from_x0
 from scoreexp.restorers.chain import Chain, Problem
@@ -63,6 +64,7 @@ class REDDiff(Chain):
 
     uses_sigma: ClassVar[bool] = False
 
+    @checked
     def __init__(
         self,
         grid: TimeGrid,
@@ -70,10 +72,6 @@ class REDDiff(Chain):
         data_weight: PositiveFloat = 1.0,
         lr: PositiveFloat = 0.1,
     ) -> None:
-        if not (weight >= 0 and data_weight > 0 and lr > 0):
-            raise ValueError(
-                f"weight={weight}, data_weight={data_weight}, lr={lr}: choose weight >= 0, data_weight > 0 and lr > 0"
-            )
         super().__init__(grid)
         self.weight, self.data_weight, self.lr = weight, data_weight, lr
 

@@ -13,16 +13,20 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from scoreexp.core.checked import checked
+from scoreexp.core.types import NonNegativeInt, PositiveInt
+
 TileFunction = Callable[[Tensor, tuple[int, int]], Tensor]
 
 
+@checked
 def apply_tiled(
     function: TileFunction,
     x: Tensor,
     *,
-    tile: int | None,
-    overlap: int = 64,
-    multiple: int = 1,
+    tile: PositiveInt | None,
+    overlap: NonNegativeInt = 64,
+    multiple: PositiveInt = 1,
     progress: Callable[[int, int], None] | None = None,
     on_out_of_memory: Callable[[int], None] | None = None,
 ) -> Tensor:
@@ -165,17 +169,10 @@ def _is_out_of_memory(error: BaseException) -> bool:
 def _check(x: Tensor, tile: int | None, overlap: int, multiple: int) -> None:
     if x.ndim != 4 or 0 in x.shape:
         raise ValueError(f"pictures have shape {tuple(x.shape)}; it must be [B, C, H, W] with no empty axis")
-    if multiple < 1:
-        raise ValueError(f"multiple={multiple} must be at least 1")
-    if overlap < 0:
-        raise ValueError(f"overlap={overlap} must not be negative")
     if tile is None:
         return
-    if tile < 1 or tile % multiple:
-        raise ValueError(
-            f"tile={tile} must be positive and divisible by {multiple}: "
-            f"use {_round_up(max(tile, 1), multiple)}"
-        )
+    if tile % multiple:
+        raise ValueError(f"tile={tile} must be divisible by {multiple}: use {_round_up(tile, multiple)}")
     if tile - overlap < multiple:
         raise ValueError(
             f"overlap={overlap} leaves no step between tiles of {tile} pixels; "

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 from torch.nn.utils import skip_init
 
+from scoreexp.core.checked import checked
 from scoreexp.core.kinds import Images, kind_of
 from scoreexp.core.streams import ImageStreams, generator
 from scoreexp.core.types import PositiveFloat, PositiveInt
@@ -58,9 +59,8 @@ class ZSN2N(Restorer):
 
     needs_model: ClassVar[bool] = False
 
+    @checked
     def __init__(self, steps: PositiveInt = 2000, width: PositiveInt = 48, lr: PositiveFloat = 1e-3) -> None:
-        if steps < 1 or width < 1 or not lr > 0:
-            raise ValueError(f"steps={steps}, width={width}, lr={lr}: choose at least 1, 1 and a rate > 0")
         self.steps, self.width, self.lr = steps, width, lr
 
     def restore(

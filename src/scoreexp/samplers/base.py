@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from scoreexp.core.checked import checked
 from scoreexp.core.streams import ImageStreams
 from scoreexp.denoisers.counting import counting
 from scoreexp.denoisers.denoiser import DenoiserBase, Wrapper
@@ -66,6 +67,7 @@ class Sampler(ABC):
             itself.
     """
 
+    @checked
     def __init__(self, grid: TimeGrid, denoise_last: bool = True) -> None:
         self.grid = grid
         self.denoise_last = denoise_last
@@ -163,19 +165,36 @@ def spread(first: int, last: int, count: int) -> set[int]:
 
 
 def falling_noise_levels(schedule: Schedule, times: Tensor) -> Tensor:
-    """``sigma / alpha`` at ``times [N]``, for samplers whose steps are differences of noise levels.
+    """``sigma / alpha`` at ``times [N]``, the first maybe infinite, for samplers that step from one to the next.
 
     Raises:
         ValueError: unless it falls from each time to the next.
     """
-    alpha, sigma = schedule(times)
-    levels = sigma / alpha
+    levels = schedule.noise_level(times)
     if not (levels.diff() < 0).all():
         raise ValueError(
             f"the {type(schedule).__name__} schedule has the same noise level {levels[0].item():.6g} at different "
             "times, so there is no flow to follow: choose a schedule whose noise grows (vp, ve, ddpm)"
         )
     return levels
+
+
+def step_from_noise(
+    model: DenoiserBase, x_t: Tensor, t: float, s: float, streams: ImageStreams | None = None
+) -> Tensor:
+    r"""The step to ``s`` from a time ``t`` at which ``alpha`` is 0, one evaluation: ``x_s [B, *]``.
+
+    .. math:: x_s = \alpha_s \hat x_0 + \sigma_s z
+
+    For samplers whose own step takes ``x_t / alpha`` or the drift, which do not exist there. The posterior mean is that of
+    the data, whatever ``x_t``, and the noise is known: ``z = x_t / sigma_t`` follows the probability flow (DDIM), with an
+    error of order ``(alpha_s / sigma_s)^2``. With ``streams`` z is drawn anew: the reverse SDE has an infinite drift there
+    and forgets ``x_t`` at once (ancestral sampling).
+    """
+    alpha_s, sigma_s = model.schedule.at(s)
+    x0_hat = model(x_t, batch_of(t, x_t))
+    z = x_t / model.schedule.at(t)[1] if streams is None else streams.normal(x_t)
+    return alpha_s * x0_hat + sigma_s * z
 
 
 def batch_of(t: float, x: Tensor) -> Tensor:

@@ -1,10 +1,11 @@
 """The denoising iteration of the published score-embedding script."""
 
 import math
-from typing import Any
+from typing import Annotated, Any
 
 from torch import Tensor
 
+from scoreexp.core.checked import checked
 from scoreexp.core.streams import ImageStreams
 from scoreexp.core.types import NonNegativeFloat, PositiveFloat
 from scoreexp.denoisers.denoiser import DenoiserBase
@@ -35,12 +36,14 @@ class ClampedEulerMaruyama(Sampler):
         ValueError: if a parameter is outside its domain.
     """
 
-    def __init__(self, grid: TimeGrid, g: PositiveFloat = 1.0, noise: NonNegativeFloat = 0.1) -> None:
+    @checked
+    def __init__(
+        self,
+        grid: TimeGrid,
+        g: Annotated[PositiveFloat, "1 for the paper's 0.5 of [0, 1]"] = 1.0,
+        noise: Annotated[NonNegativeFloat, "0.1 in the paper"] = 0.1,
+    ) -> None:
         super().__init__(grid, denoise_last=False)
-        if not g > 0:
-            raise ValueError(f"g={g}: choose a diffusion coefficient > 0 (1 for the paper's 0.5 of [0, 1])")
-        if not noise >= 0:
-            raise ValueError(f"noise={noise}: choose a coefficient >= 0 (0.1 in the paper)")
         self.g = g
         self.noise = noise
 

@@ -1,10 +1,11 @@
 """Denoising diffusion implicit models."""
 
 import math
-from typing import Any
+from typing import Annotated, Any
 
 from torch import Tensor
 
+from scoreexp.core.checked import checked
 from scoreexp.core.streams import ImageStreams
 from scoreexp.core.types import Probability
 from scoreexp.denoisers.denoiser import DenoiserBase, eps_from_x0
@@ -37,10 +38,14 @@ class DDIM(Sampler):
             and ``eta > 0`` or the last denoising is left out.
     """
 
-    def __init__(self, grid: TimeGrid, eta: Probability = 0.0, denoise_last: bool = True) -> None:
+    @checked
+    def __init__(
+        self,
+        grid: TimeGrid,
+        eta: Annotated[Probability, "0 is deterministic, 1 ancestral"] = 0.0,
+        denoise_last: bool = True,
+    ) -> None:
         super().__init__(grid, denoise_last)
-        if not 0 <= eta <= 1:
-            raise ValueError(f"eta={eta}: choose a value in [0, 1] (0 is deterministic, 1 is ancestral)")
         self.eta = eta
 
     def init_state(self, model: DenoiserBase, x: Tensor, times: Tensor) -> None:
@@ -63,7 +68,8 @@ class DDIM(Sampler):
 
         x0_hat = model(x_t, batch_of(t, x_t))
         eps_hat = eps_from_x0(x0_hat, x_t, alpha_t, sigma_t)
-        x_s = alpha_s * x0_hat + math.sqrt(sigma_s**2 - fresh) * eps_hat
+        kept = max(sigma_s**2 - fresh, 0.0)  # 0, up to a rounding, from alpha_t = 0 with eta = 1
+        x_s = alpha_s * x0_hat + math.sqrt(kept) * eps_hat
         if self.eta > 0:
             x_s = x_s + math.sqrt(fresh) * streams.normal(x_t)
         return x_s, state

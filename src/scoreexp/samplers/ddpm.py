@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from scoreexp.core.checked import checked
 from scoreexp.core.streams import ImageStreams
 from scoreexp.denoisers.denoiser import DenoiserBase
 from scoreexp.samplers.base import Sampler, batch_of, falling_noise_levels
@@ -37,6 +38,7 @@ class DDPM(Sampler):
         ValueError: if ``variance`` is neither; on a call, if the schedule's noise level does not fall along the grid.
     """
 
+    @checked
     def __init__(
         self,
         grid: TimeGrid,
@@ -44,8 +46,6 @@ class DDPM(Sampler):
         denoise_last: bool = True,
     ) -> None:
         super().__init__(grid, denoise_last)
-        if variance not in ("beta_tilde", "beta"):
-            raise ValueError(f"variance={variance!r}: choose 'beta_tilde' or 'beta'")
         self.variance = variance
 
     def init_state(self, model: DenoiserBase, x: Tensor, times: Tensor) -> None:

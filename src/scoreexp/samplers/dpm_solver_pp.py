@@ -28,7 +28,7 @@ class DPMSolverPP(Sampler):
               x_i = \frac{\sigma_i}{\sigma_{i-1}} x_{i-1} - \alpha_i (e^{-h_i} - 1) D_i ;
 
     the first step has no ``x_{i-2}`` and takes :math:`D_1 = \hat x_0(x_0, t_0)`, which is DDIM. One evaluation per
-    step, order 2, for any schedule.
+    step, order 2, for any schedule. From ``alpha = 0`` the first h is infinite, and the second step is DDIM's as well.
 
     Reference: C. Lu et al., "DPM-Solver++: Fast Solver for Guided Sampling of Diffusion Probabilistic Models", 2022,
     https://arxiv.org/abs/2211.01095, algorithm 2.
@@ -56,7 +56,7 @@ class DPMSolverPP(Sampler):
         streams: ImageStreams,
     ) -> tuple[Tensor, Any]:
         (alpha_t, sigma_t), (alpha_s, sigma_s) = model.schedule.at(t), model.schedule.at(s)
-        h = math.log(alpha_s / sigma_s) - math.log(alpha_t / sigma_t)
+        h = math.log(alpha_s / sigma_s) - (math.log(alpha_t / sigma_t) if alpha_t > 0 else -math.inf)
 
         x0_hat = model(x_t, batch_of(t, x_t))
         D = x0_hat

@@ -8,13 +8,15 @@ from torch import Tensor
 
 from scoreexp.core.streams import ImageStreams
 from scoreexp.denoisers.denoiser import DenoiserBase
-from scoreexp.samplers.base import Sampler, batch_of, falling_noise_levels
+from scoreexp.samplers.base import Sampler, batch_of, falling_noise_levels, step_from_noise
 
 
 def euler_maruyama_step(
     model: DenoiserBase, x_t: Tensor, t: float, s: float, streams: ImageStreams
 ) -> Tensor:
     """One step of ``EulerMaruyama`` from ``t`` to ``s < t``: ``x_s [B, *]``, one evaluation."""
+    if model.schedule.at(t)[0] == 0:
+        return step_from_noise(model, x_t, t, s, streams)
     time = torch.tensor(t, dtype=torch.float64)
     a, g = model.schedule.drift(time).item(), model.schedule.diffusion(time).item()
     dt = t - s
@@ -27,7 +29,8 @@ class EulerMaruyama(Sampler):
 
     .. math:: x_s = x_t - \left(a(t) x_t - g(t)^2 s_\theta(x_t, t)\right) (t - s) + g(t) \sqrt{t - s}\, z .
 
-    Weak order one.
+    Weak order one. From ``alpha = 0``, where a and g are infinite, the first step is a draw of
+    ``alpha_s x0_hat + sigma_s z``.
 
     Reference: Y. Song, J. Sohl-Dickstein, D. Kingma, A. Kumar, S. Ermon, B. Poole, "Score-Based Generative
     Modeling through Stochastic Differential Equations", 2021, https://arxiv.org/abs/2011.13456, equation (6).

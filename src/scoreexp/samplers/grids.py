@@ -6,10 +6,12 @@ evenly spaced in some coordinate: time, its root, or a function of the noise lev
 """
 
 from abc import ABC, abstractmethod
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
+from scoreexp.core.checked import checked
 from scoreexp.core.types import NonNegativeFloat, PositiveFloat, PositiveInt
 from scoreexp.schedules import Schedule
 
@@ -24,9 +26,8 @@ class TimeGrid(ABC):
         ValueError: if ``steps`` is not positive.
     """
 
+    @checked
     def __init__(self, steps: PositiveInt) -> None:
-        if steps < 1:
-            raise ValueError(f"steps={steps}: choose at least 1")
         self.steps = steps
 
     @abstractmethod
@@ -45,6 +46,7 @@ class SpacedGrid(TimeGrid):
         ValueError: if ``steps`` is not positive.
     """
 
+    @checked
     def __init__(self, steps: PositiveInt, t_end: NonNegativeFloat | None = None) -> None:
         super().__init__(steps)
         self.t_end = t_end
@@ -78,11 +80,6 @@ class SpacedGrid(TimeGrid):
         """Times from ``start`` (fraction 0) to ``end`` (fraction 1)."""
 
 
-def _noise_levels(schedule: Schedule, *times: float) -> Tensor:
-    alpha, sigma = schedule(torch.tensor(times, dtype=torch.float64))
-    return sigma / alpha
-
-
 class UniformGrid(SpacedGrid):
     """Evenly spaced in time."""
 
@@ -101,8 +98,30 @@ class QuadraticGrid(SpacedGrid):
         return (start**0.5 + fraction * (end**0.5 - start**0.5)) ** 2
 
 
-class KarrasGrid(SpacedGrid):
-    """Evenly spaced in ``(sigma / alpha)^(1 / rho)``.
+class NoiseLevelGrid(SpacedGrid):
+    """Base of the grids that are evenly spaced in a function of the noise level ``r = sigma / alpha``.
+
+    No spacing is even from infinity. From ``alpha = 0`` the N times are ``t_start`` and N - 1 from the level N on (N times
+    the last level, if that is above 1): for the probability flow a first step of the angle 1 / N, whose error falls
+    with N like theirs.
+    """
+
+    def _between(self, schedule: Schedule, start: float, end: float, fraction: Tensor) -> Tensor:
+        first, last = schedule.noise_level(torch.tensor([start, end], dtype=torch.float64))
+        if first.isfinite():
+            return schedule.t_of_sigma(self._levels(first, last, fraction))
+        finite = len(fraction) * last.clamp(min=1)
+        fraction = torch.linspace(0, 1, len(fraction) - 1, dtype=torch.float64)
+        levels = torch.cat([first[None], self._levels(finite, last, fraction)])
+        return schedule.t_of_sigma(levels)
+
+    @abstractmethod
+    def _levels(self, first: Tensor, last: Tensor, fraction: Tensor) -> Tensor:
+        """Levels from the finite ``first`` (fraction 0) to ``last`` (fraction 1)."""
+
+
+class KarrasGrid(NoiseLevelGrid):
+    """Evenly spaced in ``(sigma / alpha)^(1 / rho)``; from ``alpha = 0`` see ``NoiseLevelGrid``.
 
     Reference: T. Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models", 2022,
     https://arxiv.org/abs/2206.00364, equation (5).
@@ -116,29 +135,32 @@ class KarrasGrid(SpacedGrid):
         ValueError: if a parameter is outside its domain.
     """
 
+    @checked
     def __init__(
-        self, steps: PositiveInt, rho: PositiveFloat = 7.0, t_end: NonNegativeFloat | None = None
+        self,
+        steps: PositiveInt,
+        rho: Annotated[PositiveFloat, "7 in the paper"] = 7.0,
+        t_end: NonNegativeFloat | None = None,
     ) -> None:
         super().__init__(steps, t_end)
-        if not rho > 0:
-            raise ValueError(f"rho={rho}: choose rho > 0 (7 in the paper)")
         self.rho = rho
 
-    def _between(self, schedule: Schedule, start: float, end: float, fraction: Tensor) -> Tensor:
-        root_start, root_end = _noise_levels(schedule, start, end) ** (1 / self.rho)
-        return schedule.t_of_sigma((root_start + fraction * (root_end - root_start)) ** self.rho)
+    def _levels(self, first: Tensor, last: Tensor, fraction: Tensor) -> Tensor:
+        root_first, root_last = torch.stack([first, last]) ** (1 / self.rho)
+        return (root_first + fraction * (root_last - root_first)) ** self.rho
 
 
-class LogSNRGrid(SpacedGrid):
-    """Evenly spaced in ``log(sigma / alpha)``, hence in the logarithm of the signal-to-noise ratio.
+class LogSNRGrid(NoiseLevelGrid):
+    """Evenly spaced in ``log(sigma / alpha)``, hence in the logarithm of the signal-to-noise ratio; from ``alpha = 0``
+    see ``NoiseLevelGrid``.
 
     Reference: C. Lu et al., "DPM-Solver: A Fast ODE Solver for Diffusion Probabilistic Model Sampling in
     Around 10 Steps", 2022, https://arxiv.org/abs/2206.00927.
     """
 
-    def _between(self, schedule: Schedule, start: float, end: float, fraction: Tensor) -> Tensor:
-        log_start, log_end = _noise_levels(schedule, start, end).log()
-        return schedule.t_of_sigma((log_start + fraction * (log_end - log_start)).exp())
+    def _levels(self, first: Tensor, last: Tensor, fraction: Tensor) -> Tensor:
+        log_first, log_last = torch.stack([first, last]).log()
+        return (log_first + fraction * (log_last - log_first)).exp()
 
 
 class DiscreteGrid(TimeGrid):
@@ -159,9 +181,10 @@ class DiscreteGrid(TimeGrid):
         ValueError: if ``steps`` does not divide ``total_steps``, or a time is outside the schedule's range.
     """
 
+    @checked
     def __init__(self, steps: PositiveInt = 1000, total_steps: PositiveInt = 1000) -> None:
         super().__init__(steps)
-        if total_steps < 1 or total_steps % steps:
+        if total_steps % steps:
             raise ValueError(f"steps={steps} does not divide total_steps={total_steps}: choose a divisor")
         self.total_steps = total_steps
 

@@ -1,15 +1,16 @@
 """The second-order sampler of EDM, deterministic or with churn."""
 
 import math
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
+from scoreexp.core.checked import checked
 from scoreexp.core.streams import ImageStreams
 from scoreexp.core.types import NonNegativeFloat, PositiveFloat
 from scoreexp.denoisers.denoiser import DenoiserBase
-from scoreexp.samplers.base import Sampler, batch_of, falling_noise_levels
+from scoreexp.samplers.base import Sampler, batch_of, falling_noise_levels, step_from_noise
 from scoreexp.samplers.grids import TimeGrid
 
 
@@ -26,7 +27,8 @@ class Heun(Sampler):
     4. :math:`d' = (x' - D(x'; r')) / r'` and :math:`x' = \hat x + (r' - \hat r) (d + d') / 2`.
 
     The paper's last step, an Euler step to the noise level 0, is the final denoising; it is not churned here. With N
-    times this makes 2N - 1 evaluations. Without churn the order is 2.
+    times this makes 2N - 1 evaluations. Without churn the order is 2. From ``alpha = 0``, where r is infinite, the first
+    step is DDIM's, of one evaluation and without churn.
 
     Reference: T. Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models", 2022,
     https://arxiv.org/abs/2206.00364, algorithm 2.
@@ -44,22 +46,19 @@ class Heun(Sampler):
             the grid, or churn would raise it beyond the schedule's range.
     """
 
+    @checked
     def __init__(
         self,
         grid: TimeGrid,
-        s_churn: NonNegativeFloat = 0.0,
+        s_churn: Annotated[NonNegativeFloat, "0 is deterministic"] = 0.0,
         s_tmin: NonNegativeFloat = 0.0,
         s_tmax: PositiveFloat | None = None,
-        s_noise: PositiveFloat = 1.0,
+        s_noise: Annotated[PositiveFloat, "1, or up to 1.01"] = 1.0,
         denoise_last: bool = True,
     ) -> None:
         super().__init__(grid, denoise_last)
-        if not s_churn >= 0:
-            raise ValueError(f"s_churn={s_churn}: choose an amount >= 0 (0 is deterministic)")
-        if not 0 <= s_tmin <= (math.inf if s_tmax is None else s_tmax):
-            raise ValueError(f"s_tmin={s_tmin}, s_tmax={s_tmax}: choose 0 <= s_tmin <= s_tmax")
-        if not s_noise > 0:
-            raise ValueError(f"s_noise={s_noise}: choose a standard deviation > 0 (1, or up to 1.01)")
+        if s_tmax is not None and not s_tmin <= s_tmax:
+            raise ValueError(f"s_tmin={s_tmin}, s_tmax={s_tmax}: choose s_tmin <= s_tmax")
         self.s_churn = s_churn
         self.s_tmin = s_tmin
         self.s_tmax = s_tmax
@@ -90,6 +89,8 @@ class Heun(Sampler):
     ) -> tuple[Tensor, Any]:
         schedule = model.schedule
         (alpha_t, sigma_t), (alpha_s, sigma_s) = schedule.at(t), schedule.at(s)
+        if alpha_t == 0:
+            return step_from_noise(model, x_t, t, s), state
         r, r_next = sigma_t / alpha_t, sigma_s / alpha_s
         x = x_t / alpha_t
 

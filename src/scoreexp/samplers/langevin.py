@@ -17,11 +17,12 @@ References:
 """
 
 import math
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
+from scoreexp.core.checked import checked
 from scoreexp.core.streams import ImageStreams
 from scoreexp.core.types import NonNegativeFloat, PositiveFloat, PositiveInt
 from scoreexp.denoisers.denoiser import DenoiserBase
@@ -71,25 +72,20 @@ class Langevin(Sampler):
         denoise_last: end with ``E[x_0 | x_t]`` (one more evaluation).
 
     Raises:
-        ValueError: if a parameter is outside its domain, or ``step_size`` is not below ``2 sigma^2`` at the noise
-            level where the sampler runs, from where on the iteration diverges.
+        ValueError: if a parameter is outside its domain; on a call, if ``step_size`` is not below ``2 sigma^2`` at the
+            noise level where the sampler runs, from where on the iteration diverges, or ``alpha`` is 0 there.
     """
 
+    @checked
     def __init__(
         self,
         grid: TimeGrid,
-        step_size: PositiveFloat = 4e-4,
-        noise: NonNegativeFloat = 1.0,
+        step_size: Annotated[PositiveFloat, "4e-4 for the paper's 1e-4 of [0, 1]"] = 4e-4,
+        noise: Annotated[NonNegativeFloat, "1 is plain Langevin dynamics"] = 1.0,
         clamp: bool = False,
         denoise_last: bool = False,
     ) -> None:
         super().__init__(grid, denoise_last)
-        if not step_size > 0:
-            raise ValueError(
-                f"step_size={step_size}: choose a step > 0 (4e-4 for the paper's 1e-4 of [0, 1])"
-            )
-        if not noise >= 0:
-            raise ValueError(f"noise={noise}: choose a coefficient >= 0 (1 is plain Langevin dynamics)")
         self.step_size = step_size
         self.noise = noise
         self.clamp = clamp
@@ -102,7 +98,12 @@ class Langevin(Sampler):
         return super().start(schedule, y, sigma)
 
     def init_state(self, model: DenoiserBase, x: Tensor, times: Tensor) -> None:
-        """Checks that the step is stable at the noise level of ``times``."""
+        """Checks that there are data at the noise level of ``times``, and that the step is stable there."""
+        if not (model.schedule.alpha(times) > 0).all():
+            raise ValueError(
+                f"Langevin dynamics at t={times[0].item():g} of the {type(model.schedule).__name__} schedule, where alpha "
+                "is 0, sees noise alone: choose an observation to denoise (t_start < t_max), or langevin_annealed"
+            )
         sigma = model.schedule.sigma(times).min().item()
         if not self.step_size < 2 * sigma**2:
             raise ValueError(
@@ -151,20 +152,15 @@ class AnnealedLangevin(Sampler):
         ValueError: if a parameter is outside its domain; a ``ratio`` of 2 or more diverges.
     """
 
+    @checked
     def __init__(
         self,
         grid: TimeGrid,
-        ratio: PositiveFloat = 0.1,
+        ratio: Annotated[float, (">", 0), ("<", 2), "from 2 on the iteration diverges"] = 0.1,
         updates: PositiveInt = 100,
         denoise_last: bool = True,
     ) -> None:
         super().__init__(grid, denoise_last)
-        if not 0 < ratio < 2:
-            raise ValueError(
-                f"ratio={ratio}: choose a step in (0, 2) sigma^2; from 2 on the iteration diverges"
-            )
-        if updates < 1:
-            raise ValueError(f"updates={updates}: choose at least 1 per noise level")
         self.ratio = ratio
         self.updates = updates
 

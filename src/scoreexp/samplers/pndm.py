@@ -5,9 +5,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from scoreexp.core.checked import checked
 from scoreexp.core.streams import ImageStreams
 from scoreexp.denoisers.denoiser import DenoiserBase, x0_from_eps
-from scoreexp.samplers.base import Sampler, batch_of, falling_noise_levels
+from scoreexp.samplers.base import Sampler, batch_of, falling_noise_levels, step_from_noise
 from scoreexp.samplers.grids import TimeGrid
 
 # Adams-Bashforth weights of the predictions, the newest first
@@ -31,7 +32,8 @@ class PNDM(Sampler):
     transfer, and the first three of F are pseudo Runge-Kutta steps. Both forms have order 2: the weights are those of
     Adams and Bashforth for the noise, but the transfer is not linear in time. F has the smaller constant and settles
     later. The weights suppose even steps, as in ``UniformGrid``; on a grid that is smooth in another coordinate the
-    order remains. N times take N + 1 (S) or N + 9 (F) evaluations.
+    order remains. N times take N + 1 (S) or N + 9 (F) evaluations. From ``alpha = 0``, where the noise is ``x_t / sigma``,
+    the first step is DDIM's and takes the place of a pseudo step: 1 (S) or 3 (F) evaluations fewer.
 
     Reference: L. Liu, Y. Ren, Z. Lin, Z. Zhao, "Pseudo Numerical Methods for Diffusion Models on Manifolds", 2022,
     https://arxiv.org/abs/2202.09778, sections 3.2 to 3.4.
@@ -45,10 +47,9 @@ class PNDM(Sampler):
         ValueError: if ``form`` is neither; on a call, if the schedule's noise level does not fall along the grid.
     """
 
+    @checked
     def __init__(self, grid: TimeGrid, form: Literal["S", "F"] = "F", denoise_last: bool = True) -> None:
         super().__init__(grid, denoise_last)
-        if form not in _WEIGHTS:
-            raise ValueError(f"form={form!r}: choose 'S' (two steps) or 'F' (four steps)")
         self.form = form
 
     def init_state(self, model: DenoiserBase, x: Tensor, times: Tensor) -> tuple[Tensor, ...]:
@@ -65,11 +66,15 @@ class PNDM(Sampler):
         state: Any,
         streams: ImageStreams,
     ) -> tuple[Tensor, Any]:
+        alpha_t, sigma_t = model.schedule.at(t)
+        if alpha_t == 0:
+            return step_from_noise(model, x_t, t, s), (x_t / sigma_t,)
+
         def noise(x: Tensor, u: float) -> Tensor:
             return model.eps(x, batch_of(u, x))
 
         def transfer(e: Tensor, u: float) -> Tensor:
-            (alpha_t, sigma_t), (alpha_u, sigma_u) = model.schedule.at(t), model.schedule.at(u)
+            alpha_u, sigma_u = model.schedule.at(u)
             return alpha_u * x0_from_eps(e, x_t, alpha_t, sigma_t) + sigma_u * e
 
         weights = _WEIGHTS[self.form]

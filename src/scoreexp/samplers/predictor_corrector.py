@@ -1,15 +1,16 @@
 """Predictor-corrector sampling."""
 
 import math
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from torch import Tensor
 
+from scoreexp.core.checked import checked
 from scoreexp.core.streams import ImageStreams
 from scoreexp.core.tensors import expand_to, sum_per_sample
-from scoreexp.core.types import NonNegativeInt, PositiveFloat
+from scoreexp.core.types import NonNegativeInt, OpenProbability
 from scoreexp.denoisers.denoiser import DenoiserBase
-from scoreexp.samplers.base import Sampler, batch_of
+from scoreexp.samplers.base import Sampler, batch_of, step_from_noise
 from scoreexp.samplers.euler_maruyama import euler_maruyama_step
 from scoreexp.samplers.grids import TimeGrid
 
@@ -22,7 +23,7 @@ class PredictorCorrector(Sampler):
 
        .. math:: x_s = (2 - \alpha_{t|s}) x_t + \beta\, s_\theta(x_t, t) + \sqrt{\beta}\, z ,
 
-       ``euler`` is a step of ``EulerMaruyama``.
+       ``euler`` is a step of ``EulerMaruyama``. From ``alpha = 0`` both draw ``alpha_s x0_hat + sigma_s z``.
     2. Corrector, ``corrections`` times, with the step of each sample from its own norms,
 
        .. math:: x_s \leftarrow x_s + \epsilon\, s_\theta(x_s, s) + \sqrt{2 \epsilon}\, z, \qquad
@@ -52,25 +53,16 @@ class PredictorCorrector(Sampler):
         ValueError: if a parameter is outside its domain.
     """
 
+    @checked
     def __init__(
         self,
         grid: TimeGrid,
         predictor: Literal["reverse_diffusion", "euler"] = "reverse_diffusion",
-        corrections: NonNegativeInt = 1,
-        snr: PositiveFloat = 0.16,
+        corrections: Annotated[NonNegativeInt, "0 leaves the predictor alone"] = 1,
+        snr: OpenProbability = 0.16,
         denoise_last: bool = True,
     ) -> None:
         super().__init__(grid, denoise_last)
-        if predictor not in ("reverse_diffusion", "euler"):
-            raise ValueError(f"predictor={predictor!r}: choose 'reverse_diffusion' or 'euler'")
-        if corrections < 0:
-            raise ValueError(
-                f"corrections={corrections}: choose a number >= 0 (0 leaves the predictor alone)"
-            )
-        if not 0 < snr < 1:
-            raise ValueError(
-                f"snr={snr}: choose a ratio in (0, 1), 0.16 in the paper; from 1 on the updates oscillate"
-            )
         self.predictor = predictor
         self.corrections = corrections
         self.snr = snr
@@ -101,6 +93,8 @@ def reverse_diffusion_step(
 ) -> Tensor:
     """The discrete forward step from ``s`` to ``t``, reversed: ``x_s [B, *]``, one evaluation."""
     alpha_t, sigma_t = model.schedule.at(t)
+    if alpha_t == 0:
+        return step_from_noise(model, x_t, t, s, streams)
     alpha_s, sigma_s = model.schedule.at(s)
     alpha_ts = alpha_t / alpha_s
     beta = sigma_t**2 - (alpha_ts * sigma_s) ** 2

@@ -4,6 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
+from scoreexp.core.checked import checked
 from scoreexp.core.streams import ImageStreams
 from scoreexp.denoisers.angular_flow import AngularFlow
 from scoreexp.denoisers.denoiser import DenoiserBase
@@ -35,6 +36,7 @@ class ProbabilityFlow(Sampler):
         FloatingPointError: (on a call) if the model's output is not finite; names the time.
     """
 
+    @checked
     def __init__(self, grid: TimeGrid, solver: OdeSolver, denoise_last: bool = True) -> None:
         super().__init__(grid, denoise_last)
         self.solver = solver

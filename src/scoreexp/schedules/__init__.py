@@ -5,6 +5,7 @@ from scoreexp.schedules.constant import ConstantNoise
 from scoreexp.schedules.cosine import Cosine
 from scoreexp.schedules.ddpm import DDPM
 from scoreexp.schedules.edm import EDM
+from scoreexp.schedules.flow_matching import FlowMatching
 from scoreexp.schedules.sub_vp import SubVP
 from scoreexp.schedules.ve import VE
 from scoreexp.schedules.ve_power import VEPower
@@ -17,6 +18,7 @@ __all__ = [
     "VP",
     "ConstantNoise",
     "Cosine",
+    "FlowMatching",
     "Schedule",
     "SubVP",
     "VEPower",

@@ -8,6 +8,10 @@ The forward process ``dx = a(t) x dt + g(t) dW`` started at clean data ``x_0`` h
 Either pair, ``(alpha, sigma)`` or ``(a, g)``, determines the other. Only the ratio ``sigma / alpha`` says how
 noisy ``x_t / alpha`` is; it increases with ``t`` and names a noise level in every schedule.
 
+``alpha`` may reach 0 at ``t_max``, and nowhere else (flow matching). There ``x_t`` is noise that holds no trace of
+``x_0``: the noise level is infinite, drift and diffusion may be, and ``E[x_0 | x_t]`` is the mean of the data. What
+divides by ``alpha`` takes its limit there or refuses with the remedy.
+
 References:
     Y. Song, J. Sohl-Dickstein, D. Kingma, A. Kumar, S. Ermon, B. Poole, "Score-Based Generative Modeling
     through Stochastic Differential Equations", 2021, https://arxiv.org/abs/2011.13456.
@@ -18,6 +22,8 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+
+from scoreexp.core.checked import checked
 
 # A time or ratio that was rounded to float32 at an end of the range is still that end.
 _ROUNDING = 4 * torch.finfo(torch.float32).eps
@@ -30,7 +36,8 @@ class Schedule(ABC):
     the CPU, so times kept on the CPU cost no device synchronisation. All functions are differentiable in
     ``t``.
 
-    A new schedule writes the five underscored functions, in float64 and without checks.
+    A new schedule writes the five abstract functions, in float64 and without checks; one whose ``alpha`` reaches 0
+    writes ``_alpha`` too, for the derivative of ``exp(log alpha)`` does not exist there.
 
     Args:
         t_min: the smallest time, >= 0; ``sigma(t_min) > 0``.
@@ -40,6 +47,7 @@ class Schedule(ABC):
         ValueError: if the times are not in that order.
     """
 
+    @checked
     def __init__(self, *, t_min: float, t_max: float) -> None:
         if not 0 <= t_min < t_max:
             raise ValueError(f"t_min={t_min}, t_max={t_max}: choose 0 <= t_min < t_max")
@@ -61,28 +69,35 @@ class Schedule(ABC):
     @abstractmethod
     def _t_of_sigma(self, ratio: Tensor) -> Tensor: ...
 
+    def _alpha(self, t: Tensor) -> Tensor:
+        return self._log_alpha(t).exp()
+
     def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """``(alpha(t), sigma(t))``."""
         return self.alpha(t), self.sigma(t)
 
     def alpha(self, t: Tensor) -> Tensor:
-        """Scale of the data in ``x_t``, in (0, 1].
+        """Scale of the data in ``x_t``, in (0, 1], or 0 at ``t_max``.
 
         Raises:
             ValueError: if a time lies outside the schedule's range (as in all functions of ``t``).
         """
-        return self._evaluate(lambda t: self._log_alpha(t).exp(), t)
+        return self._evaluate(self._alpha, t)
 
     def sigma(self, t: Tensor) -> Tensor:
         """Standard deviation of the noise in ``x_t``, in the units of the data ([-1, 1])."""
         return self._evaluate(self._sigma, t)
 
+    def noise_level(self, t: Tensor) -> Tensor:
+        """``sigma(t) / alpha(t)``, in the units of the data ([-1, 1]); infinite where ``alpha`` is 0."""
+        return self._evaluate(lambda t: self._sigma(t) / self._alpha(t), t)
+
     def drift(self, t: Tensor) -> Tensor:
-        """``a(t) = d log alpha / dt``, so that the drift of the SDE is ``f(x, t) = a(t) x``."""
+        """``a(t) = d log alpha / dt``, so that the drift of the SDE is ``f(x, t) = a(t) x``; -inf where alpha is 0."""
         return self._evaluate(self._drift, t)
 
     def diffusion(self, t: Tensor) -> Tensor:
-        """``g(t)``, the diffusion coefficient of the SDE."""
+        """``g(t)``, the diffusion coefficient of the SDE; infinite where the drift is."""
         return self._evaluate(self._diffusion, t)
 
     def at(self, t: float) -> tuple[float, float]:
@@ -92,9 +107,10 @@ class Schedule(ABC):
 
     @property
     def sigma_range(self) -> tuple[float, float]:
-        """Smallest and largest noise level ``sigma / alpha``, in the units of the data ([-1, 1])."""
-        (alpha_min, sigma_min), (alpha_max, sigma_max) = self.at(self.t_min), self.at(self.t_max)
-        return sigma_min / alpha_min, sigma_max / alpha_max
+        """Smallest and largest noise level ``sigma / alpha``, in the units of the data; the largest may be infinite."""
+        ends = torch.tensor([self.t_min, self.t_max], dtype=torch.float64)
+        low, high = self.noise_level(ends).tolist()
+        return low, high
 
     @property
     def prior_std(self) -> float:
@@ -105,7 +121,8 @@ class Schedule(ABC):
         """The time at which ``sigma(t) / alpha(t) = ratio``.
 
         Args:
-            ratio: noise levels of ``x_t / alpha``, any shape, in the units of the data ([-1, 1]).
+            ratio: noise levels of ``x_t / alpha``, any shape, in the units of the data ([-1, 1]); infinity names the
+                time at which ``alpha`` is 0.
 
         Raises:
             ValueError: if a noise level lies outside ``sigma_range``.

@@ -1,8 +1,11 @@
 """One noise level at every time."""
 
+from typing import Annotated
+
 import torch
 from torch import Tensor
 
+from scoreexp.core.checked import checked
 from scoreexp.core.types import PositiveFloat
 from scoreexp.schedules.base import VarianceExploding
 
@@ -27,9 +30,8 @@ class ConstantNoise(VarianceExploding):
         ValueError: if ``sigma`` is not positive.
     """
 
-    def __init__(self, sigma: PositiveFloat = 0.2) -> None:
-        if not sigma > 0:
-            raise ValueError(f"sigma={sigma}: choose a noise level > 0 (0.2 for the paper's 0.1 of [0, 1])")
+    @checked
+    def __init__(self, sigma: Annotated[PositiveFloat, "0.2 for the paper's 0.1 of [0, 1]"] = 0.2) -> None:
         super().__init__(t_min=0.0, t_max=1.0)
         self.constant_sigma = sigma
 

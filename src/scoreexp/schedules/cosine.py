@@ -1,11 +1,13 @@
 """The cosine schedule, in continuous time."""
 
 import math
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
-from scoreexp.core.types import PositiveFloat
+from scoreexp.core.checked import checked
+from scoreexp.core.types import FinitePositiveFloat, OpenProbability
 from scoreexp.schedules.base import VariancePreserving
 
 
@@ -36,15 +38,15 @@ class Cosine(VariancePreserving):
         ValueError: if a parameter is outside its domain.
     """
 
+    @checked
     def __init__(
-        self, offset: PositiveFloat = 0.008, t_min: PositiveFloat = 9.99e-4, t_max: PositiveFloat = 0.999
+        self,
+        offset: Annotated[FinitePositiveFloat, "0.008 in the paper"] = 0.008,
+        t_min: OpenProbability = 9.99e-4,
+        t_max: OpenProbability = 0.999,
     ) -> None:
-        if not 0 < offset < math.inf:
-            raise ValueError(f"offset={offset}: choose a finite offset > 0 (0.008 in the paper)")
-        if not 0 < t_min < t_max < 1:
-            raise ValueError(
-                f"t_min={t_min}, t_max={t_max}: choose 0 < t_min < t_max < 1, because sigma(0) = 0 and alpha(1) = 0"
-            )
+        if not t_min < t_max:
+            raise ValueError(f"t_min={t_min}, t_max={t_max}: choose t_min < t_max")
         super().__init__(t_min=t_min, t_max=t_max)
         self._rate = 0.5 * math.pi / (1 + offset)  # d theta / dt
         self._start = self._rate * offset  # theta(0)

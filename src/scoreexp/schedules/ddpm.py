@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from scoreexp.core.types import PositiveFloat, PositiveInt
+from scoreexp.core.checked import checked
+from scoreexp.core.types import AtLeastTwo, OpenProbability
 from scoreexp.schedules.base import VariancePreserving
 
 # of one step: a time n/T that was rounded belongs to the step that ends there, not to the next one
@@ -35,13 +36,10 @@ class DDPM(VariancePreserving):
         ValueError: if a parameter is outside its domain.
     """
 
+    @checked
     def __init__(
-        self, beta_start: PositiveFloat = 1e-4, beta_end: PositiveFloat = 0.02, steps: PositiveInt = 1000
+        self, beta_start: OpenProbability = 1e-4, beta_end: OpenProbability = 0.02, steps: AtLeastTwo = 1000
     ) -> None:
-        if steps < 2:
-            raise ValueError(f"steps={steps}: choose at least 2")
-        if not (0 < beta_start < 1 and 0 < beta_end < 1):
-            raise ValueError(f"beta_start={beta_start}, beta_end={beta_end}: choose both in (0, 1)")
         super().__init__(t_min=1 / steps, t_max=1.0)
         self.steps = steps
         self.betas = torch.linspace(beta_start, beta_end, steps, dtype=torch.float64)

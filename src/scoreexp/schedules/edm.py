@@ -1,10 +1,9 @@
 """The schedule of EDM: time is the noise level."""
 
-import math
-
 from torch import Tensor
 
-from scoreexp.core.types import PositiveFloat
+from scoreexp.core.checked import checked
+from scoreexp.core.types import FinitePositiveFloat, PositiveFloat
 from scoreexp.schedules.base import VarianceExploding
 
 
@@ -29,11 +28,10 @@ class EDM(VarianceExploding):
         ValueError: if a parameter is outside its domain.
     """
 
-    def __init__(self, sigma_min: PositiveFloat = 0.002, sigma_max: PositiveFloat = 80.0) -> None:
-        if not 0 < sigma_min < sigma_max < math.inf:
-            raise ValueError(
-                f"sigma_min={sigma_min}, sigma_max={sigma_max}: choose 0 < sigma_min < sigma_max, both finite"
-            )
+    @checked
+    def __init__(self, sigma_min: PositiveFloat = 0.002, sigma_max: FinitePositiveFloat = 80.0) -> None:
+        if not sigma_min < sigma_max:
+            raise ValueError(f"sigma_min={sigma_min}, sigma_max={sigma_max}: choose sigma_min < sigma_max")
         super().__init__(t_min=sigma_min, t_max=sigma_max)
 
     def _sigma(self, t: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from scoreexp.core.checked import checked
 from scoreexp.core.types import PositiveFloat
 from scoreexp.schedules.base import Schedule
 from scoreexp.schedules.vp import VP
@@ -34,6 +35,7 @@ class SubVP(Schedule):
         ValueError: if a parameter is outside its domain.
     """
 
+    @checked
     def __init__(
         self, beta_min: PositiveFloat = 0.1, beta_max: PositiveFloat = 20.0, t_min: PositiveFloat = 1e-3
     ) -> None:

@@ -4,6 +4,7 @@ import math
 
 from torch import Tensor
 
+from scoreexp.core.checked import checked
 from scoreexp.core.types import PositiveFloat
 from scoreexp.schedules.base import VarianceExploding
 
@@ -32,11 +33,10 @@ class VE(VarianceExploding):
         ValueError: if a parameter is outside its domain.
     """
 
+    @checked
     def __init__(self, sigma_min: PositiveFloat = 0.02, sigma_max: PositiveFloat = 100.0) -> None:
-        if not 0 < sigma_min < sigma_max:
-            raise ValueError(
-                f"sigma_min={sigma_min}, sigma_max={sigma_max}: choose 0 < sigma_min < sigma_max"
-            )
+        if not sigma_min < sigma_max:
+            raise ValueError(f"sigma_min={sigma_min}, sigma_max={sigma_max}: choose sigma_min < sigma_max")
         super().__init__(t_min=0.0, t_max=1.0)
         self.sigma_min = sigma_min
         self.sigma_max = sigma_max

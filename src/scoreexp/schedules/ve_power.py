@@ -1,10 +1,12 @@
 """The variance-exploding SDE whose diffusion coefficient is a power."""
 
 import math
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
+from scoreexp.core.checked import checked
 from scoreexp.core.types import PositiveFloat
 from scoreexp.schedules.base import VarianceExploding
 
@@ -29,15 +31,13 @@ class VEPower(VarianceExploding):
         ValueError: if a parameter is outside its domain.
     """
 
+    @checked
     def __init__(
-        self, sigma: PositiveFloat = 5.0, scale: PositiveFloat = 2.0, t_min: PositiveFloat = 1e-3
+        self,
+        sigma: Annotated[float, (">", 1), "the noise grows with t"] = 5.0,
+        scale: Annotated[PositiveFloat, "2 for the paper's figures"] = 2.0,
+        t_min: PositiveFloat = 1e-3,
     ) -> None:
-        if not sigma > 1:
-            raise ValueError(f"sigma={sigma}: choose a base > 1, so that the noise grows with t")
-        if not scale > 0:
-            raise ValueError(f"scale={scale}: choose a scale > 0 (2 for the paper's figures)")
-        if not t_min > 0:
-            raise ValueError(f"t_min={t_min}: choose t_min > 0, because sigma(0) = 0")
         super().__init__(t_min=t_min, t_max=1.0)
         self.base = sigma
         self.scale = scale

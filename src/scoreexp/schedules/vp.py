@@ -2,6 +2,7 @@
 
 from torch import Tensor
 
+from scoreexp.core.checked import checked
 from scoreexp.core.types import PositiveFloat
 from scoreexp.schedules.base import VariancePreserving
 
@@ -28,13 +29,12 @@ class VP(VariancePreserving):
         ValueError: if a parameter is outside its domain.
     """
 
+    @checked
     def __init__(
         self, beta_min: PositiveFloat = 0.1, beta_max: PositiveFloat = 20.0, t_min: PositiveFloat = 1e-3
     ) -> None:
-        if not 0 < beta_min <= beta_max:
-            raise ValueError(f"beta_min={beta_min}, beta_max={beta_max}: choose 0 < beta_min <= beta_max")
-        if not t_min > 0:
-            raise ValueError(f"t_min={t_min}: choose t_min > 0, because sigma(0) = 0")
+        if not beta_min <= beta_max:
+            raise ValueError(f"beta_min={beta_min}, beta_max={beta_max}: choose beta_min <= beta_max")
         super().__init__(t_min=t_min, t_max=1.0)
         self.beta_min = beta_min
         self.beta_max = beta_max

@@ -1,7 +1,6 @@
 """A comparison: the same conditions for every method and seed, each run in a process of its own, then the report."""
 
 import os
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -12,8 +11,10 @@ from omegaconf import DictConfig
 from scoreexp.app.comparison_jobs import cases_of, checked_configs, job_of, unequal
 from scoreexp.app.comparison_plan import plan_of
 from scoreexp.app.early_checks import require_data
-from scoreexp.app.jobs import describe_failures, run_jobs
+from scoreexp.app.jobs import describe_failures
+from scoreexp.app.local_jobs import run_jobs
 from scoreexp.app.sweep import say_offline_runs, write_sweep
+from scoreexp.app.terminal import say
 from scoreexp.app.wandb_logging import log_report
 from scoreexp.core.errors import UserError
 from scoreexp.runs.reporting import BUSY, COMPARISON_FILE, Plan, write_report
@@ -53,9 +54,9 @@ def compare(cfg: DictConfig) -> Path:
     _warn(configs, stored.load)
     write_json(root / COMPARISON_FILE, asdict(stored))
     write_sweep(root, plan.name, jobs, [case.swept for case in cases])
-    _say(f"comparison     {plan.name}: {len(chosen)} methods x {len(plan.cases)} runs, {_limit(plan)}")
+    say(f"comparison     {plan.name}: {len(chosen)} methods x {len(plan.cases)} runs, {_limit(plan)}")
     if cfg.experiments is not None:
-        _say(f"protocol       {_protocol(plan)}")
+        say(f"protocol       {_protocol(plan)}")
     try:
         statuses = run_jobs(
             jobs,
@@ -108,9 +109,9 @@ def _joined(plan: Plan, chosen: Sequence[str], earlier: Mapping[str, Any], root:
 def _warn(configs: Mapping[str, Mapping[str, Any]], load: float) -> None:
     """Say what keeps the results from being compared."""
     for line in unequal(configs):
-        _say(f"warning: {line}")
+        say(f"warning: {line}")
     if load > BUSY:
-        _say(
+        say(
             f"warning: the machine is busy (load average {load:.1f} per core): seconds will not be comparable"
         )
 
@@ -141,19 +142,14 @@ def _write(root: Path) -> Path:
     runs, plan = find_runs([root])
     for table in tables(runs, plan):
         for line in image_text(table):
-            _say(line)
+            say(line)
     return _announced(page)
 
 
 def _announced(page: Path) -> Path:
     """The report, after saying where it is."""
-    _say(f"report         {page}\ntable          {page.with_name('results.csv')}")
+    say(f"report         {page}\ntable          {page.with_name('results.csv')}")
     return page
-
-
-def _say(text: str) -> None:
-    sys.stdout.write(f"{text}\n")
-    sys.stdout.flush()
 
 
 def load_per_core() -> float:

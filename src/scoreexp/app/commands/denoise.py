@@ -15,7 +15,6 @@ from scoreexp.app.picture_files import (
     require_absent,
     require_none_failed,
     require_writable,
-    say,
     with_each,
 )
 from scoreexp.app.progress import StepProgress
@@ -28,6 +27,7 @@ from scoreexp.app.run_settings import (
     restorer_of,
     sampler_settings,
 )
+from scoreexp.app.terminal import say, say_labelled
 from scoreexp.core.errors import UserError
 from scoreexp.core.ranges import sigma_to_model, to_uint8
 from scoreexp.data.image_io import Picture, few_bits, read_image, write_image
@@ -77,7 +77,7 @@ def denoise(cfg: DictConfig) -> list[Denoised]:
     require_none_failed(failed, len(pairs))
     ideas = [] if cfg.get("restorer") else ["another strength (sigma=...)", "another sampler (sampler=ddpm)"]
     if ideas := ideas + ["strip=true for a comparison"] * (not cfg.strip):
-        say("try next", ", ".join(ideas))
+        say_labelled("try next", ", ".join(ideas))
     return done
 
 
@@ -104,7 +104,7 @@ def _sigma(cfg: DictConfig, record: Mapping[str, Any]) -> float | None:
         return None
     sigma = own_sigma(record) if cfg.sigma is None else float(cfg.sigma)
     if sigma is None:
-        say(
+        say_labelled(
             "note",
             "the run denoised no pictures, so it has no noise level of its own: estimates that of each",
         )
@@ -114,7 +114,7 @@ def _sigma(cfg: DictConfig, record: Mapping[str, Any]) -> float | None:
             f"sigma={cfg.sigma}: allowed is > 0 in units of the [0, 1] range (25/255 = 0.098), or auto"
         )
     if cfg.sigma is None:
-        say("noise level", f"sigma = {sigma:g}, that of the model's run (sigma=auto estimates it)")
+        say_labelled("noise level", f"sigma = {sigma:g}, that of the model's run (sigma=auto estimates it)")
     return sigma
 
 
@@ -122,7 +122,7 @@ def _denoise_file(task: _Task, source: Path, target: Path) -> Denoised:
     cfg = task.cfg
     picture = read_image(source, white_level=cfg.white_level)
     if (doubt := few_bits(picture)) is not None:
-        say("warning", f"{source.name}: {doubt} Then give white_level=4095")
+        say_labelled("warning", f"{source.name}: {doubt} Then give white_level=4095")
     require_writable(target, cfg.overwrite, like=picture)
     strip, gif = target.with_name(f"{target.stem}_strip.png"), target.with_name(f"{target.stem}.gif")
     folder = target.with_name(f"{target.stem}_intermediate")
@@ -144,29 +144,29 @@ def _denoise_file(task: _Task, source: Path, target: Path) -> Denoised:
             device=choose_device(cfg.device),
             callback=progress.step,
             progress=progress.part_done,
-            warn=lambda text: print(text, flush=True),
+            warn=say,
         )
     clean = states[-1]
     made = next((path for path in reversed(target.parents) if not path.exists()), None)
     write_image(target, dataclasses.replace(picture, pixels=clean), overwrite=cfg.overwrite)
     if made is not None:
-        say("made folder", shown(made))
+        say_labelled("made folder", shown(made))
     height, width = picture.pixels.shape[:2]
-    say("denoised", f"{shown(target)} ({width} x {height}, sigma {sigma:.3g})")
+    say_labelled("denoised", f"{shown(target)} ({width} x {height}, sigma {sigma:.3g})")
     if cfg.strip:
         from scoreexp.figures.images import comparison  # matplotlib, for those who ask for it
 
         comparison([picture.pixels, clean], ["noisy", f"denoised, sigma {sigma:.3g}"], strip)
-        say("comparison", shown(strip))
+        say_labelled("comparison", shown(strip))
     if cfg.intermediate:
         for stale in folder.glob("state_*.png"):
             stale.unlink()
         for i, state in enumerate(states[1:-1], start=1):
             write_image(folder / f"state_{i:03d}.png", state)
-        say("intermediate", f"{shown(folder)} ({len(states) - 2} pictures)")
+        say_labelled("intermediate", f"{shown(folder)} ({len(states) - 2} pictures)")
     if cfg.gif:
         _write_gif(gif, states)
-        say("animation", f"{shown(gif)} ({len(states)} frames)")
+        say_labelled("animation", f"{shown(gif)} ({len(states)} frames)")
     return Denoised(source, target, sigma)
 
 
@@ -180,7 +180,7 @@ def _estimated(task: _Task, picture: Picture, source: Path) -> float:
         sigma = nearest_level(task.model.schedule, sigma)
         require_reachable(task.restorer.sampler, task.model.schedule, sigma)
     taken = "" if sigma == estimate.sigma else f"; denoises {sigma:.3f}, the model's nearest level"
-    say(
+    say_labelled(
         "noise level",
         f"sigma = {estimate.sigma:.3f} estimated from {source.name} ({estimate.trust}: {estimate.why}){taken}",
     )

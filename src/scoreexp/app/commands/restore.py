@@ -16,11 +16,11 @@ from scoreexp.app.picture_files import (
     require_absent,
     require_none_failed,
     require_writable,
-    say,
     with_each,
 )
 from scoreexp.app.progress import StepProgress
 from scoreexp.app.run_settings import label_of_pictures, model_of_pictures, restorer_of
+from scoreexp.app.terminal import say_labelled
 from scoreexp.core.construct import construct, locate
 from scoreexp.core.errors import UserError
 from scoreexp.core.ranges import sigma_to_model, sigma_to_unit
@@ -121,12 +121,12 @@ def restore(cfg: DictConfig) -> list[Restored]:
     done, failed = with_each(pairs, lambda picture, target: _restore_file(task, picture, target))
     if done:
         write_json(values, _report(cfg, done))
-        say("values", shown(values))
+        say_labelled("values", shown(values))
     if len(done) > 1 and (means := _means(done)):
-        say("mean", _quality(means))
+        say_labelled("mean", _quality(means))
     require_none_failed(failed, len(pairs))
     if not cfg.strip:
-        say("try next", "strip=true for a comparison, another restorer (restorer=diffpir)")
+        say_labelled("try next", "strip=true for a comparison, another restorer (restorer=diffpir)")
     return done
 
 
@@ -184,7 +184,7 @@ def _restore_file(task: _Task, source: Path, target: Path) -> Restored:
     cfg = task.cfg
     picture = read_image(source, white_level=cfg.white_level)
     if (doubt := few_bits(picture)) is not None:
-        say("warning", f"{source.name}: {doubt} Then give white_level=4095")
+        say_labelled("warning", f"{source.name}: {doubt} Then give white_level=4095")
     strip = target.with_name(f"{target.stem}_strip.png")
     if cfg.strip:
         require_absent(strip, cfg.overwrite)
@@ -205,7 +205,7 @@ def _restore_file(task: _Task, source: Path, target: Path) -> Restored:
             device=choose_device(cfg.device),
             callback=progress.step,
             progress=progress.part_done,
-            warn=lambda text: say("note", text),
+            warn=lambda text: say_labelled("note", text),
         )
     residual = observation.y - observation.operator(as_observed(restored.states[-1]))
     (top, left), (height, width) = _frame(task, picture, size)
@@ -219,15 +219,15 @@ def _restore_file(task: _Task, source: Path, target: Path) -> Restored:
         made = Picture(clean, bit_depth=picture.bit_depth, white=picture.white)
     require_writable(target, cfg.overwrite, like=made)
     write_image(target, made, overwrite=cfg.overwrite)
-    say(
+    say_labelled(
         "restored",
         f"{shown(target)} ({_size(clean.shape)}, {restored.nfe} evaluations, {restored.seconds:.1f} s)",
     )
     if reference is not None:
-        say("quality", _quality(values))
+        say_labelled("quality", _quality(values))
     if cfg.strip:
         _write_strip(strip, observation, residual, clean, reference)
-        say("comparison", shown(strip))
+        say_labelled("comparison", shown(strip))
     return Restored(source, target, values)
 
 

@@ -1,5 +1,6 @@
 """Lightning callbacks: evaluation by denoising, stopping, checkpoints, timing, progress, signals."""
 
+from scoreexp.lit.callbacks.base import RunCallback as RunCallback
 from scoreexp.lit.callbacks.budget import StopAtBudget as StopAtBudget
 from scoreexp.lit.callbacks.checkpoints import Checkpoints as Checkpoints
 from scoreexp.lit.callbacks.distribution_monitor import DistributionMonitor as DistributionMonitor

@@ -4,12 +4,14 @@ from typing import Any
 
 import pytorch_lightning as pl
 
+from scoreexp.core.checked import checked
 from scoreexp.core.errors import UserError
 from scoreexp.core.types import PositiveFloat
+from scoreexp.lit.callbacks.base import RunCallback
 from scoreexp.lit.callbacks.timing import StageTimer
 
 
-class StopAtBudget(pl.Callback):
+class StopAtBudget(RunCallback):
     """Stop training after the first step at which pre-computation and training have taken ``seconds``.
 
     Evaluation does not count. The weights of the stop are evaluated and saved, and a run stopped this way stays stopped
@@ -20,9 +22,8 @@ class StopAtBudget(pl.Callback):
         seconds: the budget, over all resumes of a run, or None for no limit.
     """
 
+    @checked
     def __init__(self, *, seconds: PositiveFloat | None = None) -> None:
-        if seconds is not None and not seconds > 0:
-            raise ValueError(f"budget seconds is {seconds}: allowed is > 0, or null for no limit")
         self.seconds = seconds
         self.reason: str | None = None
 

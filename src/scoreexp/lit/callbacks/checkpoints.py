@@ -1,18 +1,22 @@
 """When checkpoints are written."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pytorch_lightning as pl
 
-from scoreexp.core.types import PositiveInt
+from scoreexp.core.checked import checked
+from scoreexp.core.types import FromRun, PositiveInt
+from scoreexp.lit.callbacks.base import RunCallback
+from scoreexp.lit.callbacks.direction import mode_of
 from scoreexp.lit.callbacks.signals import Interrupted
 from scoreexp.lit.csv_logger import CSVLogger
 from scoreexp.lit.module import NonFiniteError
 
 
-class Checkpoints(pl.callbacks.Checkpoint):
+class Checkpoints(RunCallback, pl.callbacks.Checkpoint):
     """Keep ``last.ckpt``, the ``previous.ckpt`` before it, and ``best.ckpt``.
 
     Files are written between two steps only, when a step and the evaluation that follows it are over: every
@@ -23,23 +27,25 @@ class Checkpoints(pl.callbacks.Checkpoint):
         folder: where the files go.
         every_n_steps: interval of ``last.ckpt``.
         monitor: the logged metric whose best value is kept in ``best.ckpt``; None keeps no best.
-        mode: whether the largest (``max``) or the smallest (``min``) value of it is the best.
+        mode: whether the largest (``max``) or the smallest (``min``) value of it is the best; None does what the metric
+            says.
+
+    Raises:
+        UserError: no metric of that name says which values are the better ones, or it says the opposite of ``mode``.
     """
 
+    @checked
     def __init__(
         self,
         *,
-        folder: str,
+        folder: Annotated[str, FromRun("checkpoints")],
         every_n_steps: PositiveInt = 500,
         monitor: str | None = "val/ssim",
-        mode: Literal["max", "min"] = "max",
+        mode: Literal["max", "min"] | None = None,
     ) -> None:
-        if every_n_steps < 1:
-            raise ValueError(f"checkpoint interval every_n_steps is {every_n_steps}: allowed is 1 or more")
-        if mode not in ("max", "min"):
-            raise ValueError(f"checkpoint mode is {mode!r}: allowed are 'max' and 'min'")
         self.folder, self.every_n_steps = Path(folder), every_n_steps
-        self.monitor, self.mode = monitor, mode
+        self.monitor = monitor
+        self.mode = None if monitor is None else mode_of(monitor, mode, "checkpoints.mode")
         self.best_score: float | None = None
         self.best_step: int | None = None
         self._saved_at = -1
@@ -120,3 +126,9 @@ class Checkpoints(pl.callbacks.Checkpoint):
             safe = trainer.world_size == 1 and not isinstance(exception, NonFiniteError)
         if safe and trainer.global_step * trainer.accumulate_grad_batches == completed:
             self.save_last(trainer)
+
+    def results(self) -> Mapping[str, float]:
+        if self.best_score is None:
+            return {}
+        name = str(self.monitor).removeprefix("val/")
+        return {f"best/{name}": self.best_score, "best/step": float(self.best_step or 0)}

@@ -6,92 +6,26 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from scoreexp.core.checked import checked
 from scoreexp.core.errors import UserError
 from scoreexp.core.kinds import Images, kind_of
 from scoreexp.core.ranges import to_uint8, to_unit
-from scoreexp.core.types import NonNegativeInt, PositiveFloat, PositiveInt
+from scoreexp.core.types import AtLeastTwo, NonNegativeInt, PositiveFloat, PositiveInt
 from scoreexp.data.module import DataModule
-from scoreexp.data.split import Split, SplitName
-from scoreexp.figures.images import image_grid
+from scoreexp.data.split import SplitName
+from scoreexp.figures.images import GRID, image_grid
 from scoreexp.lit.module import ScoreModule
-from scoreexp.metrics import (
-    FeatureExtractor,
-    FrechetDistance,
-    KernelDistance,
-    MetricValue,
-    MissingWeightsError,
-    PrecisionRecall,
-    Reference,
-    SampleMetric,
-    SlicedWasserstein,
-    make_reference,
-    metric_name,
-    split_digest,
-    split_images,
-)
+from scoreexp.metrics import FeatureExtractor, MetricValue, MissingWeightsError, SampleMetric
+from scoreexp.metrics.catalogue import metric_named, specs
+from scoreexp.metrics.real_samples import reference_of
 from scoreexp.samplers import Sampler, draw, labels_for
 from scoreexp.system.json_files import write_json
 
-SAMPLE_METRICS: dict[str, type[SampleMetric]] = {
-    "frechet": FrechetDistance,
-    "kernel": KernelDistance,
-    "precision_recall": PrecisionRecall,
-    "sliced_wasserstein": SlicedWasserstein,
-}
-GRID = 64  # pictures in an overview
-
 _log = logging.getLogger(__name__)
-
-
-class TooFewPicturesError(UserError):
-    """Generated pictures cannot be compared with a single real one."""
-
-
-def real_samples(data: DataModule, split: SplitName, n: int | None) -> tuple[Split, np.ndarray]:
-    """A split and the positions of the samples that generated ones are compared with: the first n, or all.
-
-    Of the training split only the samples that are trained on count.
-    """
-    chosen = data.split(split)
-    positions = data.train_positions if split == "train" else np.arange(len(chosen))
-    return chosen, positions[:n]
-
-
-def data_recipe(data: DataModule, split: Split, positions: np.ndarray) -> str:
-    """The data set, its shape and a digest of the chosen samples."""
-    shape = " x ".join(str(side) for side in data.event_shape)
-    return f"{type(data).__name__}, {shape}, {split_digest(split, positions)}"
-
-
-def reference_of(
-    data: DataModule, extractor: FeatureExtractor, split: SplitName, n: int | None, *, keep_features: bool
-) -> Reference:
-    """Features of real pictures, kept in the data set's own cache folder if it has one.
-
-    Raises:
-        TooFewPicturesError: there are fewer than two pictures.
-    """
-    chosen, positions = real_samples(data, split, n)
-    if len(positions) < 2:
-        raise TooFewPicturesError(
-            f"generated pictures are to be compared with {len(positions)} real one(s) of the {split} split: "
-            "at least 2 are needed, take other data (data.crop=random for photographs)"
-        )
-    cache = data.cache or (None if data.root is None else data.root / ".scoreexp-cache")
-    return make_reference(
-        lambda: split_images(chosen, positions),
-        extractor,
-        n=len(positions),
-        split=split,
-        recipe=data_recipe(data, chosen, positions),
-        keep_features=keep_features,
-        cache=cache,
-    )
 
 
 class DistributionMonitor(pl.Callback):
@@ -111,7 +45,7 @@ class DistributionMonitor(pl.Callback):
         features: makes the extractor (a Hydra ``_partial_``); only that of the published Inception network makes
             the value an FID or KID.
         folder: where the overview of each measurement and the last values with their cards (``values.json``) go.
-        metric: what is measured, see ``scoreexp.metrics``.
+        metric: what is measured: the name of a metric of generated pictures, or the dotted name of a ``SampleMetric``.
         n: number of generated pictures.
         first_seed: of the generated pictures.
         split: what they are compared with.
@@ -124,39 +58,32 @@ class DistributionMonitor(pl.Callback):
         ValueError: if a value is outside its domain.
     """
 
+    @checked
     def __init__(
         self,
         *,
         sampler: Sampler,
         features: Callable[[], FeatureExtractor],
         folder: str,
-        metric: Literal["frechet", "kernel", "precision_recall", "sliced_wasserstein"] = "frechet",
-        n: PositiveInt = 500,
+        metric: str = "frechet",
+        n: AtLeastTwo = 500,
         first_seed: NonNegativeInt = 0,
         split: Literal["train", "val", "test"] = "train",
-        reference_n: PositiveInt | None = None,
+        reference_n: AtLeastTwo | None = None,
         batch_size: PositiveInt = 64,
         every_n_steps: PositiveInt | None = None,
         every_n_seconds: PositiveFloat | None = None,
     ) -> None:
-        if metric not in SAMPLE_METRICS:
-            raise ValueError(f"distribution metric is {metric!r}: allowed are {', '.join(SAMPLE_METRICS)}")
-        if split not in ("train", "val", "test"):
-            raise ValueError(f"distribution split is {split!r}: allowed are train, val and test")
-        at_least: tuple[tuple[str, int | None, int], ...] = (
-            ("n", n, 2),
-            ("first_seed", first_seed, 0),
-            ("reference_n", reference_n, 2),
-            ("batch_size", batch_size, 1),
-            ("every_n_steps", every_n_steps, 1),
-        )
-        for name, value, lowest in at_least:
-            if value is not None and value < lowest:
-                raise ValueError(f"distribution {name} is {value}: allowed is {lowest} or more")
-        if every_n_seconds is not None and not every_n_seconds > 0:
-            raise ValueError(f"distribution every_n_seconds is {every_n_seconds}: allowed is > 0")
+        allowed = [spec.name for spec in specs("pictures") if spec.needs == "pictures"]
+        if metric not in allowed and "." not in metric:
+            raise ValueError(f"distribution metric is {metric!r}: allowed are {', '.join(allowed)}")
         self.sampler, self.features, self.folder = sampler, features, Path(folder)
         self.metric, self.n, self.first_seed = metric, n, first_seed
+        self._metric: type[SampleMetric] = metric_named(metric, "pictures")
+        if (needs := self._metric.spec.needs) != "pictures":
+            raise ValueError(
+                f"distribution metric {metric} needs {needs}, not generated pictures: allowed are SampleMetrics"
+            )
         self.split: SplitName = split
         self.reference_n, self.batch_size = reference_n, batch_size
         self.every_n_steps, self.every_n_seconds = every_n_steps, every_n_seconds
@@ -168,10 +95,7 @@ class DistributionMonitor(pl.Callback):
     @property
     def names(self) -> list[str]:
         """What is logged, without the prefix ``val/``; empty before ``setup`` and where weights are missing."""
-        if self._collector is None:
-            return []
-        kinds = ("precision", "recall") if self.metric == "precision_recall" else (self.metric,)
-        return [metric_name(kind, self._collector.extractor, self.n) for kind in kinds]
+        return [] if self._collector is None else list(self._collector.names)
 
     @property
     def state_key(self) -> str:
@@ -205,11 +129,9 @@ class DistributionMonitor(pl.Callback):
             return
         device = trainer.strategy.root_device
         data: DataModule = trainer.datamodule  # type: ignore[attr-defined]
-        moments_only = self.metric == "frechet"
-        reference = reference_of(
-            data, extractor.to(device), self.split, self.reference_n, keep_features=not moments_only
-        )
-        self._collector = SAMPLE_METRICS[self.metric](extractor, reference, self.n)
+        keep = self._metric.needs_features
+        reference = reference_of(data, extractor.to(device), self.split, self.reference_n, keep_features=keep)
+        self._collector = self._metric(extractor, reference, self.n)
         if device.type != "mps":  # which has no double precision
             self._collector.to(device)
 

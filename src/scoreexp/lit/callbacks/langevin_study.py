@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from scoreexp.core.batch import Batch
+from scoreexp.core.checked import checked
 from scoreexp.core.errors import UserError
 from scoreexp.core.ranges import sigma_to_model, to_unit
 from scoreexp.core.streams import ImageStreams, stream_seed
@@ -132,6 +133,7 @@ class LangevinStudy(pl.Callback):
         ValueError: if a parameter is outside its domain.
     """
 
+    @checked
     def __init__(
         self,
         *,
@@ -140,12 +142,8 @@ class LangevinStudy(pl.Callback):
         noise: NonNegativeFloat = 0.1,
         pictures: PositiveInt = 16,
     ) -> None:
-        if not step_sizes or not all(size > 0 for size in step_sizes):
-            raise ValueError(
-                f"step_sizes={step_sizes}: give one or more steps > 0 (1e-4 is the published one)"
-            )
-        if steps < 1 or pictures < 1:
-            raise ValueError(f"steps={steps}, pictures={pictures}: choose at least 1 of each")
+        if not step_sizes:
+            raise ValueError(f"step_sizes={step_sizes}: give one or more steps (1e-4 is the published one)")
         self.step_sizes, self.steps, self.noise, self.pictures = list(step_sizes), steps, noise, pictures
         self._pairs: list[tuple[Tensor, Tensor]] = []
 

@@ -2,30 +2,39 @@
 
 import shutil
 from collections import deque
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
 from scoreexp.core.batch import Batch
+from scoreexp.core.checked import checked
+from scoreexp.core.errors import UserError
+from scoreexp.core.kinds import Images, kind_of
 from scoreexp.core.ranges import sigma_to_model, to_unit
-from scoreexp.core.types import NonNegativeInt, PositiveFloat, PositiveInt
+from scoreexp.core.types import FromRun, NonNegativeInt, PositiveFloat, PositiveInt
 from scoreexp.figures.images import denoising_strip, save_pixels
+from scoreexp.lit.callbacks.base import Curves, NextCommand, RunCallback
 from scoreexp.lit.module import ScoreModule
-from scoreexp.metrics import MSE, PSNR, SSIM, GlobalSSIM
+from scoreexp.metrics.catalogue import metric_named, specs
+from scoreexp.metrics.functional import WINDOW_SIZE
 from scoreexp.restorers import BySampling
 from scoreexp.restorers.denoising import denoise_observed, observe
+from scoreexp.runs.directory import shown
 from scoreexp.samplers import Sampler
 from scoreexp.schedules import Schedule
 from scoreexp.system.atomic import atomic_write
 
 CONFIRMED = ("ssim", "ssim_global")
+MEASURED = sorted(spec.name for spec in specs("pictures") if spec.usual and spec.needs == "pairs")
+LOGGED = (*(f"{name}_confirmed" for name in CONFIRMED), *MEASURED)  # what a run may be stopped on
 
 
-class DenoisingMonitor(pl.Callback):
-    """Log ``val/ssim``, ``val/ssim_global``, ``val/psnr``, ``val/mse`` of denoised validation pictures.
+class DenoisingMonitor(RunCallback):
+    """Log the usual metrics of denoised validation pictures: ``val/ssim``, ``val/ssim_global``, ``val/psnr``, ``val/mse``.
 
     The observation is y = x + sigma z with z a function of (seed, picture index), the same at every evaluation; it is
     not clipped. The sampler starts at the time at which the schedule has that noise level. ``val/ssim_confirmed``
@@ -42,26 +51,24 @@ class DenoisingMonitor(pl.Callback):
         seed: names the noise.
     """
 
+    curves = (Curves(("val/ssim", "val/ssim_global"), "ssim.png", "SSIM of denoised validation pictures"),)
+
+    @checked
     def __init__(
         self,
         *,
-        sampler: Sampler,
-        folder: str,
-        sigma: PositiveFloat = 0.5,
+        sampler: Annotated[Sampler, FromRun("sampler")],
+        folder: Annotated[str, FromRun("pictures")],
+        sigma: Annotated[PositiveFloat, "in units of the [0, 1] range; 0.1 to 0.5 are usual"] = 0.5,
         confirm: PositiveInt = 2,
         pictures: NonNegativeInt = 4,
         intermediate: NonNegativeInt = 3,
-        seed: int = 0,
+        seed: Annotated[int, FromRun("seed")] = 0,
     ) -> None:
-        if sigma <= 0:
-            raise ValueError(
-                f"monitor sigma is {sigma}: allowed is > 0, in units of the [0, 1] range; 0.1 to 0.5 are usual"
-            )
-        if confirm < 1:
-            raise ValueError(f"monitor confirm is {confirm}: allowed is 1 or more evaluations")
         self.sampler, self.sigma, self.confirm, self.seed = sampler, sigma, confirm, seed
         self.folder, self.pictures, self.intermediate = Path(folder), pictures, intermediate
-        self.metrics = {"mse": MSE(), "psnr": PSNR(), "ssim": SSIM(), "ssim_global": GlobalSSIM()}
+        self.evaluations, self.picture = confirm, self.folder / "best.png"
+        self.metrics = {name: metric_named(name, "pictures")() for name in MEASURED}
         self.recent = {name: deque[float](maxlen=confirm) for name in CONFIRMED}
         self.best_ssim = -float("inf")
         self._shown: list[list[Tensor]] = []
@@ -148,3 +155,33 @@ class DenoisingMonitor(pl.Callback):
             self.best_ssim = ssim
             with atomic_write(self.folder / "best.png") as temporary:
                 shutil.copyfile(strip, temporary)
+
+    def require_suits(self, module: ScoreModule) -> None:
+        shape = module.denoiser.event_shape
+        kind = kind_of(shape)
+        if not isinstance(kind, Images):
+            raise UserError(
+                f"callbacks.monitor denoises pictures, but samples have the shape {shape}: set callbacks=points"
+            )
+        if (size := min(kind.height, kind.width)) < WINDOW_SIZE:
+            raise UserError(
+                f"data.size={size}: the SSIM of callbacks.monitor has windows of {WINDOW_SIZE} pixels, give at least "
+                f"{WINDOW_SIZE} or set callbacks.monitor=null callbacks.stop=null"
+            )
+        self.require_reachable(module.denoiser.schedule)
+
+    def conclusion(self, metrics: Mapping[str, float]) -> str | None:
+        if "val/ssim" not in metrics:
+            return None
+        return (
+            f"denoising from sigma {self.sigma:g}: SSIM {metrics['val/ssim']:.3f}, "
+            f"global SSIM {metrics['val/ssim_global']:.3f}, PSNR {metrics['val/psnr']:.1f} dB; "
+            f"best SSIM {metrics.get('best/ssim', metrics['val/ssim']):.3f}"
+        )
+
+    def next_commands(self) -> Sequence[NextCommand]:
+        noisy = self.folder / "last" / "noisy.png"
+        if not noisy.exists():
+            return ()
+        denoise = NextCommand("denoise", {"input": shown(noisy), "sigma": self.sigma, "output": "clean.png"})
+        return [denoise, NextCommand("sample", {"n": 16})]

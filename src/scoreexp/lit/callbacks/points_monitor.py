@@ -3,37 +3,39 @@
 import math
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
 
+from scoreexp.core.checked import checked
 from scoreexp.core.errors import UserError
+from scoreexp.core.kinds import Points, kind_of
 from scoreexp.core.streams import generator, stream_seed
-from scoreexp.core.tensors import expand_to
-from scoreexp.core.types import PositiveFloat, PositiveInt
+from scoreexp.core.types import AtLeastTwo, FromRun, PositiveFloat
 from scoreexp.data import DataModule
-from scoreexp.denoisers.denoiser import DenoiserBase
 from scoreexp.figures.points import DECADES, ScoreMap, points_picture
+from scoreexp.lit.callbacks.base import Curves, NextCommand, RunCallback
 from scoreexp.lit.module import ScoreModule
 from scoreexp.metrics import sliced_wasserstein
+from scoreexp.metrics.score_error import LEVELS, ExactScores, exact_scores, in_chunks, score_at, score_errors
 from scoreexp.numerics.oracles import Oracle
 from scoreexp.samplers import Sampler, SampleResult, draw
 from scoreexp.schedules import Schedule
 from scoreexp.system.atomic import atomic_write
 
+LOGGED = ("sliced_wasserstein", "score_error")  # what a run may be stopped on
 _KEPT = 40  # states of a trajectory that are drawn
 _ARROWS = 25  # along each side of a panel
 _PIXELS = 100  # of a density along each side of a panel; half as many with noise
-_CHUNK = 128  # points whose exact density is computed at once
 _HALF_WIDTH = 1.25  # of the panels: data lie in [-1, 1]
 
 
-class PointsMonitor(pl.Callback):
+class PointsMonitor(RunCallback):
     r"""Log how far a model of points is from the exact distribution.
 
     Of ``data.oracle()`` the score is known at every noise level, so the model's is held against it:
@@ -63,26 +65,31 @@ class PointsMonitor(pl.Callback):
         ValueError: if a number is outside its domain.
     """
 
+    curves = (
+        Curves(
+            ("val/score_error", "val/sliced_wasserstein"),
+            "points.png",
+            "distance from the exact distribution",
+            log=True,
+        ),
+    )
+
+    @checked
     def __init__(
         self,
         *,
-        sampler: Sampler,
-        folder: str,
-        samples: PositiveInt = 2000,
-        levels: tuple[PositiveFloat, ...] = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0),
+        sampler: Annotated[Sampler, FromRun("sampler")],
+        folder: Annotated[str, FromRun("pictures")],
+        samples: AtLeastTwo = 2000,
+        levels: tuple[PositiveFloat, ...] = LEVELS,
         shown_levels: tuple[PositiveFloat, PositiveFloat] = (0.05, 0.15),
-        seed: int = 0,
+        seed: Annotated[int, FromRun("seed")] = 0,
     ) -> None:
-        if samples < 2:
-            raise ValueError(f"monitor samples is {samples}: allowed is 2 or more points")
-        if not levels or min(*levels, *shown_levels) <= 0:
-            raise ValueError(
-                f"monitor levels are {list(levels)} and {list(shown_levels)}: allowed are noise levels > 0, at least one"
-            )
+        if not levels:
+            raise ValueError("levels is empty: give at least one noise level")
         self.sampler, self.folder, self.samples, self.seed = sampler, Path(folder), samples, seed
         self.levels, self.shown_levels = tuple(levels), tuple(shown_levels)
         self.best = float("inf")
-        self.picture: Path | None = None
         self._truth: _Truth | None = None
 
     def state_dict(self) -> dict[str, Any]:
@@ -111,13 +118,12 @@ class PointsMonitor(pl.Callback):
         if trainer.max_steps == trainer.global_step:  # the final weights are evaluated, whatever the interval
             trainer.should_stop = True
 
-    def measure(
-        self, model: DenoiserBase, data: DataModule, device: torch.device | str = "cpu"
-    ) -> tuple[dict[str, float], SampleResult]:
-        """What is logged of ``model``, without the prefix ``val/``, and the samples drawn for it."""
-        if self._truth is None:
-            self._truth = self._find_truth(data)
-        truth = self._truth
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: ScoreModule) -> None:
+        if trainer.sanity_checking:
+            return
+        data: DataModule = trainer.datamodule  # type: ignore[attr-defined]
+        truth = self._truth = self._truth or self._find_truth(data)
+        model, device = pl_module.evaluation_denoiser, pl_module.device
         seeds = [stream_seed(self.seed, "points", i) for i in range(self.samples)]
         result = draw(model, self.sampler, seeds, device=device, keep=_KEPT)
         values = {
@@ -126,21 +132,9 @@ class PointsMonitor(pl.Callback):
         }
         if truth.floor is not None:
             values["sliced_wasserstein_floor"] = truth.floor
-            errors = {
-                level: float(
-                    (_score_at(model, u, level, device) - score).square().sum() / score.square().sum()
-                )
-                for level, (u, score) in truth.scores.items()
-            }
+            errors = score_errors(model, truth.scores, device)
             values["score_error"] = sum(errors.values()) / len(errors)
             values |= {_error_name(level): error for level, error in errors.items()}
-        return values, result
-
-    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: ScoreModule) -> None:
-        if trainer.sanity_checking:
-            return
-        data: DataModule = trainer.datamodule  # type: ignore[attr-defined]
-        values, result = self.measure(pl_module.evaluation_denoiser, data, pl_module.device)
         for name, value in values.items():
             pl_module.log(f"val/{name}", value)
         pl_module.log("step", float(trainer.global_step))
@@ -151,8 +145,18 @@ class PointsMonitor(pl.Callback):
                 picture, _file_name(data), values.get("score_error", values["sliced_wasserstein"])
             )
 
-    def conclusion(self, metrics: Mapping[str, float]) -> str:
-        """What the last evaluation found, in a line; ``metrics`` as logged."""
+    def require_suits(self, module: ScoreModule) -> None:
+        shape = module.denoiser.event_shape
+        if kind_of(shape) != Points(2):
+            raise UserError(
+                f"callbacks.monitor is for points in the plane, but samples have the shape {shape}: "
+                "set callbacks=default"
+            )
+        self.require_reachable(module.denoiser.schedule)
+
+    def conclusion(self, metrics: Mapping[str, float]) -> str | None:
+        if self.picture is None:  # nothing was evaluated
+            return None
         values = {
             name.removeprefix("val/"): value for name, value in metrics.items() if name.startswith("val/")
         }
@@ -160,6 +164,9 @@ class PointsMonitor(pl.Callback):
         if "score_error" in values:
             text += f"; relative squared error of the score {values['score_error']:.4f}"
         return text
+
+    def next_commands(self) -> Sequence[NextCommand]:
+        return [NextCommand("sample", {"n": 2000, "sampler": "heun"})]
 
     def _distance_in_words(self, values: Mapping[str, float]) -> str:
         text = f"sliced Wasserstein distance of {self.samples} samples {values['sliced_wasserstein']:.4f}"
@@ -180,7 +187,7 @@ class PointsMonitor(pl.Callback):
             data=truth.reference,
             log_density=truth.log_density,
             samples=result.x.cpu(),
-            maps=[m._replace(learned=_score_at(model, m.points, m.level, device)) for m in truth.maps],
+            maps=[m._replace(learned=score_at(model, m.points, m.level, device)) for m in truth.maps],
             trajectories=_unit_scale(result, model.schedule),
             score_error={level: values[_error_name(level)] for level in truth.scores},
         )
@@ -204,18 +211,13 @@ class PointsMonitor(pl.Callback):
         reference, other = (
             oracle.sample(self.samples, generator(self.seed, "exact points", k)).float() for k in range(2)
         )
-        scores = {}
-        for level in self.levels:
-            stream = generator(self.seed, "noisy points", f"{level:g}")
-            clean = oracle.sample(self.samples, stream)
-            u = clean + level * torch.randn(clean.shape, generator=stream, dtype=clean.dtype)
-            scores[level] = u, _in_chunks(oracle.score, u, level)
         maps = []
         for level in self.shown_levels:
             density = _log_density(oracle, level, _PIXELS // 2)
-            probable = _in_chunks(oracle.log_prob, grid, level) > density.max() - DECADES
-            maps.append(ScoreMap(level, grid, grid, _in_chunks(oracle.score, grid, level), density, probable))
+            probable = in_chunks(oracle.log_prob, grid, level) > density.max() - DECADES
+            maps.append(ScoreMap(level, grid, grid, in_chunks(oracle.score, grid, level), density, probable))
         floor = float(sliced_wasserstein(other, reference))
+        scores = exact_scores(oracle, self.levels, self.samples, self.seed)
         return _Truth(reference, floor, scores, maps, _log_density(oracle, 0.0, _PIXELS))
 
 
@@ -232,7 +234,7 @@ class _Truth(NamedTuple):
 
     reference: Tensor
     floor: float | None
-    scores: dict[float, tuple[Tensor, Tensor]]
+    scores: ExactScores
     maps: list[ScoreMap]
     log_density: Tensor | None
 
@@ -259,20 +261,6 @@ def _grid(side: int) -> Tensor:
     return torch.stack([x.flatten(), y.flatten()], dim=1)
 
 
-def _in_chunks(function: Callable[[Tensor, Tensor, Tensor], Tensor], u: Tensor, level: float) -> Tensor:
-    """An oracle's ``function(u, 1, level)`` for many points."""
-    one = torch.ones((), dtype=u.dtype)
-    return torch.cat([function(c, one.expand(len(c)), level * one.expand(len(c))) for c in u.split(_CHUNK)])
-
-
 def _log_density(oracle: Oracle, level: float, side: int) -> Tensor:
     """Log-density of u in the cells of the shown square, ``[side, side]``."""
-    return _in_chunks(oracle.log_prob, _grid(side), level).reshape(side, side)
-
-
-@torch.no_grad()
-def _score_at(model: DenoiserBase, u: Tensor, level: float, device: torch.device | str) -> Tensor:
-    """The model's score of ``u = x_t / alpha`` at a noise level: ``alpha`` times that of ``x_t``; float64 on the CPU."""
-    t = model.schedule.t_of_sigma(torch.full((len(u),), level, dtype=torch.float64))
-    alpha = expand_to(model.schedule.alpha(t), u)
-    return alpha * model.score((alpha * u).float().to(device), t).double().cpu()
+    return in_chunks(oracle.log_prob, _grid(side), level).reshape(side, side)

@@ -8,9 +8,13 @@ import pytorch_lightning as pl
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from scoreexp.core.checked import checked
 from scoreexp.core.types import PositiveFloat
+from scoreexp.metrics.catalogue import spec_of
 
-_SHOWN = {"train/loss": "loss", "val/ssim": "SSIM", "val/psnr": "PSNR", "val/score_error": "score error"}
+_SHOWN = {"train/loss": "loss"} | {
+    name: spec.title for name in ("val/ssim", "val/psnr", "val/score_error") if (spec := spec_of(name))
+}
 
 
 class TrainingProgress(pl.Callback):
@@ -20,6 +24,7 @@ class TrainingProgress(pl.Callback):
         line_seconds: where there is no terminal (a log file, a pipe), seconds between two lines.
     """
 
+    @checked
     def __init__(self, *, line_seconds: PositiveFloat = 15.0) -> None:
         self.line_seconds = line_seconds
         self._bar: Progress | None = None

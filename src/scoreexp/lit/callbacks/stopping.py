@@ -1,42 +1,40 @@
 """Stop when a target is reached, and say so."""
 
-import re
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import pytorch_lightning as pl
 
+from scoreexp.core.checked import checked
 from scoreexp.core.errors import UserError
+from scoreexp.lit.callbacks import monitor as denoising
+from scoreexp.lit.callbacks import points_monitor as points
+from scoreexp.lit.callbacks.base import RunCallback
+from scoreexp.lit.callbacks.direction import mode_of
 from scoreexp.lit.callbacks.distribution_monitor import DistributionMonitor
-from scoreexp.lit.callbacks.monitor import CONFIRMED
+from scoreexp.metrics.catalogue import spec_of
 
-_MODES: dict[str, Literal["max", "min"]] = {
-    **{f"val/{name}{suffix}": "max" for name in CONFIRMED for suffix in ("_confirmed", "")},
-    "val/psnr": "max",
-    "val/sliced_wasserstein": "min",
-    "val/score_error": "min",
-}
-_OF_GENERATED = re.compile(
-    r"val/(precision|recall|frechet|fid|kernel|kid|sliced_wasserstein)_\w+_\d+k?"
-)  # such as val/fid_inception_5k
+_ALWAYS_LOGGED = tuple(f"val/{name}" for name in (*denoising.LOGGED, *points.LOGGED))
 
 
-def _mode_of(monitor: str) -> Literal["max", "min"]:
-    """Whether the larger or the smaller value is the better one.
+def _is_of_generated(monitor: str) -> bool:
+    """Whether it is a distance of generated pictures, such as ``val/fid_inception_5k``.
 
     Raises:
         UserError: no monitor logs it.
     """
-    if found := _OF_GENERATED.fullmatch(monitor):
-        return "max" if found[1] in ("precision", "recall") else "min"
-    if monitor not in _MODES:
+    if monitor in _ALWAYS_LOGGED:
+        return False
+    spec = spec_of(monitor)
+    if spec is None or spec.needs != "pictures":
         raise UserError(
-            f"stopping monitor {monitor!r} is never logged: allowed are {', '.join(_MODES)}, and with callbacks=fid what "
-            "it logs, such as val/frechet_random_conv_500"
+            f"stopping monitor {monitor!r} is never logged: allowed are {', '.join(_ALWAYS_LOGGED)}, and with callbacks=fid "
+            "what it logs, such as val/frechet_random_conv_500"
         )
-    return _MODES[monitor]
+    return True
 
 
-class StopOnTarget(pl.Callback):
+class StopOnTarget(RunCallback):
     """Stop training once a monitored value has reached ``target``.
 
     Watch a confirmed value (``val/ssim_confirmed``): one evaluation that touches the target by luck is then not enough. A
@@ -45,28 +43,23 @@ class StopOnTarget(pl.Callback):
     Args:
         monitor: name of the logged value.
         target: the value to reach, or None to train to the end.
-        mode: ``max`` stops at values >= target, ``min`` at values <= target, as the value asks.
+        mode: ``max`` stops at values >= target, ``min`` at values <= target; None does what the metric says.
 
     Raises:
         UserError: the value is never logged, or gets better the other way; of a distance of generated pictures, what is
             logged is known when training starts.
     """
 
+    @checked
     def __init__(
         self,
         *,
         monitor: str = "val/ssim_confirmed",
         target: float | None = None,
-        mode: Literal["max", "min"] = "max",
+        mode: Literal["max", "min"] | None = None,
     ) -> None:
-        if mode not in ("max", "min"):
-            raise ValueError(f"stopping mode is {mode!r}: allowed are 'max' and 'min'")
-        if mode != (better := _mode_of(monitor)):
-            extreme = "larger" if better == "max" else "smaller"
-            raise UserError(
-                f"stopping mode is {mode!r}, but {monitor} is the better the {extreme}: set callbacks.stop.mode={better}"
-            )
-        self.monitor, self.target, self.mode = monitor, target, mode
+        self._of_generated = _is_of_generated(monitor)
+        self.monitor, self.target, self.mode = monitor, target, mode_of(monitor, mode, "stop.mode")
         self.reason: str | None = None
 
     def state_dict(self) -> dict[str, Any]:
@@ -77,7 +70,7 @@ class StopOnTarget(pl.Callback):
             self.reason = state_dict["reason"]
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self.target is None or not _OF_GENERATED.fullmatch(self.monitor):
+        if self.target is None or not self._of_generated:
             return
         measuring = [c for c in trainer.callbacks if isinstance(c, DistributionMonitor)]  # type: ignore[attr-defined]
         logged = [f"val/{name}" for callback in measuring for name in callback.names]
@@ -100,3 +93,6 @@ class StopOnTarget(pl.Callback):
             reached = f"{self.monitor} = {float(value):.4f} reached the target {self.target:g}"
             self.reason = f"{reached} at step {trainer.global_step}"
             trainer.should_stop = True
+
+    def targets(self) -> Mapping[str, float]:
+        return {} if self.target is None else {self.monitor: self.target}

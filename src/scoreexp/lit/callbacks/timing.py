@@ -6,8 +6,10 @@ from typing import Any
 
 import pytorch_lightning as pl
 
+from scoreexp.lit.callbacks.base import RunCallback
 
-class StageTimer(pl.Callback):
+
+class StageTimer(RunCallback):
     """Seconds of training and of evaluation, added up over the resumes of a run and logged beside every metric.
 
     Logged as ``time/train`` and ``time/evaluate``, and ``time/total`` with the stages that came before training, which
@@ -27,6 +29,9 @@ class StageTimer(pl.Callback):
     def book_before(self, seconds: Mapping[str, float]) -> None:
         """Count stages that a run went through before training, such as a pre-computation."""
         self.seconds = {**seconds, **self.seconds}
+
+    def stage_seconds(self) -> Mapping[str, float]:
+        return dict(self.seconds)
 
     def _book(self, stage: str) -> None:
         now = time.perf_counter()

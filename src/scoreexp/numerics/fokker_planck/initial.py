@@ -9,7 +9,7 @@ Denoising using Score Embedding in Score-based Diffusion Models", 2024, https://
 (``value_pairs``).
 """
 
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -17,6 +17,7 @@ from scipy.ndimage import gaussian_filter, map_coordinates
 from scipy.signal import fftconvolve
 from scipy.stats import gaussian_kde
 
+from scoreexp.core.checked import checked
 from scoreexp.numerics.fokker_planck.grid import Array, Grid
 
 InitialDensity = Literal["smoothed", "sampled_kde", "value_pairs"]
@@ -29,6 +30,7 @@ SCOTT_SQUARED = SAMPLES ** (-1 / 3)  # square of Scott's factor n^(-1/(d + 4)) i
 VALUE_BINS = 64
 
 
+@checked
 def initial_log_density(
     image: ArrayLike,
     method: InitialDensity = "smoothed",
@@ -68,8 +70,6 @@ def initial_log_density(
             method does not take or lacks, or positions that are all on one line.
     """
     image = _checked(image)
-    if method not in get_args(InitialDensity):
-        raise ValueError(f"method {method!r} is unknown: choose one of {', '.join(get_args(InitialDensity))}")
     if method != "sampled_kde" and positions is not None:
         raise ValueError(f"method {method!r} draws no positions: pass positions only to 'sampled_kde'")
     if method == "value_pairs":

@@ -16,12 +16,14 @@ Reference: Lau, Na, Wan, "Efficient Score Pre-computation for Diffusion Models v
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse.linalg import spilu
 
+from scoreexp.core.checked import checked
+from scoreexp.core.types import NonNegativeInt, PositiveFloat, PositiveInt
 from scoreexp.numerics.fokker_planck.direct import factorise, fill_reducing_order, same_matrix
 from scoreexp.numerics.fokker_planck.grid import Array
 from scoreexp.numerics.fokker_planck.picard import Linearisation, SparsePattern, System, picard_steps
@@ -74,10 +76,8 @@ def march(
     """
     if linear_tol is None:
         linear_tol = problem.tol / 10
-    elif not 0 < linear_tol <= problem.tol:
-        raise ValueError(
-            f"linear_tol={linear_tol} must be positive and at most the Picard tolerance tol={problem.tol}"
-        )
+    elif not linear_tol <= problem.tol:
+        raise ValueError(f"linear_tol={linear_tol} must be at most the Picard tolerance tol={problem.tol}")
     tol = linear_tol
     chunk = max(1, CHUNK_BYTES // problem.log_p0[0].nbytes)
     with clock("preconditioner"):
@@ -112,15 +112,7 @@ def march(
     yield from picard_steps(problem, clock, solve)
 
 
-def check_parameters(preconditioner: str, linear_max_iter: int) -> None:
-    """ValueError for an unknown preconditioner or no iterations."""
-    if preconditioner not in get_args(PreconditionerName):
-        allowed = ", ".join(get_args(PreconditionerName))
-        raise ValueError(f"preconditioner {preconditioner!r} is unknown: choose one of {allowed}")
-    if linear_max_iter < 1:
-        raise ValueError(f"linear_max_iter={linear_max_iter} must be at least 1")
-
-
+@checked
 @dataclass(frozen=True)
 class BiCGSTAB:
     """Picard iteration with BiCGSTAB for all images together.
@@ -133,15 +125,12 @@ class BiCGSTAB:
     """
 
     preconditioner: PreconditionerName = "lu"
-    linear_tol: float | None = None
-    linear_max_iter: int = 1000
+    linear_tol: PositiveFloat | None = None
+    linear_max_iter: PositiveInt = 1000
 
     name: ClassVar[str] = "bicgstab"
     boundaries: ClassVar[tuple[Boundary, ...]] = ("neumann", "zero")
     supports_drift: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        check_parameters(self.preconditioner, self.linear_max_iter)
 
     def iterate(self, system: System, start: Array, inverse: Operator, tol: float) -> KrylovResult:
         """Solve a batch of systems from ``start``."""
@@ -153,23 +142,19 @@ class BiCGSTAB:
         return march(problem, clock, self.preconditioner, self.linear_tol, self.iterate)
 
 
+@checked
 @dataclass(frozen=True)
 class GMRES:
     """Picard iteration with restarted GMRES for all images together; arguments as for ``BiCGSTAB``, and ``restart``."""
 
     preconditioner: PreconditionerName = "lu"
-    linear_tol: float | None = None
-    linear_max_iter: int = 1000
-    restart: int = 20
+    linear_tol: PositiveFloat | None = None
+    linear_max_iter: PositiveInt = 1000
+    restart: PositiveInt = 20
 
     name: ClassVar[str] = "gmres"
     boundaries: ClassVar[tuple[Boundary, ...]] = ("neumann", "zero")
     supports_drift: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        check_parameters(self.preconditioner, self.linear_max_iter)
-        if self.restart < 1:
-            raise ValueError(f"restart={self.restart} must be at least 1")
 
     def iterate(self, system: System, start: Array, inverse: Operator, tol: float) -> KrylovResult:
         """Solve a batch of systems from ``start``."""
@@ -187,6 +172,7 @@ class GMRES:
         return march(problem, clock, self.preconditioner, self.linear_tol, self.iterate)
 
 
+@checked
 @dataclass(frozen=True)
 class KrylovProjection:
     """Cross-matrix Krylov projection (see the module docstring), then the iterative solver to the same tolerance.
@@ -201,30 +187,18 @@ class KrylovProjection:
     """
 
     seed: Literal["first", "mean"] = "mean"
-    basis_size: int = 10
-    refresh: int = 1
-    enrich: int = 0
+    basis_size: PositiveInt = 10
+    refresh: PositiveInt = 1
+    enrich: NonNegativeInt = 0
     every_iteration: bool = False
     solver: Literal["bicgstab", "gmres"] = "bicgstab"
     preconditioner: PreconditionerName = "lu"
-    linear_tol: float | None = None
-    linear_max_iter: int = 1000
+    linear_tol: PositiveFloat | None = None
+    linear_max_iter: PositiveInt = 1000
 
     name: ClassVar[str] = "krylov_projection"
     boundaries: ClassVar[tuple[Boundary, ...]] = ("neumann", "zero")
     supports_drift: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        if self.seed not in ("first", "mean"):
-            raise ValueError(f"seed {self.seed!r} is unknown: choose 'first' or 'mean'")
-        if self.basis_size < 1 or self.refresh < 1 or self.enrich < 0:
-            raise ValueError(
-                f"basis_size={self.basis_size} and refresh={self.refresh} must be at least 1, "
-                f"enrich={self.enrich} at least 0"
-            )
-        if self.solver not in ("bicgstab", "gmres"):
-            raise ValueError(f"solver {self.solver!r} is unknown: choose 'bicgstab' or 'gmres'")
-        check_parameters(self.preconditioner, self.linear_max_iter)
 
     def __call__(self, problem: Problem, clock: StageClock) -> Iterator[Step]:
         method = BiCGSTAB if self.solver == "bicgstab" else GMRES

@@ -1,15 +1,16 @@
 """Initial density and Fokker-Planck solve of a batch of images with one set of parameters."""
 
 from collections.abc import Callable, Iterable
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
-from scoreexp.core.types import PositiveFloat, PositiveInt
+from scoreexp.core.checked import checked
+from scoreexp.core.types import FinitePositiveFloat, PositiveFloat, PositiveInt
 from scoreexp.numerics.fokker_planck.field import ScoreField
 from scoreexp.numerics.fokker_planck.grid import Array
-from scoreexp.numerics.fokker_planck.initial import InitialDensity, initial_log_density
+from scoreexp.numerics.fokker_planck.initial import initial_log_density
 from scoreexp.numerics.fokker_planck.problem import Boundary, Drift, Solver, StageClock
 from scoreexp.numerics.fokker_planck.solve import SolverName, make_solver, solve_log_density
 
@@ -17,9 +18,8 @@ from scoreexp.numerics.fokker_planck.solve import SolverName, make_solver, solve
 class GeometricDiffusion:
     """g(t) = sigma^t, whose variance is int_0^t g^2 = (sigma^(2t) - 1) / (2 ln sigma)."""
 
-    def __init__(self, sigma: PositiveFloat = 5.0) -> None:
-        if not 0 < sigma < np.inf:
-            raise ValueError(f"sigma={sigma} must be positive and finite")
+    @checked
+    def __init__(self, sigma: FinitePositiveFloat = 5.0) -> None:
         self.sigma = float(sigma)
 
     def __call__(self, t: float) -> float:
@@ -40,11 +40,12 @@ class ScorePrecomputation:
         drift: f(points, t), or None.
     """
 
+    @checked
     def __init__(
         self,
         *,
         g: PositiveFloat | Callable[[float], float] = 0.5,
-        horizon: PositiveFloat = 1.0,
+        horizon: FinitePositiveFloat = 1.0,
         steps: PositiveInt = 100,
         initial_density: Literal["smoothed", "sampled_kde", "value_pairs"] = "smoothed",
         boundary: Literal["neumann", "zero"] = "neumann",
@@ -56,11 +57,6 @@ class ScorePrecomputation:
         spacing: PositiveFloat | None = None,
         drift: Drift | None = None,
     ) -> None:
-        if not 0 < horizon < np.inf or steps < 1:
-            raise ValueError(f"horizon={horizon} and steps={steps} must be positive")
-        if initial_density not in get_args(InitialDensity):
-            allowed = ", ".join(get_args(InitialDensity))
-            raise ValueError(f"initial_density {initial_density!r} is unknown: choose one of {allowed}")
         self.g = g
         self.times = np.linspace(0.0, horizon, steps + 1)
         self.initial_density = initial_density

@@ -13,10 +13,11 @@ the decay factor, a product over the axes, costs nothing.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, Literal
 
 import numpy as np
 
+from scoreexp.core.checked import checked
 from scoreexp.numerics.fokker_planck.grid import Array, Grid
 from scoreexp.numerics.fokker_planck.problem import Boundary, Problem, StageClock, Step
 
@@ -54,6 +55,7 @@ def decayed(modes: Array, exponents: Array) -> Array:
     return modes[:, :kept] * np.exp(exponents[:kept])
 
 
+@checked
 @dataclass(frozen=True)
 class Spectral:
     """Exact-in-time cosine-transform solver (see the module docstring).
@@ -71,10 +73,6 @@ class Spectral:
     name: ClassVar[str] = "spectral"
     boundaries: ClassVar[tuple[Boundary, ...]] = ("neumann",)
     supports_drift: ClassVar[bool] = False
-
-    def __post_init__(self) -> None:
-        if self.eigenvalues not in get_args(Eigenvalues):
-            raise ValueError(f"eigenvalues {self.eigenvalues!r} is unknown: choose 'grid' or 'continuum'")
 
     def __call__(self, problem: Problem, clock: StageClock) -> Iterator[Step]:
         with clock("solve"):

@@ -11,8 +11,9 @@ import math
 import torch
 from torch import Tensor
 
+from scoreexp.core.checked import checked
 from scoreexp.core.streams import ImageStreams
-from scoreexp.core.types import NonNegativeFloat, PositiveFloat
+from scoreexp.core.types import FiniteNonNegativeFloat, FinitePositiveFloat
 from scoreexp.observations.noise.base import NoiseModel
 
 
@@ -33,11 +34,8 @@ class CorrelatedNoise(NoiseModel):
         ValueError: a parameter is outside its domain.
     """
 
-    def __init__(self, sigma: NonNegativeFloat, length: PositiveFloat = 1.0) -> None:
-        if not (sigma >= 0 and math.isfinite(sigma)) or not (length > 0 and math.isfinite(length)):
-            raise ValueError(
-                f"sigma={sigma}, length={length}: choose a standard deviation >= 0 and a length > 0"
-            )
+    @checked
+    def __init__(self, sigma: FiniteNonNegativeFloat, length: FinitePositiveFloat = 1.0) -> None:
         self.sigma, self.length = float(sigma), float(length)
 
     def sample(self, x: Tensor, streams: ImageStreams) -> Tensor:

@@ -21,8 +21,9 @@ import math
 import torch
 from torch import Tensor
 
+from scoreexp.core.checked import checked
 from scoreexp.core.streams import ImageStreams
-from scoreexp.core.types import PositiveFloat
+from scoreexp.core.types import FinitePositiveFloat
 from scoreexp.observations.noise.base import NoiseModel
 from scoreexp.observations.noise.poisson import intensity
 
@@ -43,9 +44,8 @@ class GammaNoise(NoiseModel):
         ValueError: ``looks`` is not positive; on a call, an intensity is negative.
     """
 
-    def __init__(self, looks: PositiveFloat) -> None:
-        if not (looks > 0 and math.isfinite(looks)):
-            raise ValueError(f"looks={looks}: choose a number > 0")
+    @checked
+    def __init__(self, looks: FinitePositiveFloat) -> None:
         self.looks = float(looks)
         shape = torch.tensor(self.looks, dtype=torch.float64)
         self._bias = float(torch.digamma(shape)) - math.log(self.looks)

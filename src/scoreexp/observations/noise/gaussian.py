@@ -10,8 +10,9 @@ import math
 import torch
 from torch import Tensor
 
+from scoreexp.core.checked import checked
 from scoreexp.core.streams import ImageStreams
-from scoreexp.core.types import NonNegativeFloat
+from scoreexp.core.types import FiniteNonNegativeFloat
 from scoreexp.observations.noise.base import NoiseModel
 
 
@@ -31,9 +32,8 @@ class GaussianNoise(NoiseModel):
         ValueError: if ``sigma`` is negative or no number.
     """
 
-    def __init__(self, sigma: NonNegativeFloat) -> None:
-        if not (sigma >= 0 and math.isfinite(sigma)):
-            raise ValueError(f"sigma={sigma}: choose a standard deviation >= 0")
+    @checked
+    def __init__(self, sigma: FiniteNonNegativeFloat) -> None:
         self.sigma = float(sigma)
 
     def sample(self, x: Tensor, streams: ImageStreams) -> Tensor:

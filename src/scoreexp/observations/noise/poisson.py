@@ -30,8 +30,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from scoreexp.core.checked import checked
 from scoreexp.core.streams import ImageStreams
-from scoreexp.core.types import NonNegativeFloat, PositiveFloat
+from scoreexp.core.types import FiniteNonNegativeFloat, FinitePositiveFloat
 from scoreexp.observations.noise.base import NoiseModel
 
 QUADRATURE = 241  # nodes for the reading noise, many because the root has a kink
@@ -56,9 +57,8 @@ class PoissonGaussianNoise(NoiseModel):
         ValueError: a parameter is outside its domain; on a call, an intensity is negative.
     """
 
-    def __init__(self, peak: PositiveFloat, sigma: NonNegativeFloat = 0.0) -> None:
-        if not (peak > 0 and math.isfinite(peak)) or not (sigma >= 0 and math.isfinite(sigma)):
-            raise ValueError(f"peak={peak}, sigma={sigma}: choose photons > 0 and a standard deviation >= 0")
+    @checked
+    def __init__(self, peak: FinitePositiveFloat, sigma: FiniteNonNegativeFloat = 0.0) -> None:
         self.peak, self.sigma = float(peak), float(sigma)
 
     def sample(self, x: Tensor, streams: ImageStreams) -> Tensor:
@@ -137,7 +137,8 @@ class PoissonNoise(PoissonGaussianNoise):
         ValueError: a parameter is outside its domain.
     """
 
-    def __init__(self, peak: PositiveFloat) -> None:
+    @checked
+    def __init__(self, peak: FinitePositiveFloat) -> None:
         super().__init__(peak)
 
 
@@ -148,7 +149,7 @@ def intensity(x: Tensor) -> Tensor:
         ValueError: a value is negative beyond rounding.
     """
     u = (x + 1) / 2
-    lowest = float(u.min()) if u.numel() else 0.0
+    lowest = float(u.detach().min()) if u.numel() else 0.0
     if not lowest >= -1e-5:
         raise ValueError(f"an intensity (x + 1) / 2 is {lowest:.4g}: this noise is for values of x >= -1")
     return u.clamp(min=0)

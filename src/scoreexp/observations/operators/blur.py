@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from scoreexp.core.types import PositiveFloat
+from scoreexp.core.checked import checked
+from scoreexp.core.types import FinitePositiveFloat
 from scoreexp.observations.operators.base import SVD, LinearOperator
 from scoreexp.observations.operators.sides import Size, require_sides, sides
 
@@ -40,6 +41,7 @@ class Blur(LinearOperator):
         ValueError: the kernel is larger than the image, has an even side, is not finite or is 0.
     """
 
+    @checked
     def __init__(self, kernel: Tensor, size: Size, border: Border = "periodic") -> None:
         if kernel.ndim != 2 or not all(side % 2 for side in kernel.shape):
             raise ValueError(
@@ -47,8 +49,6 @@ class Blur(LinearOperator):
             )
         if not (kernel.isfinite().all() and kernel.any()):
             raise ValueError("the kernel is 0 or holds values that are not finite: give another")
-        if border not in ("periodic", "valid"):
-            raise ValueError(f"border={border}: choose periodic or valid")
         self.size, self.border = sides(size), border
         self.kernel = kernel.to(torch.float64)
         if any(k > s for k, s in zip(kernel.shape, self.size, strict=True)):
@@ -120,9 +120,8 @@ class GaussianBlur(Blur):
         ValueError: see ``Blur``.
     """
 
-    def __init__(self, sigma: PositiveFloat = 1.6, *, size: Size, border: Border = "periodic") -> None:
-        if not (sigma > 0 and math.isfinite(sigma)):
-            raise ValueError(f"sigma={sigma}: choose a width in pixels > 0")
+    @checked
+    def __init__(self, sigma: FinitePositiveFloat = 1.6, *, size: Size, border: Border = "periodic") -> None:
         reach = max(1, math.ceil(4 * sigma))
         line = torch.exp(-(torch.arange(-reach, reach + 1, dtype=torch.float64) ** 2) / (2 * sigma**2))
         line = line / line.sum()
@@ -145,17 +144,22 @@ class MotionBlur(Blur):
         ValueError: see ``Blur``.
     """
 
+    @checked
     def __init__(
-        self, length: PositiveFloat = 15.0, angle: float = 45.0, *, size: Size, border: Border = "periodic"
+        self,
+        length: FinitePositiveFloat = 15.0,
+        angle: float = 45.0,
+        *,
+        size: Size,
+        border: Border = "periodic",
     ) -> None:
         if not (length >= 1 and math.isfinite(length) and math.isfinite(angle)):
             raise ValueError(
                 f"length={length}, angle={angle}: choose a length in pixels >= 1 and an angle in degrees"
             )
         reach = max(1, math.ceil((length - 1) / 2))
-        samples = max(
-            2, 16 * math.ceil(length)
-        )  # points of the line, each shared bilinearly between four pixels
+        # points of the line, each shared bilinearly between four pixels
+        samples = 16 * math.ceil(length)
         along = torch.linspace(-0.5, 0.5, samples, dtype=torch.float64) * (length - 1)
         row = reach - along * math.sin(math.radians(angle))
         column = reach + along * math.cos(math.radians(angle))

@@ -9,6 +9,7 @@ https://doi.org/10.1002/mrm.21391.
 import torch
 from torch import Tensor
 
+from scoreexp.core.checked import checked
 from scoreexp.core.streams import generator
 from scoreexp.core.types import Probability
 from scoreexp.observations.operators.base import LinearOperator
@@ -34,6 +35,7 @@ class FourierMask(LinearOperator):
         ValueError: no frequency is measured, or an image has another size.
     """
 
+    @checked
     def __init__(self, omega: Tensor) -> None:
         if omega.ndim != 2 or not omega.any():
             raise ValueError(
@@ -81,6 +83,7 @@ class CartesianMRI(FourierMask):
         ValueError: ``centre`` exceeds ``share``, or no column is measured.
     """
 
+    @checked
     def __init__(
         self, size: Size, share: Probability = 0.25, centre: Probability = 0.08, seed: int = 0
     ) -> None:

@@ -7,6 +7,7 @@ r"""Inpainting: only some pixels are seen.
 import torch
 from torch import Tensor
 
+from scoreexp.core.checked import checked
 from scoreexp.core.streams import generator
 from scoreexp.core.types import Probability
 from scoreexp.observations.operators.base import SVD, LinearOperator, same
@@ -28,6 +29,7 @@ class Mask(LinearOperator):
         ValueError: no pixel is seen, or all are, or an image has another size.
     """
 
+    @checked
     def __init__(self, seen: Tensor) -> None:
         if seen.ndim != 2:
             raise ValueError(
@@ -74,6 +76,7 @@ class RandomMask(Mask):
         ValueError: see ``Mask``.
     """
 
+    @checked
     def __init__(self, size: Size, hole: Probability = 0.5, seed: int = 0) -> None:
         height, width = sides(size)
         order = torch.randperm(height * width, generator=generator(seed, "mask"))
@@ -94,6 +97,7 @@ class BoxMask(Mask):
         ValueError: see ``Mask``.
     """
 
+    @checked
     def __init__(self, size: Size, hole: Probability = 0.25) -> None:
         height, width = sides(size)
         seen = torch.ones(height, width, dtype=torch.bool)

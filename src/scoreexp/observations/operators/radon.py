@@ -14,6 +14,7 @@ import math
 import torch
 from torch import Tensor
 
+from scoreexp.core.checked import checked
 from scoreexp.core.types import PositiveInt
 from scoreexp.observations.operators.base import LinearOperator
 
@@ -38,9 +39,8 @@ class Radon(LinearOperator):
         ValueError: if a size is not positive, or an image has another one.
     """
 
+    @checked
     def __init__(self, size: PositiveInt, angles: PositiveInt = 60) -> None:
-        if size < 1 or angles < 1:
-            raise ValueError(f"size={size}, angles={angles}: choose at least 1 of each")
         self.size, self.angles = size, angles
         matrix = _matrix(size, angles)
         self._forward, self._backward = {_KEY: matrix}, {_KEY: matrix.t().coalesce()}

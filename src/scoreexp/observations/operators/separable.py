@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from scoreexp.core.checked import checked
 from scoreexp.core.types import PositiveInt
 from scoreexp.observations.operators.base import SVD, LinearOperator
 from scoreexp.observations.operators.sides import Size, require_sides, sides
@@ -37,6 +38,7 @@ class Separable(LinearOperator):
         ValueError: a matrix has another shape.
     """
 
+    @checked
     def __init__(self, rows: Tensor, columns: Tensor) -> None:
         for name, matrix in (("rows", rows), ("columns", columns)):
             if matrix.ndim != 2 or matrix.shape[0] > matrix.shape[1]:
@@ -94,18 +96,15 @@ class SuperResolution(Separable):
         ValueError: the factor does not divide the size; the message has the nearest sizes.
     """
 
+    @checked
     def __init__(self, factor: PositiveInt = 4, *, size: Size, filter: Filter = "bicubic") -> None:
         height, width = sides(size)
-        if factor < 1:
-            raise ValueError(f"factor={factor}: choose at least 1")
         if height % factor or width % factor:
             low, high = ([n * factor for n in (height // factor + k, width // factor + k)] for k in (0, 1))
             raise ValueError(
                 f"factor={factor} does not divide the size {height} x {width}: crop the image to {low[0]} x {low[1]}, or "
                 f"pad it to {high[0]} x {high[1]}"
             )
-        if filter not in FILTERS:
-            raise ValueError(f"filter={filter}: choose one of {', '.join(FILTERS)}")
         self.factor = factor
         super().__init__(reduction(height, factor, filter), reduction(width, factor, filter))
 

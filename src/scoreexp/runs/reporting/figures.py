@@ -17,7 +17,7 @@ from scoreexp.runs.reporting.charts import (
 )
 from scoreexp.runs.reporting.runs import AFTER, Run
 from scoreexp.runs.reporting.summary import QUALITY, Spread, Summary, Table, median_curve
-from scoreexp.runs.reporting.wording import NAMES, label, listed, metric_name, quality_text, seconds_text
+from scoreexp.runs.reporting.wording import label, listed, metric_name, seconds_text, with_unit
 
 
 class Curves(NamedTuple):
@@ -122,7 +122,7 @@ def _pictures(run: Run) -> list[Picture]:
 
 def _caption(run: Run) -> str:
     said = [
-        f"{NAMES[name]} {quality_text(value, name)}{' dB' if name == 'psnr' else ''}"
+        f"{metric_name(name)} {with_unit(value, name)}"
         for name in QUALITY
         if (value := run.last(f"val/{name}")) is not None
     ]

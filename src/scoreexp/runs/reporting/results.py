@@ -9,10 +9,10 @@ from scoreexp.runs.reporting.charts import Pen
 from scoreexp.runs.reporting.summary import QUALITY, SECONDS, Column, Spread, Summary, Table
 from scoreexp.runs.reporting.wording import (
     ABSENT,
-    NAMES,
     NOT_REACHED,
     label,
     listed,
+    metric_name,
     parameters_text,
     quality_text,
     seconds_text,
@@ -225,7 +225,10 @@ def find(table: Table) -> Finding | None:
     if column == SECONDS:
         claim, value = "Fastest to the target", f"{seconds_text(spread.median)} s"
     else:
-        claim, value = f"Highest {NAMES[column.name]} at the end", quality_text(spread.median, column.name)
+        claim, value = (
+            f"Highest {metric_name(column.name)} at the end",
+            quality_text(spread.median, column.name),
+        )
     return Finding(claim, label(first.method), value, listed(overlapping))
 
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from scoreexp.metrics.catalogue import spec_of
+
 COMPARISON_FILE = "comparison.json"
 AFTER = ("train", "evaluate")  # stages that are not pre-computation
 
@@ -93,7 +95,9 @@ class Run:
     @property
     def descends(self) -> bool:
         """Whether the monitored value is to fall to its target."""
-        return ((self.config.get("callbacks") or {}).get("stop") or {}).get("mode") == "min"
+        stop = (self.config.get("callbacks") or {}).get("stop") or {}
+        spec = spec_of(str(stop.get("monitor")))
+        return (stop.get("mode") or (spec and spec.mode)) == "min"
 
     @property
     def untrained(self) -> bool:

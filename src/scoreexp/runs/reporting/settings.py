@@ -8,7 +8,9 @@ _NOT_MEASURED = {
     "batch_size", "num_workers", "augment", "rotation", "seed", "root", "cache", "download", "on_bad_image",
 }  # fmt: skip
 _ONLY_SHOWN = {"monitor.pictures", "monitor.intermediate", "monitor.shown_levels"}
-_NOT_SETTINGS = {"run_dir", "resume", "dry_run", "seed", "data.seed"}
+_NOT_SETTINGS = {"run_dir", "resume", "dry_run", "seed", "data.seed"} | {
+    "callbacks.stop.mode", "callbacks.checkpoints.mode",  # follow from the metrics that are monitored
+}  # fmt: skip
 _ABSENT = "–"
 
 

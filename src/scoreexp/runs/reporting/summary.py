@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
+from scoreexp.metrics.catalogue import spec_of
 from scoreexp.runs.reporting.runs import Plan, Run
 from scoreexp.runs.reporting.settings import conditions
 
@@ -89,7 +90,9 @@ class Column(NamedTuple):
         medians = {m: s.median for m, s in spreads.items() if s is not None and math.isfinite(s.median)}
         if len(medians) < 2:
             return set()
-        best = min(medians.values()) if self.kind == "seconds" else max(medians.values())
+        spec = spec_of(self.name)
+        falls = self.kind == "seconds" or (spec is not None and spec.mode == "min")
+        best = (min if falls else max)(medians.values())
         return {method for method, median in medians.items() if median == best}
 
 

@@ -3,12 +3,12 @@
 import math
 from collections.abc import Sequence
 
+from scoreexp.metrics.catalogue import spec_of
 from scoreexp.runs.reporting.runs import Run
-from scoreexp.runs.reporting.summary import QUALITY, quality_of
+from scoreexp.runs.reporting.summary import quality_of
 
 ABSENT = "–"
 NOT_REACHED = "not reached"
-NAMES = {"ssim": "SSIM", "ssim_global": "global SSIM", "psnr": "PSNR", "mse": "MSE"}
 
 
 def label(method: str) -> str:
@@ -18,8 +18,8 @@ def label(method: str) -> str:
 
 def metric_name(monitor: str) -> str:
     """A logged value's name as text."""
-    quality = quality_of(monitor)
-    return NAMES.get(quality, quality)
+    spec = spec_of(monitor)
+    return quality_of(monitor) if spec is None else spec.title
 
 
 def target_text(monitor: str, target: float, runs: Sequence[Run]) -> str:
@@ -40,9 +40,13 @@ def steps_text(value: float) -> str:
 def quality_text(value: float, name: str) -> str:
     if math.isinf(value):
         return "∞"
-    if name not in QUALITY:
-        return f"{value:.4g}"
-    return f"{value:.1f}" if name == "psnr" else f"{value:.3f}"
+    spec = spec_of(name)
+    return f"{value:{'.4g' if spec is None else spec.digits}}"
+
+
+def with_unit(value: float, name: str) -> str:
+    spec = spec_of(name)
+    return f"{quality_text(value, name)} {'' if spec is None else spec.unit}".rstrip()
 
 
 def parameters_text(count: int | None) -> str:

@@ -14,8 +14,6 @@ from typing import Any
 import pytest
 from stacks import BARE, SCOREEXP, Outcome, Stack, fault, last
 
-pytestmark = pytest.mark.slow
-
 PATIENCE = 500  # seconds until a command has failed that neither ends nor stands still
 QUIET = 20  # seconds without work after which a command that has not ended hangs
 HANGS = 999  # instead of an exit code

@@ -39,11 +39,11 @@ def test_the_halves_have_independent_noise_and_agree_on_ramps():
     torch.testing.assert_close(first, second)
 
 
-@pytest.mark.parametrize(("channels", "size"), [(3, (64, 64)), (1, (63, 65))])
+@pytest.mark.parametrize(("channels", "size"), [(3, (40, 40)), (1, (39, 41))])
 def test_noise_is_removed_from_a_smooth_image(channels, size):
     ramp = torch.linspace(-0.5, 0.5, size[0])[:, None].expand(1, channels, *size)
     observation = observed(ramp)
-    made = ZSN2N(steps=250)(observation, streams=ImageStreams([0]))
+    made = ZSN2N(steps=150)(observation, streams=ImageStreams([0]))
     assert made.x.shape == ramp.shape
     assert (made.x - ramp).square().mean() < 0.3 * (observation.y - ramp).square().mean()
     assert made.nfe == 0
@@ -80,8 +80,6 @@ def test_what_it_cannot_serve_is_refused():
         restorer(two, streams=streams)
     with pytest.raises(FloatingPointError, match="not finite at step 1 of 1: the image holds NaN"):
         restorer(Observation(two.y[:1] * float("nan"), Identity(), GaussianNoise(0.1)), streams=streams)
-    with pytest.raises(ValueError, match="steps=0"):
-        ZSN2N(steps=0)
 
 
 def test_it_fits_inside_of_an_evaluation_without_gradients():

@@ -9,8 +9,6 @@ from pathlib import Path
 import pytest
 from stacks import BARE, SCOREEXP, Outcome, Stack, all_finite, fault, forked, last
 
-pytestmark = pytest.mark.slow
-
 STEP = 12  # of the fault; a checkpoint is written every 5 steps
 STOP_ON_LOSS = [
     "+callbacks.stopping._target_=pytorch_lightning.callbacks.EarlyStopping",

@@ -9,8 +9,6 @@ from typing import NamedTuple
 import pytest
 from stacks import BARE, SCOREEXP
 
-pytestmark = pytest.mark.slow
-
 IMPORTED = "import time:"  # what Python's own log of imports begins its lines with
 
 

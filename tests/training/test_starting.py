@@ -13,7 +13,13 @@ from scoreexp.app.commands.train import train
 from scoreexp.core.errors import UserError
 from scoreexp.lit.checkpoint import CheckpointError, read_checkpoint
 
-SIX = ["trainer.max_steps=6", "trainer.val_check_interval=2", "network.dropout=0.1", "data.crop=random"]
+SIX = [
+    "trainer.max_steps=6",
+    "trainer.val_check_interval=2",
+    "network.dropout=0.1",
+    "data.crop=random",
+    "callbacks.monitor.pictures=0",
+]
 
 
 def saved(run, name="last.ckpt"):

@@ -17,7 +17,6 @@ import torch
 from stacks import BARE, EVERY, SCOREEXP, Outcome, Stack, fault, forked
 
 pytestmark = [
-    pytest.mark.slow,
     pytest.mark.timeout(1200),
     pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs SIGKILL, fork and /proc"),
 ]

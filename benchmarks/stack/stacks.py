@@ -18,12 +18,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from conftest import TINY
 
 from scoreexp.lit.checkpoint import read_checkpoint
 
 HERE = Path(__file__).parent
 EVERY = 5  # steps between checkpoints
+SMALL = [  # of scoreexp: a photograph of 16 x 16 pixels, a network of some thousand weights, three sampling steps
+    "data.size=16",
+    "data.batch_size=4",
+    "network.channels=16",
+    "network.multipliers=[1,2]",
+    "network.blocks=1",
+    "network.attention_resolutions=[]",
+    "sampler.grid.steps=3",
+    "trainer.accelerator=cpu",
+    "trainer.log_every_n_steps=1",
+    "model.warmup_steps=4",
+]
 
 
 @dataclass(frozen=True)
@@ -100,7 +111,7 @@ class Scoreexp(Stack):
     def arguments(self, run: Path, steps: int, resume: bool) -> list[str]:
         own = [f"trainer.max_steps={steps}", "trainer.val_check_interval=23", f"run_dir={run}"]
         return [
-            *TINY,
+            *SMALL,
             *own,
             f"callbacks.checkpoints.every_n_steps={EVERY}",
             *(["resume=auto"] if resume else []),

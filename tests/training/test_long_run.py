@@ -12,7 +12,7 @@ import torch
 from scoreexp.app.commands.train import train
 
 FILES = Path("/proc/self/fd")
-STEPS = (60, 120, 200)  # before the evaluation of that step; the first census imports what it touches
+STEPS = (20, 40, 80)  # before the evaluation of that step; the first census imports what it touches
 
 
 class Census(pl.Callback):
@@ -42,7 +42,10 @@ def test_nothing_piles_up_over_the_steps(tiny, monkeypatch):
     monkeypatch.setattr(pl.Trainer, "__init__", observed)
     train(
         tiny(
-            "trainer.max_steps=201", "trainer.val_check_interval=20", "callbacks.checkpoints.every_n_steps=50"
+            "trainer.max_steps=81",
+            "trainer.val_check_interval=10",
+            "callbacks.checkpoints.every_n_steps=20",
+            "callbacks.monitor.pictures=4",
         )
     )
     first, last = 1, 2

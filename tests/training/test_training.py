@@ -1,19 +1,25 @@
 """A training run from the outside: what is repeated, resumed, saved and reported."""
 
 import csv
+import itertools
 import json
 import os
+import re
+import shutil
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import pytorch_lightning as pl
 import torch
+from conftest import TINY, composed
+from hydra.utils import instantiate
 
 import scoreexp
 from scoreexp.app.commands.train import train
 from scoreexp.lit import NonFiniteError
-from scoreexp.lit.callbacks import Checkpoints
+from scoreexp.lit.callbacks import DenoisingMonitor
 from scoreexp.lit.checkpoint import read_checkpoint
 from scoreexp.objectives import DenoisingScoreMatching
 
@@ -83,8 +89,31 @@ def interrupt(*_):
     os.kill(os.getpid(), signal.SIGINT)
 
 
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    """``uninterrupted(*overrides)``: a run that was left alone, trained once for all tests that ask for it."""
+    runs: dict[tuple[str, ...], Path] = {}
+
+    def make(*overrides: str) -> Path:
+        if overrides not in runs:
+            run = tmp_path_factory.mktemp("uninterrupted") / "run"
+            fast = ["callbacks.monitor.pictures=0", f"run_dir={run}"]
+            train(composed("train", *TINY, *overrides, *fast))
+            runs[overrides] = run
+        return runs[overrides]
+
+    return make
+
+
+@pytest.fixture
+def four(uninterrupted, tmp_path):
+    """A copy of a run of four steps, in the folder of ``tiny()``."""
+    run = uninterrupted("trainer.max_steps=4", "trainer.val_check_interval=2")
+    return shutil.copytree(run, tmp_path / "run")
+
+
 def test_run_directory_holds_what_is_promised(tiny, tmp_path, capsys):
-    result = train(tiny())
+    result = train(tiny("callbacks.monitor.pictures=4"))
     run = tmp_path / "run"
     files = {str(p.relative_to(run)) for p in run.rglob("*") if p.is_file()}
     assert files >= {
@@ -104,26 +133,27 @@ def test_run_directory_holds_what_is_promised(tiny, tmp_path, capsys):
     assert "python -m scoreexp.denoise ckpt=" in said
 
 
-def test_same_seed_same_run_and_zero_is_a_seed(tiny, tmp_path):
-    for run, seed in (("a", 0), ("b", 0), ("c", 1), ("d", 2)):
+def test_same_seed_same_run_and_zero_is_a_seed(tiny, four, tmp_path):
+    for run, seed in (("a", 0), ("b", 1)):
         train(tiny(f"seed={seed}", run=run))
-    states = {run: saved(tmp_path / run) for run in "abcd"}
-    assert_same_training_state(states["a"], states["b"])
-    assert rows(tmp_path / "a") == rows(tmp_path / "b")
+    states = {run.name: saved(run) for run in (four, tmp_path / "a", tmp_path / "b")}
+    assert_same_training_state(states["run"], states["a"])
+    assert rows(four) == rows(tmp_path / "a")
     weights = {run: state["state_dict"]["denoiser.network.stem.weight"] for run, state in states.items()}
-    assert not torch.equal(weights["a"], weights["c"])
-    assert not torch.equal(weights["c"], weights["d"])
+    assert not torch.equal(weights["a"], weights["b"])
 
 
 @pytest.mark.parametrize("step", [1, 3, 4, 7])  # 4: an evaluation is due at the very step
-def test_interrupted_and_resumed_equals_uninterrupted(step, tiny, tmp_path, with_callback, monkeypatch):
+def test_interrupted_and_resumed_equals_uninterrupted(
+    step, tiny, uninterrupted, tmp_path, with_callback, monkeypatch
+):
     overrides = [
         "trainer.max_steps=10",
         "trainer.val_check_interval=4",
         "network.dropout=0.1",
         "data.crop=random",
     ]
-    train(tiny(*overrides, run="whole"))
+    whole = uninterrupted(*overrides)
     with_callback(At(step, interrupt))
     with pytest.raises(SystemExit) as stop:
         train(tiny(*overrides, run="parts"))
@@ -131,8 +161,8 @@ def test_interrupted_and_resumed_equals_uninterrupted(step, tiny, tmp_path, with
     assert saved(tmp_path / "parts")["global_step"] == step
     monkeypatch.undo()
     train(tiny(*overrides, "resume=auto", run="parts"))
-    assert_same_training_state(saved(tmp_path / "whole"), saved(tmp_path / "parts"))
-    assert rows(tmp_path / "whole") == rows(tmp_path / "parts")
+    assert_same_training_state(saved(whole), saved(tmp_path / "parts"))
+    assert rows(whole) == rows(tmp_path / "parts")
 
 
 def test_gradient_accumulation_resumes_too(tiny, tmp_path, with_callback, monkeypatch):
@@ -153,6 +183,27 @@ def test_a_signal_exits_with_everything_saved(name, code, tiny, tmp_path, with_c
         train(tiny("trainer.max_steps=10"))
     assert stop.value.code == code
     assert saved(tmp_path / "run")["global_step"] == 3
+
+
+def test_ctrl_c_in_an_evaluation_leaves_raw_and_averaged_weights_apart(tiny, four, tmp_path, monkeypatch):
+    evaluate = DenoisingMonitor.on_validation_batch_end
+
+    def interrupted(*args):
+        interrupt()
+        evaluate(*args)
+
+    monkeypatch.setattr(DenoisingMonitor, "on_validation_batch_end", interrupted)
+    with pytest.raises(SystemExit) as stop:
+        train(tiny("trainer.max_steps=8", "trainer.val_check_interval=4", run="broken"))
+    assert stop.value.code == 130
+    assert_same(saved(tmp_path / "broken")["state_dict"], saved(four)["state_dict"])
+
+
+def test_progress_in_a_file_is_plain_lines(tiny, capsys):
+    train(tiny("callbacks.progress.line_seconds=1e-6"))
+    said = "".join(capsys.readouterr())
+    assert "\r" not in said
+    assert set(re.findall(r"\b([1-4])/4\b", said)) == set("1234")
 
 
 def test_nohup_keeps_a_run_alive(tiny, tmp_path, with_callback):
@@ -192,8 +243,6 @@ def test_weights_that_are_not_finite_are_never_saved(tiny, tmp_path, with_callba
 
 
 def test_exception_in_validation_leaves_raw_and_averaged_weights_apart(tiny, tmp_path, monkeypatch):
-    from scoreexp.lit.callbacks import DenoisingMonitor
-
     def broken(*_, **__):
         raise RuntimeError("broken metric")
 
@@ -211,16 +260,15 @@ def test_exception_in_validation_leaves_raw_and_averaged_weights_apart(tiny, tmp
     assert_same(saved(tmp_path / "whole")["state_dict"], saved(tmp_path / "broken")["state_dict"])
 
 
-def test_damaged_last_checkpoint_falls_back_to_the_previous_one(tiny, tmp_path, capsys):
-    train(tiny("trainer.max_steps=4", run="run"))
-    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+def test_damaged_last_checkpoint_falls_back_to_the_previous_one(tiny, four, uninterrupted, capsys):
+    last = four / "checkpoints" / "last.ckpt"
     content = bytearray(last.read_bytes())
     content[len(content) // 2] ^= 1
     last.write_bytes(content)
-    train(tiny("trainer.max_steps=6", "resume=auto", run="run"))
+    train(tiny("trainer.max_steps=6", "resume=auto"))
     assert "damaged" in capsys.readouterr().out
-    train(tiny("trainer.max_steps=6", run="whole"))
-    assert_same(saved(tmp_path / "run")["state_dict"], saved(tmp_path / "whole")["state_dict"])
+    whole = uninterrupted("trainer.max_steps=6", "trainer.val_check_interval=2")
+    assert_same(saved(four)["state_dict"], saved(whole)["state_dict"])
 
 
 def test_target_stops_the_run_with_its_reason_and_a_resume_stays_stopped(tiny, tmp_path, capsys):
@@ -234,26 +282,28 @@ def test_target_stops_the_run_with_its_reason_and_a_resume_stays_stopped(tiny, t
     assert again.status == result.status
 
 
-def test_finished_run_stays_finished_and_a_longer_one_goes_on(tiny, tmp_path, capsys):
-    train(tiny("trainer.max_steps=4"))
-    before = (tmp_path / "run" / "metrics.json").read_text()
-    train(tiny("trainer.max_steps=4", "resume=auto"))
+def test_finished_run_stays_finished_and_a_longer_one_goes_on(tiny, four, capsys):
+    before = (four / "metrics.json").read_text()
+    train(tiny("resume=auto"))
     assert "nothing to do" in capsys.readouterr().out
-    assert (tmp_path / "run" / "metrics.json").read_text() == before
+    assert (four / "metrics.json").read_text() == before
     train(tiny("trainer.max_steps=6", "resume=auto"))
-    assert saved(tmp_path / "run")["global_step"] == 6
+    assert saved(four)["global_step"] == 6
 
 
+@pytest.mark.usefixtures("four")
 def test_directory_with_a_run_is_not_overwritten(tiny):
-    train(tiny())
     with pytest.raises(scoreexp.core.errors.UserError, match="already holds a run: add resume=auto"):
         train(tiny())
 
 
-def test_resume_with_another_network_is_refused(tiny):
-    train(tiny())
-    with pytest.raises(scoreexp.core.errors.UserError, match="another network"):
-        train(tiny("network.channels=32", "resume=auto"))
+@pytest.mark.usefixtures("four")
+@pytest.mark.parametrize(
+    ("override", "part"), [("network.channels=32", "network"), ("model.ema=null", "model")]
+)
+def test_resume_with_another_model_is_refused(override, part, tiny):
+    with pytest.raises(scoreexp.core.errors.UserError, match=f"trained with another {part}"):
+        train(tiny(override, "resume=auto"))
 
 
 def test_best_checkpoint_is_the_one_of_the_best_evaluation(tiny, tmp_path):
@@ -272,10 +322,6 @@ def test_evaluation_uses_the_averaged_weights_in_this_and_in_a_new_process(tiny,
     assert torch.equal(averaged[key], state[f"averaged.{key}"])
     assert torch.equal(raw[key], state[f"denoiser.{key}"])
     assert not torch.equal(averaged[key], raw[key])
-    from hydra.utils import instantiate
-
-    from scoreexp.lit.callbacks import DenoisingMonitor
-
     cfg = tiny()
     monitor = DenoisingMonitor(sampler=instantiate(cfg.sampler), folder=str(tmp_path))
     data = instantiate(cfg.data)
@@ -309,11 +355,6 @@ def test_unwritable_run_directory_is_refused_before_training(tiny, tmp_path):
         train(tiny(f"run_dir={tmp_path / 'file' / 'run'}"))
 
 
-def test_checkpoint_interval_must_be_positive(tmp_path):
-    with pytest.raises(ValueError, match="every_n_steps is 0"):
-        Checkpoints(folder=str(tmp_path), every_n_steps=0)
-
-
 @pytest.mark.parametrize(
     ("override", "match"),
     [
@@ -330,11 +371,15 @@ def test_a_refused_setting_leaves_no_folder(override, match, tiny, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_evaluation_interval_may_be_a_time(tiny, tmp_path):
-    train(tiny("trainer.max_steps=250", "trainer.val_check_interval=00:00:00:01", "network.blocks=2"))
+def test_evaluation_interval_may_be_a_time(tiny, tmp_path, monkeypatch):
+    ticks = itertools.count()
+    clock = SimpleNamespace(monotonic=lambda: 0.3 * next(ticks))  # read once per step and per evaluation
+    for loop in ("fit_loop", "training_epoch_loop", "evaluation_loop"):
+        monkeypatch.setattr(f"pytorch_lightning.loops.{loop}.time", clock)
+    train(tiny("trainer.max_steps=10", "trainer.val_check_interval=00:00:00:01"))
     evaluated = [int(r["step"]) for r in rows(tmp_path / "run") if r["val/ssim"]]
-    assert evaluated[-1] == 250
-    assert len(evaluated) >= 2, "250 steps take more than a second"
+    assert evaluated[-1] == 10
+    assert 2 < len(evaluated) < 6, "every second, not every step"
 
 
 @pytest.mark.parametrize("ending", ["callbacks.stop.target=-1", "trainer.max_steps=4"])

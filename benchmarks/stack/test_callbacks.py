@@ -21,8 +21,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from scoreexp.lit import EMA
 
-pytestmark = pytest.mark.slow
-
 STEPS = 23  # an epoch of the bare stack, with an evaluation at its end; scoreexp is set to the same
 
 

@@ -26,7 +26,7 @@ from scoreexp.samplers import ClampedEulerMaruyama, UniformGrid
 from scoreexp.schedules import ConstantNoise, VEPower
 from scoreexp.train import PROVIDED, SCHEMA
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
 from test_data_files import write_celeba, write_cifar
 
 EXPERIMENTS = sorted(path.stem for path in (conf_dir() / "experiment").glob("*_ours*.yaml"))
@@ -142,10 +142,11 @@ def same(a, b):
 
 
 def test_without_embedding_the_module_is_an_ordinary_one(tiny, cached, tmp_path):
-    train(tiny("schedule=ve", "model.warmup_steps=0", run="plain"))
+    common = ["model.warmup_steps=0", "trainer.max_steps=2"]
+    train(tiny("schedule=ve", *common, run="plain"))
     ema = ["model.ema.decay=0.999"]
-    train(tiny(*EMBEDDED, "model.warmup_steps=0", *ema, run="none"))
-    train(cached("model.warmup_steps=0", *ema, run="embedded"))
+    train(tiny(*EMBEDDED, *common, *ema, run="none"))
+    train(cached(*common, *ema, run="embedded"))
     plain, none, embedded = (weights(tmp_path / run) for run in ("plain", "none", "embedded"))
     assert same(plain, none)
     assert not same(none, embedded)
@@ -153,7 +154,8 @@ def test_without_embedding_the_module_is_an_ordinary_one(tiny, cached, tmp_path)
 
 def test_same_seed_same_embedding_same_run_with_and_without_a_cache(cached, tmp_path):
     published = [
-        "embedding.precomputation.initial_density=sampled_kde", "embedding.noise=0.1", "embedding.clamp=true"
+        "trainer.max_steps=2",
+        "embedding.precomputation.initial_density=sampled_kde", "embedding.noise=0.1", "embedding.clamp=true",
     ]  # fmt: skip
     train(cached(*published, run="a"))
     train(cached(*published, run="b"))
@@ -206,10 +208,10 @@ def test_large_paths_are_kept_in_a_file(cached, tmp_path, monkeypatch):
 
 
 def test_resumed_run_goes_on_with_the_same_paths(cached, tmp_path):
-    train(cached("trainer.max_steps=6", run="whole"))
-    train(cached("trainer.max_steps=4", run="parts"))
+    train(cached("trainer.max_steps=4", run="whole"))
+    train(cached("trainer.max_steps=2", run="parts"))
     before = json.loads((tmp_path / "parts" / "metrics.json").read_text())["seconds"]
-    train(cached("trainer.max_steps=6", "resume=auto", run="parts"))
+    train(cached("trainer.max_steps=4", "resume=auto", run="parts"))
     after = json.loads((tmp_path / "parts" / "metrics.json").read_text())["seconds"]
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
     assert {k: after[k] for k in ("initial_density", "solve", "embed")} == {

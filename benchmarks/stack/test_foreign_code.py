@@ -11,17 +11,26 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from bare import Data, Module, Net, Template
-from conftest import Payload
 from stacks import BARE, EVERY, SCOREEXP, forked, last
 
 import scoreexp
-
-pytestmark = pytest.mark.slow
 
 PROTECTION = {
     "on": "0",
     "off": "1",
 }  # TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD, with which users read their own files
+
+
+class Payload:
+    """Makes ``marker`` when it is unpickled."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self):
+        return open, (str(self.marker), "w")
+
+
 SETTINGS = {"net": Net(64), "optimizer": torch.optim.Adam, "noise": True}
 
 

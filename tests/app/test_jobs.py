@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from scoreexp.app.jobs import Job, JobStatus, describe_failures, log_lines, quoted, read_status, run_jobs
+from scoreexp.app.jobs import Job, JobStatus, describe_failures, log_lines, quoted, read_status
+from scoreexp.app.local_jobs import run_jobs
 from scoreexp.core.errors import UserError
 
 FAKE = """
@@ -179,7 +180,8 @@ def test_fail_fast_stops_the_others(make):
 LAUNCHER = """
 import json, sys
 from pathlib import Path
-from scoreexp.app.jobs import Job, run_jobs
+from scoreexp.app.jobs import Job
+from scoreexp.app.local_jobs import run_jobs
 run_jobs([Job(name, "fake_job", (f"do={do}",), Path(folder)) for name, do, folder in json.loads(sys.argv[1])], n_parallel=2)
 """
 
