@@ -116,8 +116,8 @@ def test_what_a_target_may_name_is_told_from_the_source(folder):
 @pytest.mark.parametrize(
     "first",
     [
-        "import scoreexp.denoise, scoreexp.sample",
-        "scoreexp.denoise; scoreexp.sample",
+        "import scoreexp.denoise, scoreexp.sample, scoreexp.restore",
+        "scoreexp.denoise; scoreexp.sample; scoreexp.restore",
         "import scoreexp.train",
     ],
 )
@@ -129,6 +129,10 @@ from scoreexp import denoise, oracles, denoisers, schedules
 model = denoisers.OracleDenoiser(oracles.Gaussian(torch.zeros(3, 8, 8), torch.ones(3, 8, 8)), schedules.VP())
 image = scoreexp.denoise(np.full((8, 8, 3), 0.5), model, 0.1)
 from scoreexp.denoise import SCHEMA
+from scoreexp.observations import GaussianNoise, Identity
+observation = scoreexp.Observation(torch.zeros(1, 3, 8, 8), Identity(), GaussianNoise(0.1))
+restorer = scoreexp.restorers.DDS(scoreexp.samplers.UniformGrid(1))
+assert scoreexp.restore(observation, model, restorer).nfe == 1
 assert scoreexp.sample(model, 2).shape == (2, 3, 8, 8)
 assert image.shape == (8, 8, 3) and denoise is scoreexp.denoise and "ckpt" in SCHEMA
 print(sorted({{"hydra", "omegaconf", "pytorch_lightning"}} & set(sys.modules)))
