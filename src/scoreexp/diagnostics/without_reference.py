@@ -12,7 +12,7 @@ added to one and taken from the other. What is restored from the first has, agai
 of the second, which is known.
 
 **Whiteness.** The residual of a good restoration of white noise is white. With the autocorrelations ``rho_k`` at ``K`` lags,
-of which none is minus another, ``n sum_k rho_k^2`` has for white residuals the law chi-squared with ``K`` degrees of freedom.
+of which none is minus another, ``n sum_k rho_k^2`` has, if it is white, the law chi-squared with ``K`` degrees of freedom.
 
 **Debiasing.** Posterior means are drawn towards the mean of the prior. ``x_hat - V grad log p(x_hat)``, with the law ``p``
 of the estimates and their mean squared error ``V``, undoes that: for Gaussians its mean given ``x`` is ``x``, and its
@@ -28,8 +28,8 @@ References:
     https://arxiv.org/abs/2301.07276;
     G. E. P. Box, D. A. Pierce, "Distribution of Residual Autocorrelations in Autoregressive-Integrated Moving Average Time
     Series Models", 1970, https://doi.org/10.1080/01621459.1970.10481180;
-    M. Pettersson et al., "Debiasing Machine Learning Predictions for Causal Inference Without Additional Ground Truth Data",
-    2025, https://arxiv.org/abs/2508.01341.
+    M. B. Pettersson, C. T. Jerzak, A. Daoud, "Debiasing Machine Learning Predictions for Causal Inference Without
+    Additional Ground Truth Data", 2025, https://arxiv.org/abs/2508.01341.
 """
 
 from collections.abc import Callable

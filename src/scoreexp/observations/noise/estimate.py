@@ -40,6 +40,7 @@ import numpy as np
 import torch
 from scipy.ndimage import gaussian_filter
 from scipy.optimize import nnls
+from scipy.stats import poisson
 
 from scoreexp.core.ranges import sigma_to_model, to_model, to_unit
 from scoreexp.core.streams import ImageStreams
@@ -75,7 +76,7 @@ GOOD_FIT, GOOD_SCALES, RIVAL = (
     0.15,
     0.12,
     10.0,
-)  # deviations from the line and the levels; cost of another model
+)  # deviations from the line and the levels; what two parameters or another model must save
 SURE = 0.02  # deviation that no fit is better than
 AGREES = 0.25  # deviation of the check
 NARROW = 0.25  # share of the noise in the variance of the smoothed picture
@@ -113,7 +114,7 @@ class _Bins(NamedTuple):
 
 
 class _Fit(NamedTuple):
-    """A model of the variances, its relative deviation from them, and Bayes' information criterion."""
+    """A model of the variances, its relative deviation from them, and what it costs (twice minus the log-likelihood)."""
 
     noise: NoiseModel
     misfit: float
@@ -141,8 +142,10 @@ def estimate(pixels: np.ndarray) -> Estimate:
     parts = _parts(pixels)
     smooth = _smoothed(parts)
     doubts = _doubts_of_the_data(pixels)
-    if (counts := _whole_counts(parts, smooth)) is not None:
-        return _estimate(counts, doubts, "its values are whole multiples of one count")
+    if (step := _step_of_counts(parts, smooth)) is not None:
+        if pixels.max() <= 1 and _clipped_counts(step, smooth) > 10:
+            doubts.append("counts above white are missing: it is clipped")
+        return _estimate(PoissonNoise(1 / step), doubts, "its values are whole multiples of one count")
     bins = _measure(parts, smooth, smooth)
     if not np.median(bins.variance[:, 0]) > 1e-12:
         return Estimate(GaussianNoise(0.0), "doubtful", "no noise was found")
@@ -322,8 +325,8 @@ def _fits(bins: _Bins) -> list[_Fit]:
     fits = []
     for noise in noises:
         misfit = _misfit(v, _variance(noise, m))
-        free = 2 if type(noise) is PoissonGaussianNoise else 1
-        fits.append(_Fit(noise, misfit, 2 * len(v) * math.log(misfit + SURE) + free * math.log(len(v))))
+        extra = RIVAL if type(noise) is PoissonGaussianNoise else 0.0
+        fits.append(_Fit(noise, misfit, 2 * len(v) * math.log(misfit + SURE) + extra))
     return fits
 
 
@@ -354,8 +357,8 @@ def _misfit(v: np.ndarray, line: np.ndarray) -> float:
     return float(np.sqrt(square[: -(-3 * len(square) // 4)].mean()))
 
 
-def _whole_counts(parts: _Parts, smooth: _Parts) -> PoissonNoise | None:
-    """The noise whose gain is the step between the values, if they have one and their variance agrees."""
+def _step_of_counts(parts: _Parts, smooth: _Parts) -> float | None:
+    """The step between the values, if they have one that is not of 8 bits, and their variance agrees."""
     values = np.unique(np.concatenate([part.ravel() for part in chain(*parts)]))
     if not 2 <= len(values) <= MOST_COUNTS or values[0] != 0:
         return None
@@ -364,7 +367,7 @@ def _whole_counts(parts: _Parts, smooth: _Parts) -> PoissonNoise | None:
         count = np.round(values / step)
         step = float(values @ count / (count @ count))
     off = float(np.abs(values - count * step).max())
-    if off > (ROUNDED if step > 5 * ROUNDED else 1e-3 * step):
+    if off > (ROUNDED if step > 5 * ROUNDED else 1e-3 * step) or abs(255 * step - 1) < 0.01:
         return None
     variance, mean = 0.0, 0.0
     for part, guide in zip(chain(*parts), chain(*smooth)):
@@ -372,7 +375,13 @@ def _whole_counts(parts: _Parts, smooth: _Parts) -> PoissonNoise | None:
         flat = _inside(slope <= np.quantile(slope, FLAT), detail.shape)
         variance += float((detail[flat] ** 2).sum())
         mean += float(_inside(guide, detail.shape)[flat].sum())
-    return PoissonNoise(1 / step) if abs(variance - step * mean) < NEAR_STEP * step * mean else None
+    return step if abs(variance - step * mean) < NEAR_STEP * step * mean else None
+
+
+def _clipped_counts(step: float, smooth: _Parts) -> float:
+    """How many values above 1 are to be expected."""
+    most = round(1 / step)
+    return sum(float(poisson.sf(most, image.clip(0) / step).sum()) for image in chain(*smooth))
 
 
 def _scale_of_residual(noise: NoiseModel, parts: _Parts, smooth: _Parts) -> float:
