@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.optimize import lsq_linear
 
-from scoreexp.core.streams import ImageStreams
+from scoreexp.core.streams import ImageStreams, stream_seed
 from scoreexp.denoisers import OracleDenoiser
 from scoreexp.numerics.oracles import Gaussian, GaussianMixture
 from scoreexp.observations import (
@@ -257,6 +257,23 @@ def test_renoise_at_the_observed_level_is_denoising_and_below_it_is_refused():
 
 
 # Averaged
+
+
+def test_the_estimates_on_the_way_are_the_means_of_the_first_draws():
+    model = OracleDenoiser(Gaussian(torch.zeros(2), torch.eye(2)), VP())
+    observation = Observation(torch.ones(3, 2, dtype=torch.float64), Identity(), GaussianNoise(0.5))
+    restorer = Renoise(DDIM(UniformGrid(5)), 0.6)
+    found = Averaged(restorer, 4)(observation, model, streams=ImageStreams(range(3)), keep=3)
+    single = [
+        restorer(
+            observation, model, streams=ImageStreams([stream_seed(seed, "average", i) for seed in range(3)])
+        ).x
+        for i in range(4)
+    ]
+    assert not torch.equal(single[0], single[1])
+    for mean, count in zip(found.trajectory, (2, 3, 4), strict=True):
+        torch.testing.assert_close(mean, sum(single[:count]) / count)
+    torch.testing.assert_close(found.x, found.trajectory[-1])
 
 
 def test_the_mean_of_draws_of_the_posterior_nears_the_posterior_mean():
