@@ -7,9 +7,9 @@ median of the magnitudes. The candidates are lines through these points, in unit
 .. math:: v = s^2 \;\text{(Gaussian)}, \quad v = K m \;\text{(Poisson)}, \quad v = m^2 / L \;\text{(Gamma)}, \quad
           v = K m + s^2 \;\text{(Poisson-Gaussian)},
 
-fitted to relative deviations with Cauchy's weights, because texture lifts some bins far above the line. The result is
-refined on the coarsely denoised picture: noise of the fitted model is drawn on it and measured in the same way, which tells
-what the median, sparse counts, clipping and the smoothing do to each bin.
+fitted to relative deviations with Cauchy's weights, in units of those below the line, because texture lifts some bins far
+above it. The result is refined on the coarsely denoised picture: noise of the fitted model is drawn on it and measured in
+the same way, which tells what the median, sparse counts, clipping and the smoothing do to each bin.
 
 **Counts.** Where the values are whole multiples of one step, and the variance is about the step times the mean, the step is
 the gain, exactly.
@@ -20,6 +20,9 @@ scale to the next, by 2 at least, and what a geometric series leaves at the fine
 
 **Check.** The residual of the smoothed picture over the standard deviation that the model predicts for it has the
 concomitant scale 1, at all frequencies and not in the wavelet's band alone.
+
+On photographs (``benchmarks/results/noise_estimation.json``) what was called good was right within about 10 % for Gaussian
+and Gamma noise and for counts (3 % at one count per pixel and below), the gain of weak Poisson-Gaussian noise within a third.
 
 References:
     A. Foi, M. Trimeche, V. Katkovnik, K. Egiazarian, "Practical Poissonian-Gaussian Noise Modeling and Fitting for
@@ -72,11 +75,8 @@ MEASURABLE = 0.3, 2.0  # of the variance, that must be found of drawn noise in a
 LENGTHS = np.linspace(0.3, 3, 136)  # pixels, of correlated noise
 WHITE, STEEPER, BLUE = 1.25, 1.1, 0.85  # rises of the level from one scale to the next
 TEXTURE = 0.3  # share of the variance
-GOOD_FIT, GOOD_SCALES, RIVAL = (
-    0.15,
-    0.12,
-    10.0,
-)  # deviations from the line and the levels; what two parameters or another model must save
+GOOD_FIT, GOOD_SCALES = 0.15, 0.12  # deviations from the line and from the levels
+RIVAL = 10.0  # of the cost, that two parameters instead of one, or this model instead of another, must save
 SURE = 0.02  # deviation that no fit is better than
 AGREES = 0.25  # deviation of the check
 NARROW = 0.25  # share of the noise in the variance of the smoothed picture
