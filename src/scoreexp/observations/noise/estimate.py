@@ -23,7 +23,7 @@ concomitant scale 1, at all frequencies and not in the wavelet's band alone.
 
 On photographs (``benchmarks/results/noise_estimation.json``) 186 of the 190 estimates called good named the right model, the
 others a Poisson-Gaussian one for Gaussian noise. The parameters were then within about 10 % for Gaussian, Gamma and Poisson
-noise (3 % at one count per pixel and below), within 20 % for correlated, and the gain of weak Poisson-Gaussian within a third.
+noise (3 % at one count per pixel and below), within 20 % for correlated, the gain of weak Poisson-Gaussian within a third.
 
 References:
     A. Foi, M. Trimeche, V. Katkovnik, K. Egiazarian, "Practical Poissonian-Gaussian Noise Modeling and Fitting for
