@@ -64,6 +64,12 @@ class ImageStreams:
         """Counts of mean ``rate[B, *] >= 0``, in its shape, dtype and device."""
         return self._drawn(rate, lambda one, g: torch.poisson(one, generator=g))
 
+    def binomial(self, count: Tensor, share: float) -> Tensor:
+        """How many of ``count[B, *]`` are taken, each with the probability ``share``, in its shape, dtype and device."""
+        return self._drawn(
+            count, lambda one, g: torch.binomial(one, torch.full_like(one, share), generator=g)
+        )
+
     def gamma(self, like: Tensor, shape: float) -> Tensor:
         """Gamma variables of ``shape`` > 0 and scale 1, in the shape, dtype and device of ``like[B, *]``."""
         # torch.distributions.Gamma draws by the same function but takes no generator
