@@ -1,4 +1,4 @@
-"""The text of an entry point's `--help`, read from the comments of the configuration files."""
+"""The text of an entry point's ``--help``, read from the comments of the configuration files."""
 
 import re
 import sys
@@ -54,7 +54,7 @@ def _first_comment(text: str) -> str:
 
 
 def _commented_keys(text: str) -> list[tuple[str, str]]:
-    """`key=default` and the trailing comment of each scalar at the top level of a yaml file."""
+    """``key=default`` and the trailing comment of each scalar at the top level of a yaml file."""
     rows = re.findall(r"^(\w+):[ \t]*([^#\n]*?)[ \t]*(?:#[ \t]*(.*))?$", text, flags=re.MULTILINE)
     shown = [(key, "REQUIRED" if value == "???" else value, comment) for key, value, comment in rows]
     return [(f"{key}={value}", comment) for key, value, comment in shown if value]

@@ -27,7 +27,7 @@ class RunLogger(WandbLogger):
     """One W&B run for one run directory.
 
     The run is finished when training ends, well or not, so the jobs of a process do not share one. If W&B cannot be
-    reached when it starts, it is logged offline. Pictures are logged beside the evaluation that made them.
+    reached when it starts, it is logged offline. Images are logged beside the evaluation that made them.
     """
 
     pictures: Path

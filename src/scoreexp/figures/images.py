@@ -1,4 +1,4 @@
-"""Pictures of results: drawn from arrays, written to a file, never shown on a screen.
+"""Figures of results: drawn from arrays, written to a file, never shown on a screen.
 
 They do without pyplot, which would choose a backend for the whole process and keep every figure until it is closed.
 """
@@ -18,7 +18,7 @@ from scoreexp.core.ranges import to_uint8
 from scoreexp.metrics import psnr, ssim
 from scoreexp.system.atomic import atomic_write
 
-GRID = 64  # pictures in an overview
+GRID = 64  # images in an overview
 
 
 def save_figure(figure: Figure, path: str | Path, dpi: int = 110) -> None:
@@ -54,10 +54,10 @@ def freed_at_once() -> Iterator[None]:
 
 @freed_at_once()
 def denoising_strip(rows: Sequence[Sequence[Tensor]], path: str | Path, title: str = "") -> None:
-    """Rows of pictures ``clean, noisy, intermediate ..., denoised`` with PSNR and SSIM against the clean one.
+    """Rows of images ``clean, noisy, intermediate ..., denoised`` with PSNR and SSIM against the clean one.
 
     Args:
-        rows: for each picture its states ``[C, H, W]`` in [0, 1]; the first is the clean one.
+        rows: for each image its states ``[C, H, W]`` in [0, 1]; the first is the clean one.
         path: the PNG to write.
         title: shown above.
     """
@@ -84,7 +84,7 @@ def denoising_strip(rows: Sequence[Sequence[Tensor]], path: str | Path, title: s
 
 
 def save_pixels(image: Tensor, path: str | Path) -> None:
-    """Write a picture ``[C, H, W]`` in [0, 1] as a PNG of its own size, whole or not at all."""
+    """Write an image ``[C, H, W]`` in [0, 1] as a PNG of its own size, whole or not at all."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as temporary:
         Image.fromarray(_pixels(image)).save(temporary)
@@ -148,7 +148,7 @@ def curves(
 
 @freed_at_once()
 def comparison(pictures: Sequence[np.ndarray], titles: Sequence[str], path: str | Path) -> None:
-    """Pictures ``[H, W, C]`` in [0, 1] side by side."""
+    """Images ``[H, W, C]`` in [0, 1] side by side."""
     figure = Figure(figsize=(4.2 * len(pictures), 4.5), layout="constrained")
     axes = figure.subplots(1, len(pictures), squeeze=False)
     for axis, picture, title in zip(axes.flat, pictures, titles, strict=True):

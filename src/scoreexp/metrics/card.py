@@ -1,4 +1,4 @@
-"""What a value measured on sets of pictures means: its card travels with it, and unlike values are never ranked."""
+"""What a value measured on sets of images means: its card travels with it, and unlike values are never ranked."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ ROUNDING = "uint8, floor(255 x + 1/2)"
 
 
 def metric_name(kind: str, extractor: FeatureExtractor, n: int) -> str:
-    """The name of a metric of n generated pictures, such as ``fid_inception_5k`` or ``frechet_random_conv_500``.
+    """The name of a metric of n generated images, such as ``fid_inception_5k`` or ``frechet_random_conv_500``.
 
     Only the Frechet and kernel distances of the published Inception network are called ``fid`` and ``kid``.
 
     Args:
         kind: name of the value, such as ``frechet`` or ``precision``.
-        extractor: what the pictures were compared by.
-        n: number of generated pictures; whole thousands are written with k.
+        extractor: what the images were compared by.
+        n: number of generated images; whole thousands are written with k.
     """
     if extractor.digest == WEIGHTS_SHA256 and (spec := spec_of(kind)) is not None:
         kind = spec.published or kind
@@ -50,12 +50,12 @@ class MetricCard:
 
     Args:
         name: of the metric, see ``metric_name``.
-        n_generated: number of generated pictures.
+        n_generated: number of generated images.
         n_reference: number of real ones.
         split: which split of the data the real ones are.
         recipe: their data set and preprocessing.
-        shape: of a picture, (C, H, W).
-        channels: ``colour``, or how grey pictures were made fit for the extractor.
+        shape: of an image, (C, H, W).
+        channels: ``colour``, or how grey images were made fit for the extractor.
         extractor: its name.
         extractor_digest: its SHA-256.
         resize: how it resizes.

@@ -1,7 +1,7 @@
 """Distances between two sets of samples, such as generated and real ones; none needs trained weights.
 
 All of them take any event shape, flatten it, and compare the sets as they are given: points in the plane,
-pictures, or the features of pictures. A set is a sample of a distribution, so every value depends on the
+images, or the features of images. A set is a sample of a distribution, so every value depends on the
 number of samples and is comparable only with values for the same numbers.
 """
 
@@ -90,7 +90,7 @@ def sliced_wasserstein(
     Reference: Sliced and Radon Wasserstein barycenters of measures, N. Bonneel, J. Rabin, G. Peyre, H. Pfister, 2015,
     https://doi.org/10.1007/s10851-014-0506-3
 
-    Arguments:
+    Args:
         x: ``[N, *]`` samples.
         y: ``[M, *]`` samples of the same event shape.
         projections: number of lines.
@@ -166,7 +166,7 @@ def mmd(x: Tensor, y: Tensor, *, kernel: Kernel | None = None, unbiased: bool = 
     Reference: A kernel two-sample test, A. Gretton, K. Borgwardt, M. Rasch, B. Schoelkopf, A. Smola, 2012,
     https://jmlr.org/papers/v13/gretton12a.html
 
-    Arguments:
+    Args:
         x: ``[N, *]`` samples.
         y: ``[M, *]`` samples of the same event shape.
         kernel: None is ``gaussian_kernel(median_distance(x, y))``.
@@ -210,8 +210,8 @@ def kid(
     Reference: Demystifying MMD GANs, M. Binkowski, D. J. Sutherland, M. Arbel, A. Gretton, 2018,
     https://arxiv.org/abs/1801.01401
 
-    Arguments:
-        x: ``[N, *]`` features of generated pictures.
+    Args:
+        x: ``[N, *]`` features of generated images.
         y: ``[M, *]`` features of real ones.
         subsets: number of subsets; one is enough, and taken, where it holds all samples of both sets.
         subset_size: samples in a subset of each set, drawn without replacement; None is min(1000, N, M).
@@ -242,7 +242,7 @@ def kid(
 def nearest_neighbours(x: Tensor, y: Tensor, *, k: int = 1) -> Neighbours:
     """The k samples of y that are nearest to each sample of x in Euclidean distance.
 
-    Arguments:
+    Args:
         x: ``[N, *]`` samples.
         y: ``[M, *]`` samples of the same event shape.
         k: from 1 to M.
@@ -271,7 +271,7 @@ def memorisation(samples: Tensor, train: Tensor, held_out: Tensor | None = None)
     Reference: On memorization in diffusion models, X. Gu, C. Du, T. Pang, C. Li, M. Lin, Y. Wang, 2023,
     https://arxiv.org/abs/2310.02664 (with the criterion of T. Yoon et al., 2023)
 
-    Arguments:
+    Args:
         samples: ``[N, *]`` generated samples.
         train: ``[M, *]`` training samples, at least 2, in the same unit.
         held_out: ``[K, *]`` real samples that were not trained on, or None.
@@ -306,8 +306,8 @@ def precision_recall(generated: Tensor, real: Tensor, *, k: int = 3) -> Manifold
     Reference: Improved precision and recall metric for assessing generative models, T. Kynkaanniemi, T. Karras,
     S. Laine, J. Lehtinen, T. Aila, 2019, https://arxiv.org/abs/1904.06991
 
-    Arguments:
-        generated: ``[N, *]`` features of generated pictures, N > k.
+    Args:
+        generated: ``[N, *]`` features of generated images, N > k.
         real: ``[M, *]`` features of real ones, M > k.
         k: at least 1.
 

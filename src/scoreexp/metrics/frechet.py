@@ -1,7 +1,7 @@
 """Frechet distance between the Gaussians with the moments of two sets of features.
 
 The published FID (M. Heusel et al., 2017) is this distance for the features of one particular network, see
-`scoreexp.metrics.inception`, and a number of samples; with other features it is another quantity of the same kind.
+``scoreexp.metrics.inception``, and a number of samples; with other features it is another quantity of the same kind.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def frechet_distance(mean1: Tensor, covariance1: Tensor, mean2: Tensor, covarian
     Reference: GANs trained by a two time-scale update rule converge to a local Nash equilibrium, M. Heusel,
     H. Ramsauer, T. Unterthiner, B. Nessler, S. Hochreiter, 2017, https://arxiv.org/abs/1706.08500
 
-    Arguments:
+    Args:
         mean1, mean2: ``[D]``.
         covariance1, covariance2: ``[D, D]``, symmetric and positive semidefinite.
 

@@ -49,7 +49,7 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     keeps the suffix, for libraries that choose a format by it. Its data reach the disk before the rename. If
     the body raises, the temporary file is removed and whatever was at ``path`` stays as it was.
 
-    Arguments:
+    Args:
         path: the file to write; its folder must exist. A symbolic link is followed: its target is replaced.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Denoise the user's own pictures: any size, depth and number of channels."""
+"""Denoise the user's own images: any size, depth and number of channels."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -51,7 +51,7 @@ MAX_NAMED = 3  # files in the last line about those that failed
 
 
 class Denoised(NamedTuple):
-    """One picture's way through the command: files, noise level in [0, 1] units, and an error if it failed."""
+    """One image's way through the command: files, noise level in [0, 1] units, and an error if it failed."""
 
     source: Path
     target: Path
@@ -60,7 +60,7 @@ class Denoised(NamedTuple):
 
 
 class _Task(NamedTuple):
-    """What is the same for all pictures of a call; ``sigma`` is None where each is to be estimated."""
+    """What is the same for all images of a call; ``sigma`` is None where each is to be estimated."""
 
     restorer: Restorer
     model: DenoiserBase | None
@@ -70,7 +70,7 @@ class _Task(NamedTuple):
 
 
 def denoise(cfg: DictConfig) -> list[Denoised]:
-    """Denoise ``cfg.input``, a picture or a folder, with the model of ``cfg.ckpt``; see ``conf/denoise.yaml``.
+    """Denoise ``cfg.input``, an image or a folder, with the model of ``cfg.ckpt``; see ``conf/denoise.yaml``.
 
     One bad file in a folder does not end the batch; it is named at the end and makes the exit code 1.
     """
@@ -92,7 +92,7 @@ def denoise(cfg: DictConfig) -> list[Denoised]:
     if failed:
         more = f" and {len(failed) - MAX_NAMED} more" if len(failed) > MAX_NAMED else ""
         raise UserError(
-            f"{len(failed)} of {len(done)} pictures failed: {', '.join(failed[:MAX_NAMED])}{more} (see above)"
+            f"{len(failed)} of {len(done)} images failed: {', '.join(failed[:MAX_NAMED])}{more} (see above)"
         )
     ideas = [] if cfg.get("restorer") else ["another strength (sigma=...)", "another sampler (sampler=ddpm)"]
     if ideas := ideas + ["strip=true for a comparison"] * (not cfg.strip):
@@ -109,7 +109,7 @@ def _task(cfg: DictConfig) -> _Task:
     model = guided(load(cfg.ckpt, weights=cfg.weights, device=device, trust=tuple(cfg.trust)), cfg)
     if not isinstance(kind_of(model.event_shape), Images):
         raise UserError(
-            f"{cfg.ckpt} models samples of shape {model.event_shape}, not pictures: give another checkpoint"
+            f"{cfg.ckpt} models samples of shape {model.event_shape}, not images: give another checkpoint"
         )
     record = model.record
     if restorer is None:
@@ -121,12 +121,12 @@ def _task(cfg: DictConfig) -> _Task:
     label, doubt = label_of_observed(record, cfg.seed, cfg.label)
     if cfg.get("guidance") and not isinstance(label, int):
         raise UserError(
-            f"guidance leads towards a class: give that of the picture, label=0 to {record['num_classes'] - 1}"
+            f"guidance leads towards a class: give that of the image, label=0 to {record['num_classes'] - 1}"
         )
     if doubt is not None:
         say_labelled("warning", doubt)
     if trained_on_one_picture(record.get("config", {})):
-        say_labelled("note", "this model was trained on 1 picture: it knows no other")
+        say_labelled("note", "this model was trained on 1 image: it knows no other")
     return _Task(restorer, model, sigma, label, cfg)
 
 
@@ -151,14 +151,14 @@ def _restorer(cfg: DictConfig) -> Restorer | None:
 
 
 def _sigma(cfg: DictConfig, record: Mapping[str, Any]) -> float | None:
-    """The noise level of all pictures, or None where it is to be estimated."""
+    """The noise level of all images, or None where it is to be estimated."""
     if cfg.sigma == "auto":
         return None
     sigma = own_sigma(record) if cfg.sigma is None else float(cfg.sigma)
     if sigma is None:
         say_labelled(
             "note",
-            "the run denoised no pictures, so it has no noise level of its own: estimates that of each",
+            "the run denoised no images, so it has no noise level of its own: estimates that of each",
         )
         return None
     if not sigma > 0:
@@ -171,7 +171,7 @@ def _sigma(cfg: DictConfig, record: Mapping[str, Any]) -> float | None:
 
 
 def trained_on_one_picture(config: Mapping[str, Any]) -> bool:
-    """Whether the configuration of a run says that its training set was a single picture."""
+    """Whether the configuration of a run says that its training set was a single image."""
     data = config.get("data") or {}
     if data.get("num_images") == 1 or len(data.get("indices") or ()) == 1:
         return True
@@ -203,7 +203,7 @@ def _files(source: Path, output: str | None) -> list[tuple[Path, Path]]:
         if not names:
             raise UserError(f"input={source} is the output folder itself: give output=DIR outside of it")
         say_labelled(
-            "note", f"{len(found) - len(names)} pictures below the output {shown(folder)} are left out"
+            "note", f"{len(found) - len(names)} images below the output {shown(folder)} are left out"
         )
     pairs = [(path, _writable_name(folder / path.relative_to(source))) for path in names]
     first: dict[Path, Path] = {}
@@ -251,7 +251,7 @@ def _denoise_file(task: _Task, source: Path, target: Path) -> Denoised:
             GaussianNoise(sigma_to_model(sigma)),
             label=task.label,
             seed=cfg.seed,
-            keep=kept + 1 if kept else 0,  # the first is the noisy picture
+            keep=kept + 1 if kept else 0,  # the first is the noisy image
             tiles=Tiles(cfg.tile, cfg.overlap),
             device=choose_device(cfg.device),
             callback=progress.step,
@@ -275,7 +275,7 @@ def _denoise_file(task: _Task, source: Path, target: Path) -> Denoised:
             stale.unlink()
         for i, state in enumerate(states[1:-1], start=1):
             write_image(folder / f"state_{i:03d}.png", state)
-        say_labelled("intermediate", f"{shown(folder)} ({len(states) - 2} pictures)")
+        say_labelled("intermediate", f"{shown(folder)} ({len(states) - 2} images)")
     if cfg.gif:
         _write_gif(gif, states)
         say_labelled("animation", f"{shown(gif)} ({len(states)} frames)")
@@ -283,7 +283,7 @@ def _denoise_file(task: _Task, source: Path, target: Path) -> Denoised:
 
 
 def _estimated(task: _Task, picture: Picture, source: Path) -> float:
-    """The noise level of a picture, as far as a model that denoises by sampling knows it."""
+    """The noise level of an image, as far as a model that denoises by sampling knows it."""
     estimate = estimate_sigma(picture.pixels)
     if not estimate.sigma > 0:
         raise UserError(f"no noise was found in {source}: give sigma=... to denoise it all the same")
@@ -300,7 +300,7 @@ def _estimated(task: _Task, picture: Picture, source: Path) -> float:
 
 
 def _write_gif(path: Path, states: Sequence[np.ndarray]) -> None:
-    """An endless animation of pictures ``[H, W, C]`` in [0, 1], which rests on the last."""
+    """An endless animation of images ``[H, W, C]`` in [0, 1], which rests on the last."""
     values = [to_uint8(state) for state in states]
     frames = [Image.fromarray(v[..., 0] if v.shape[-1] == 1 else v) for v in values]
     durations = [GIF_FRAME] * (len(frames) - 1) + [GIF_LAST]
