@@ -220,7 +220,7 @@ def test_denoise_says_what_its_model_knows_and_which_folder_it_makes(
     steps = ["sigma=0.2", "+sampler.grid.steps=2"]
     denoise(asked("denoise", trained, f"input={noisy}", "output=new/deep/x.png", "strip=true", *steps))
     said = capsys.readouterr().out
-    assert "this model was trained on 1 image: it knows no other" in said
+    assert "this model was trained on 1 image and can only return that one" in said
     assert "made folder    new\n" in said
     assert "strip=true" not in said
     denoise(asked("denoise", trained, f"input={noisy}", "output=new/deep/y.png", *steps))

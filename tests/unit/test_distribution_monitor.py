@@ -176,7 +176,7 @@ def test_missing_weights_do_not_stop_training(tmp_path, caplog):
         callback.on_train_end(trainer, module)
     assert callback.not_run == "the weights are not here"
     assert [r.message for r in caplog.records] == [
-        "the frechet distance of generated images is not run: the weights are not here"
+        "the frechet distance of generated images is not measured: the weights are not here"
     ] * 2
 
 

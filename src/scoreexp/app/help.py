@@ -24,7 +24,7 @@ def help_text(command_line: CommandLine, cfg: DictConfig) -> str:
         width = max(len(key) for key, _ in keys)
         lines += ["Keys:", *(f"  {key:<{width}}  {comment}".rstrip() for key, comment in keys), ""]
     if groups:
-        lines.append("Groups (* is the choice in force):")
+        lines.append("Groups (* marks the current choice):")
         for group in groups:
             options = loader.get_group_options(group.partition("@")[0])
             if group.partition("@")[0].endswith("/base"):  # nothing to choose

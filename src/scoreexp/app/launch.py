@@ -138,7 +138,7 @@ def _refuse_argument(message: str) -> NoReturn:
     given = next((word for word in words if re.fullmatch(r"--[\w./@-]+=.*", word)), None)
     if given is not None:
         raise UserError(f"{given} is no option: keys are given without dashes, write {given[2:]}")
-    raise UserError(f"{message}; --help lists what can be given")
+    raise UserError(f"{message}; --help lists all keys and choices")
 
 
 def _start_hydra(app: App, args: Namespace) -> CommandLine:

@@ -100,7 +100,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 def newest_intact(folder: Path) -> tuple[Path | None, list[str]]:
     """The newest intact checkpoint of a run in ``folder``, and what was wrong with those that were passed over.
 
-    ``best.ckpt`` counts only where others are damaged: a run that was killed before its first ``last.ckpt`` begins anew.
+    ``best.ckpt`` counts only where others are damaged: a run that was killed before its first ``last.ckpt`` starts at step 0.
     """
     problems: list[str] = []
     for name in NAMES:

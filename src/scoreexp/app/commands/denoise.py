@@ -121,12 +121,12 @@ def _task(cfg: DictConfig) -> _Task:
     label, doubt = label_of_observed(record, cfg.seed, cfg.label)
     if cfg.get("guidance") and not isinstance(label, int):
         raise UserError(
-            f"guidance leads towards a class: give that of the image, label=0 to {record['num_classes'] - 1}"
+            f"guidance needs a class: give that of the image, label=0 to {record['num_classes'] - 1}"
         )
     if doubt is not None:
         say_labelled("warning", doubt)
     if trained_on_one_picture(record.get("config", {})):
-        say_labelled("note", "this model was trained on 1 image: it knows no other")
+        say_labelled("note", "this model was trained on 1 image and can only return that one")
     return _Task(restorer, model, sigma, label, cfg)
 
 

@@ -64,7 +64,7 @@ def _build(cfg: DictConfig) -> _Parts | None:
     module.prepare(data)
     if cfg.ckpt and cfg.init_from:
         raise UserError(
-            "ckpt and init_from are both set: the first goes on with a run, the second begins one"
+            "ckpt and init_from are both set: the first resumes a run, the second starts one"
         )
     if cfg.init_from:
         take_weights(module, cfg.init_from)

@@ -188,4 +188,4 @@ class DistributionMonitor(pl.Callback):
 
     def _say_not_run(self, trainer: pl.Trainer) -> None:
         if trainer.is_global_zero:
-            _log.warning("the %s distance of generated images is not run: %s", self.metric, self.not_run)
+            _log.warning("the %s distance of generated images is not measured: %s", self.metric, self.not_run)
