@@ -1,5 +1,7 @@
 """What the documentation shows is run as it stands there."""
 
+import doctest
+import importlib.util
 import re
 import runpy
 import sys
@@ -27,6 +29,16 @@ pytestmark = pytest.mark.skipif(not DOCS.is_dir(), reason="the documentation is 
 def blocks(path: Path) -> dict[str, str]:
     """Code blocks with a title, by title."""
     return dict(re.findall(r'```\w+ title="([^"]+)"\n(.*?)```', path.read_text(), re.S))
+
+
+def test_docstrings_are_made_readable_for_the_site():
+    spec = importlib.util.spec_from_file_location("hooks", DOCS / "hooks.py")
+    hooks = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(hooks)
+    result = doctest.testmod(hooks)
+    assert result.attempted > 0
+    assert result.failed == 0
+    assert hooks.readable("So:\n\n>>> x\n1\n\nMore.") == "So:\n\n```pycon\n>>> x\n1\n```\n\nMore."
 
 
 def test_adding_a_sampler_works_as_written(tmp_path, monkeypatch):

@@ -201,4 +201,6 @@ def _run_id(folder: Path) -> str:
 
 
 def _say_offline(folder: Path, run_id: str) -> None:
-    print(f"W&B offline    upload it later with: wandb sync {folder}/wandb/offline-run-*-{run_id}", flush=True)
+    print(
+        f"W&B offline    upload it later with: wandb sync {folder}/wandb/offline-run-*-{run_id}", flush=True
+    )
