@@ -95,7 +95,7 @@ class RunDirectory:
     ...     with run.opened():
     ...         run.describe("seed: 7", torch.device("cpu"), seed=7)
     ...     sorted(path.name for path in run.path.iterdir())
-    ['.lock', 'checkpoints', 'config.yaml', 'manifest.json', 'images']
+    ['.lock', 'checkpoints', 'config.yaml', 'manifest.json', 'pictures']
 
     Args:
         path: the directory.
