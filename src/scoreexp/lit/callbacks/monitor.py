@@ -1,4 +1,4 @@
-"""Denoise the same noisy pictures again and again during training: the metric that runs are stopped and compared on."""
+"""Denoise the same noisy images at every evaluation of the training: the metric that runs are stopped and compared on."""
 
 import shutil
 from collections import deque
@@ -34,9 +34,9 @@ LOGGED = (*(f"{name}_confirmed" for name in CONFIRMED), *MEASURED)  # what a run
 
 
 class DenoisingMonitor(RunCallback):
-    """Log the usual metrics of denoised validation pictures: ``val/ssim``, ``val/ssim_global``, ``val/psnr``, ``val/mse``.
+    """Log the usual metrics of denoised validation images: ``val/ssim``, ``val/ssim_global``, ``val/psnr``, ``val/mse``.
 
-    The observation is y = x + sigma z with z a function of (seed, picture index), the same at every evaluation; it is
+    The observation is y = x + sigma z with z a function of (seed, image index), the same at every evaluation; it is
     not clipped. The sampler starts at the time at which the schedule has that noise level. ``val/ssim_confirmed``
     and ``val/ssim_global_confirmed`` are the minima of the last ``confirm`` evaluations, logged once there are that many:
     a single lucky evaluation does not count.
@@ -49,16 +49,16 @@ class DenoisingMonitor(RunCallback):
     ['mse', 'psnr', 'ssim', 'ssim_global']
 
     Args:
-        sampler: how pictures are denoised.
+        sampler: how images are denoised.
         sigma: noise level of the observation, in units of the [0, 1] range (twice that in the model's [-1, 1]).
         confirm: number of evaluations in a row that the confirmed values stand on.
-        folder: where the picture strips go, and in ``last/`` the first picture of the last evaluation, pixel by pixel.
-        pictures: pictures shown in a strip.
+        folder: where the strips of images go, and in ``last/`` the first image of the last evaluation, pixel by pixel.
+        pictures: number of images shown in a strip.
         intermediate: states between noisy and denoised shown in a strip.
         seed: names the noise.
     """
 
-    curves = (Curves(("val/ssim", "val/ssim_global"), "ssim.png", "SSIM of denoised validation pictures"),)
+    curves = (Curves(("val/ssim", "val/ssim_global"), "ssim.png", "SSIM of denoised validation images"),)
 
     @checked
     def __init__(
@@ -114,7 +114,7 @@ class DenoisingMonitor(RunCallback):
     ) -> None:
         model = pl_module.evaluation_denoiser
         x, index = batch.x, batch.index
-        if not len(x):  # fewer pictures than devices
+        if not len(x):  # fewer images than devices
             return
         observation = observe(x, index, self.sigma, self.seed)
         result = denoise_observed(
@@ -168,7 +168,7 @@ class DenoisingMonitor(RunCallback):
         kind = kind_of(shape)
         if not isinstance(kind, Images):
             raise UserError(
-                f"callbacks.monitor denoises pictures, but samples have the shape {shape}: set callbacks=points"
+                f"callbacks.monitor denoises images, but samples have the shape {shape}: set callbacks=points"
             )
         if (size := min(kind.height, kind.width)) < WINDOW_SIZE:
             raise UserError(
