@@ -3,6 +3,7 @@
 import pytest
 import torch
 import yaml
+from conftest import Blind
 
 from scoreexp.app.conf_dir import conf_dir
 from scoreexp.core.construct import construct, locate
@@ -14,7 +15,7 @@ from scoreexp.restorers import Restorer
 from scoreexp.schedules import VP
 
 SHAPE = (1, 8, 8)
-MODEL = OracleDenoiser(Gaussian(torch.zeros(SHAPE), torch.full(SHAPE, 0.2)), VP())
+MODEL = Blind(OracleDenoiser(Gaussian(torch.zeros(SHAPE), torch.full(SHAPE, 0.2)), VP()))
 
 
 def nodes(group):

@@ -5,12 +5,14 @@ from scoreexp.objectives.denoising_score_matching import DenoisingScoreMatching
 from scoreexp.objectives.diffusion_weighted import DiffusionWeightedScoreMatching
 from scoreexp.objectives.implicit_score_matching import ImplicitScoreMatching, SlicedScoreMatching
 from scoreexp.objectives.likelihood import LikelihoodScoreMatching
+from scoreexp.objectives.residual_score_matching import ResidualScoreMatching
 from scoreexp.objectives.stable_target import StableTargetScoreMatching
 from scoreexp.objectives.time_laws import DiscreteTime, LogNormalNoise, LogUniformNoise, TimeLaw, UniformTime
 from scoreexp.objectives.weightings import (
     EDMWeighting,
     EpsWeighting,
     MinSNR,
+    ResnoiseWeighting,
     ScoreWeighting,
     VWeighting,
     Weighting,
@@ -29,6 +31,8 @@ __all__ = [
     "LogUniformNoise",
     "MinSNR",
     "Objective",
+    "ResidualScoreMatching",
+    "ResnoiseWeighting",
     "ScoreWeighting",
     "SlicedScoreMatching",
     "StableTargetScoreMatching",

@@ -2,6 +2,7 @@
 
 from scoreexp.restorers.base import Restoration, Restorer
 from scoreexp.restorers.by_sampling import BySampling
+from scoreexp.restorers.conditioned import Conditioned
 from scoreexp.restorers.ddnm import DDNM
 from scoreexp.restorers.ddrm import DDRM
 from scoreexp.restorers.dds import DDS
@@ -21,6 +22,7 @@ __all__ = [
     "STSL",
     "ZSN2N",
     "BySampling",
+    "Conditioned",
     "DiffPIR",
     "HIRDiff",
     "PiGDM",

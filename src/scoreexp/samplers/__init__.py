@@ -22,6 +22,7 @@ from scoreexp.samplers.one_level import sampler_of_one_level
 from scoreexp.samplers.pndm import PNDM
 from scoreexp.samplers.predictor_corrector import PredictorCorrector
 from scoreexp.samplers.probability_flow import ProbabilityFlow
+from scoreexp.samplers.resfusion import Resfusion
 from scoreexp.samplers.starts import start_from_observation, start_from_prior
 
 __all__ = [
@@ -41,6 +42,7 @@ __all__ = [
     "PredictorCorrector",
     "ProbabilityFlow",
     "QuadraticGrid",
+    "Resfusion",
     "SampleResult",
     "Sampler",
     "TimeGrid",
