@@ -104,7 +104,7 @@ def test_a_sampler_runs_on_its_own_grid_or_refuses(schedule, node):
     [pytest.param(schedule, id=name) for name, schedule in SCHEDULES.items() if grows(schedule)],
 )
 def test_a_sampler_draws_from_the_data(schedule, node):
-    # annealed Langevin updates shrink with sigma, while alpha of OUVE still grows by half of its logarithm
+    # updates in proportion to sigma^2 follow an alpha that grows at small sigma only if there are many
     slow = "updates" in node and isinstance(schedule, OUVE)
     steps, updates = (300, 40) if slow else (100, 10)
     node = {**node, "grid": {"_target_": "scoreexp.samplers.LogSNRGrid", "steps": steps}}
