@@ -3,6 +3,8 @@
 from scoreexp.objectives.base import Objective
 from scoreexp.objectives.denoising_score_matching import DenoisingScoreMatching
 from scoreexp.objectives.diffusion_weighted import DiffusionWeightedScoreMatching
+from scoreexp.objectives.exposure import ExposureMatching
+from scoreexp.objectives.forward_model import ForwardModelMatching
 from scoreexp.objectives.implicit_score_matching import ImplicitScoreMatching, SlicedScoreMatching
 from scoreexp.objectives.likelihood import LikelihoodScoreMatching
 from scoreexp.objectives.residual_score_matching import ResidualScoreMatching
@@ -25,6 +27,8 @@ __all__ = [
     "DiscreteTime",
     "EDMWeighting",
     "EpsWeighting",
+    "ExposureMatching",
+    "ForwardModelMatching",
     "ImplicitScoreMatching",
     "LikelihoodScoreMatching",
     "LogNormalNoise",

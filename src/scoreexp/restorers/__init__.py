@@ -7,6 +7,7 @@ from scoreexp.restorers.ddnm import DDNM
 from scoreexp.restorers.ddrm import DDRM
 from scoreexp.restorers.dds import DDS
 from scoreexp.restorers.diffpir import DiffPIR
+from scoreexp.restorers.exposure import Exposure
 from scoreexp.restorers.gradient import DPS, STSL, HIRDiff
 from scoreexp.restorers.likelihood import MMPS, PiGDM
 from scoreexp.restorers.pnp_admm import PnPADMM
@@ -24,6 +25,7 @@ __all__ = [
     "BySampling",
     "Conditioned",
     "DiffPIR",
+    "Exposure",
     "HIRDiff",
     "PiGDM",
     "PnPADMM",

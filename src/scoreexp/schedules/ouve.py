@@ -29,7 +29,7 @@ class OUVE(Schedule):
     Diffusion-Based Generative Models", 2023, https://arxiv.org/abs/2208.05830, section III.
 
     >>> tuple(round(x, 4) for x in OUVE().at(1.0))
-    (0.2231, 0.3889)
+    (0.2231, 0.389)
 
     Args:
         theta: stiffness with which the mean moves to ``y``, > 0 (1.5 in the paper).
