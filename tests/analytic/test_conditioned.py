@@ -199,6 +199,22 @@ def test_its_steps_keep_the_marginal_of_one_point_at_any_number_of_steps(schedul
         assert of_state**2 + of_noise**2 == pytest.approx(sigma_s**2, rel=1e-12)
 
 
+def test_the_corrector_with_steps_from_sigma_is_sgmses():
+    schedule, s = OUVE(), 0.4
+    model = JointlyGaussian(schedule).about_zero
+    x = torch.randn(3, 2, generator=generator(0, "x"), dtype=torch.float64)
+    streams, others = ImageStreams(range(3)), ImageStreams(range(3))
+    sampler = PredictorCorrector(UniformGrid(2), "euler", corrections=2, snr=0.5, step_size="sigma")
+    found, _ = sampler.step(model, x, 0.5, s, None, streams)
+    dt, g = 0.1, schedule.diffusion(torch.tensor(0.5, dtype=torch.float64)).item()
+    at = [torch.full((3,), t, dtype=torch.float64) for t in (0.5, s)]
+    x = x + (schedule.theta * x + g**2 * model.score(x, at[0])) * dt + g * math.sqrt(dt) * others.normal(x)
+    epsilon = 2 * (0.5 * schedule.at(s)[1]) ** 2
+    for _ in range(2):
+        x = x + epsilon * model.score(x, at[1]) + math.sqrt(2 * epsilon) * others.normal(x)
+    torch.testing.assert_close(found, x)
+
+
 # drawing x given y
 
 

@@ -19,8 +19,8 @@ class Exposure(Restorer):
     .. math:: n_{k+1} = n_k + \mathrm{Poisson}\left((p_{k+1} - p_k)\, \hat u_k\right), \qquad
               \hat u_k = E[u | n_k] ,
 
-    and the result is ``E[x_0 | n_K]``, ``steps + 1`` evaluations. The count grows at the rate ``E[u | n_p]``; in the limit of
-    small steps this is the exact law of the longer exposure given the shorter one. For a Gamma prior of shape a and rate
+    and the result is ``E[x_0 | n_K]``, ``steps + 1`` evaluations. The count grows at the rate ``E[u | n_p]``; in the limit
+    of small steps this is the exact law of the longer exposure given the shorter one. For a Gamma prior of shape a and rate
     b the photons that are added are negative binomial, of mean ``m = (p_K - p_0) (a + n_0) / (b + p_0)`` and variance
     ``m / (1 - r)`` with ``r = (p_K - p_0) / (b + p_K)``. The mean is exact for any number of steps.
 
