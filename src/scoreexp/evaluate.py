@@ -28,8 +28,10 @@ SCHEMA = {
     "run_dir": "str",
     "data": "Any",
     "sampler": "Any",
+    "guidance": "Node | None",
     "features": "Node",
 }
+PROVIDED = {"guidance": {"model"}}
 
 
 def run(cfg: DictConfig) -> Any:
@@ -42,4 +44,4 @@ def run(cfg: DictConfig) -> Any:
 
 
 if __name__ == "__main__":
-    sys.exit(run_app("evaluate", "scoreexp.evaluate:run", schema=SCHEMA))
+    sys.exit(run_app("evaluate", "scoreexp.evaluate:run", schema=SCHEMA, provided=PROVIDED))

@@ -96,7 +96,7 @@ def test_an_observation_of_another_shape_is_refused():
             torch.zeros(1, 2),
             Identity(),
             0.1,
-            r"noise=0\.1 must be a NoiseModel, such as GaussianNoise\(0\.1\)",
+            r"noise=0\.1 must be a NoiseModel, such as \w+Noise\(0\.1\)",
         ),
     ],
 )

@@ -10,6 +10,7 @@ from PIL import Image
 
 import scoreexp as se
 from scoreexp.app.commands.denoise import denoise
+from scoreexp.app.commands.evaluate import evaluate
 from scoreexp.app.commands.sample import sample
 from scoreexp.app.launch import run_app
 from scoreexp.core.errors import UserError
@@ -125,6 +126,26 @@ def test_guidance_draws_towards_the_class_and_is_counted_and_recorded(of_classes
     assert (meta["nfe_per_sample"], meta["guidance"]) == (3, None)
     first, second = (read_image(f / "seed_000000.png").pixels for f in (folder, plain))
     assert np.abs(first - second).max() > 2 / 255
+
+
+def test_evaluate_measures_the_guided_model_and_its_cards_say_so(of_classes, tmp_path, capsys):
+    asked = [
+        f"ckpt={of_classes}", "data=photo", "data.size=8", "device=cpu", "n=4", "png=false",
+        "+sampler.grid.steps=3", "features=pixels",
+    ]  # fmt: skip
+    values, cards = {}, {}
+    for name, guidance in (("plain", []), ("guided", ["guidance=classifier_free", "guidance.weight=40"])):
+        out = tmp_path / name
+        metrics = "metrics=[nearest_neighbour,bits_per_dim]" if guidance else "metrics=[nearest_neighbour]"
+        values[name] = evaluate(composed("evaluate", *asked, metrics, *guidance, f"out={out}"))
+        cards[name] = json.loads((out / "evaluation.json").read_text())["cards"]
+    (measured,) = {key for key in values["plain"] if key.startswith("nearest")}
+    assert values["plain"][measured] != values["guided"][measured]
+    plain, guided = cards["plain"][measured], cards["guided"][measured]
+    assert "guidance" not in plain
+    assert guided["guidance"] == {"_target_": "scoreexp.guidance.ClassifierFree", "weight": 40}
+    assert (plain["nfe"], guided["nfe"]) == (3, 6)
+    assert "bits_per_dim: a guided model" in capsys.readouterr().out
 
 
 GUIDED = "guidance=classifier_free"

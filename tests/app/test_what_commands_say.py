@@ -17,13 +17,13 @@ import scoreexp.lit
 import scoreexp.metrics
 from scoreexp.app import progress as step_progress
 from scoreexp.app.commands import denoise as denoising
-from scoreexp.app.commands import evaluate as evaluating
 from scoreexp.app.commands import sample as sampling
 from scoreexp.app.commands.denoise import denoise, trained_on_one_picture
 from scoreexp.app.commands.evaluate import evaluate
 from scoreexp.app.commands.sample import sample
 from scoreexp.app.commands.train import train
 from scoreexp.app.early_checks import seeds_of
+from scoreexp.app.evaluation import of_denoised
 from scoreexp.app.launch import run_app
 from scoreexp.app.progress import StepProgress
 from scoreexp.app.run_settings import require_reachable
@@ -129,7 +129,7 @@ def test_noise_levels_are_in_the_units_of_the_user(schedule):
 
 
 def test_each_step_is_shown(trained, noisy, tmp_path, capsys, monkeypatch):
-    for module in (denoising, sampling, evaluating):
+    for module in (denoising, sampling, of_denoised):
         monkeypatch.setattr(module, "StepProgress", functools.partial(StepProgress, line_seconds=0))
     steps = ["sampler=ddim", "sampler.grid.steps=2"]
     denoise(asked("denoise", trained, f"input={noisy}", "sigma=0.2", "tile=16", "overlap=4", *steps))

@@ -2,6 +2,7 @@
 
 import doctest
 import inspect
+import pkgutil
 import subprocess
 import sys
 from importlib import import_module
@@ -42,6 +43,24 @@ def test_every_public_class_of_a_room_has_an_example(room):
     classes = [getattr(module, name) for name in module.__all__ if inspect.isclass(getattr(module, name))]
     concrete = [cls for cls in classes if not inspect.isabstract(cls) and not issubclass(cls, tuple)]
     assert [cls.__name__ for cls in concrete if ">>> " not in (cls.__doc__ or "")] == []
+
+
+@pytest.mark.parametrize(
+    "room", ["api", "core", "data", "denoisers", "embedding", "figures", "lit", "runs", "system"]
+)
+def test_every_class_of_a_room_has_an_example(room):
+    """Abstract ones too, in all modules of the room; named tuples and exceptions where it helps."""
+    package = import_module(f"scoreexp.{room}")
+    names = [info.name for info in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")]
+    classes = [
+        cls
+        for name in names
+        for cls in vars(import_module(name)).values()
+        if inspect.isclass(cls) and cls.__module__ == name and not cls.__name__.startswith("_")
+    ]
+    usual = [cls for cls in classes if not issubclass(cls, tuple | BaseException)]
+    assert classes
+    assert [cls.__name__ for cls in usual if ">>> " not in (cls.__doc__ or "")] == []
 
 
 LAZY = [path.parent for path in ROOT.rglob("__init__.py") if "\non_first_use(" in path.read_text()]

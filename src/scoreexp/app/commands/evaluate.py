@@ -20,7 +20,7 @@ from scoreexp.app.evaluation.of_samples import (
     measure_points,
 )
 from scoreexp.app.evaluation.subject import Subject
-from scoreexp.app.run_settings import own_settings, sampler_settings
+from scoreexp.app.run_settings import guided, own_settings, sampler_settings
 from scoreexp.app.signatures import suggest
 from scoreexp.app.terminal import say
 from scoreexp.core.errors import UserError
@@ -92,9 +92,9 @@ def _model(cfg: DictConfig, device: torch.device) -> tuple[Denoiser, Kind]:
 
 
 def _subject(cfg: DictConfig, model: Denoiser, device: torch.device) -> Subject:
-    """The model with sampler and data: those of its run, or others."""
+    """The model with guidance, sampler and data: the latter those of its run, or others."""
     how = sampler_settings(cfg, model.record)
-    return Subject(model, _data(cfg, model), instantiate(how), how, device, cfg)
+    return Subject(guided(model, cfg), _data(cfg, model), instantiate(how), how, device, cfg)
 
 
 def _data(cfg: DictConfig, model: Denoiser) -> DataModule:

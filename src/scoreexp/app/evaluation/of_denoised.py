@@ -23,7 +23,7 @@ def measure_denoised(subject: Subject, metrics: Mapping[str, Any]) -> list[Measu
     nfe = _denoise(subject, sigma, collectors)
     loader = subject.loader()
     settings = {"sigma": sigma, "noise_seed": subject.seed, "convention": CONVENTION}
-    settings |= {"sampler": subject.how, "nfe": nfe}
+    settings |= {**subject.settings, "nfe": nfe}
     memorised = subject.cfg.split == "val" and subject.data.validate_on == "train"
     caveat = "on the pictures that were trained on" if memorised else ""
     by = f"pixels, sigma {sigma:g}, {subject.sampler_name}, {nfe} evaluations"

@@ -17,6 +17,10 @@ def measure_likelihood(subject: Subject, metrics: Mapping[str, Any]) -> list[Mea
     """The values of metrics of log-densities, of pictures after dequantisation."""
     if not metrics:
         return []
+    if subject.cfg.get("guidance"):
+        reason = "a guided model is the score of no distribution, so it has no likelihood: leave guidance out"
+        subject.unmeasured.update(dict.fromkeys(metrics, reason))
+        return []
     likelihood = Likelihood(trace="rademacher" if subject.is_of_pictures else "exact")
     wanted = {metric.spec: metric() for metric in metrics.values()}
     values: dict[Any, list[Tensor]] = {spec: [] for spec in wanted}

@@ -204,6 +204,6 @@ def _draw_nearest(images: Tensor, nearest: Tensor, folder: Path) -> None:
 
 def _drawn(subject: Subject, measured: Sequence[Measured], nfe: int) -> list[Measured]:
     """The values, with how the samples were drawn."""
-    drawn = {"sampler": subject.how, "nfe": nfe}
+    drawn = {**subject.settings, "nfe": nfe}
     by = f"{subject.sampler_name}, {nfe} evaluations"
     return [item._replace(by=f"{item.by}, {by}", card=item.card | drawn) for item in measured]

@@ -28,7 +28,7 @@ def write(
     }
     how = {
         "command": shell_command("scoreexp.evaluate", sys.argv[1:]),
-        "sampler": subject.how,
+        **subject.settings,
         "nfe_per_sample": nfe,
         "first_seed": cfg.first_seed,
         "seconds": round(seconds, 3),

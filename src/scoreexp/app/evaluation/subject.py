@@ -5,11 +5,11 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from scoreexp.core.kinds import Images, kind_of
 from scoreexp.data import DataModule
-from scoreexp.denoisers.denoiser import Denoiser
+from scoreexp.denoisers import DenoiserBase
 from scoreexp.metrics.real_samples import data_recipe
 from scoreexp.metrics.spec import Direction, Kind
 from scoreexp.samplers import Sampler
@@ -42,7 +42,7 @@ class Subject:
     """What is measured, on which data, and how.
 
     Attributes:
-        model: the denoiser.
+        model: the denoiser, with its guidance.
         data: of the run, or others of the same shape.
         sampler: how is denoised and drawn.
         how: the sampler's configuration.
@@ -51,7 +51,7 @@ class Subject:
         unmeasured: metrics, as they were asked for, that these data or this machine do not allow, and why.
     """
 
-    model: Denoiser
+    model: DenoiserBase
     data: DataModule
     sampler: Sampler
     how: Mapping[str, Any]
@@ -71,6 +71,13 @@ class Subject:
     @property
     def is_of_pictures(self) -> bool:
         return isinstance(kind_of(self.data.event_shape), Images)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What of the command must agree for two values of its samples to be comparable."""
+        if not (guidance := self.cfg.get("guidance")):
+            return {"sampler": self.how}
+        return {"sampler": self.how, "guidance": OmegaConf.to_container(guidance, resolve=True)}
 
     @property
     def sampler_name(self) -> str:

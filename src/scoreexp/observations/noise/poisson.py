@@ -149,7 +149,7 @@ def intensity(x: Tensor) -> Tensor:
         ValueError: a value is negative beyond rounding.
     """
     u = (x + 1) / 2
-    lowest = float(u.min()) if u.numel() else 0.0
+    lowest = float(u.detach().min()) if u.numel() else 0.0
     if not lowest >= -1e-5:
         raise ValueError(f"an intensity (x + 1) / 2 is {lowest:.4g}: this noise is for values of x >= -1")
     return u.clamp(min=0)
