@@ -5,6 +5,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from test_stochastic_samplers import exact_moments, fitted_order, marginal
 
 from scoreexp import samplers, schedules
 from scoreexp.core.batch import Batch
@@ -20,7 +21,15 @@ from scoreexp.objectives import (
 )
 from scoreexp.observations import GaussianNoise, Grayscale, LinearFunction, Mask, Observation
 from scoreexp.restorers import Conditioned
-from scoreexp.samplers import DDIM, DDPM, EulerMaruyama, PredictorCorrector, ProbabilityFlow, UniformGrid
+from scoreexp.samplers import (
+    DDIM,
+    DDPM,
+    EulerMaruyama,
+    PredictorCorrector,
+    ProbabilityFlow,
+    QuadraticGrid,
+    UniformGrid,
+)
 from scoreexp.schedules import OUVE, Resfusion
 
 MEAN = torch.tensor([0.4, -0.3], dtype=torch.float64)
@@ -197,6 +206,19 @@ def test_its_steps_keep_the_marginal_of_one_point_at_any_number_of_steps(schedul
         mean, of_state, of_noise = out[0].item(), (out[1] - out[0]).item(), (out[2] - out[0]).item()
         assert mean == pytest.approx(alpha_s, rel=1e-12)
         assert of_state**2 + of_noise**2 == pytest.approx(sigma_s**2, rel=1e-12)
+
+
+@pytest.mark.parametrize("schedule", [Resfusion(), schedules.VP()], ids=lambda s: type(s).__name__)
+def test_its_steps_have_weak_order_one_and_the_exact_mean(schedule):
+    mean, covariance = marginal(schedule, schedule.t_min)
+    steps, errors = [50, 100, 200, 400], []
+    for n in steps:
+        sampler = samplers.Resfusion(QuadraticGrid(n + 1), denoise_last=False)
+        m, c = exact_moments(sampler, schedule, n)
+        torch.testing.assert_close(m, mean, rtol=0, atol=1e-12)
+        errors.append((c - covariance).norm().item())
+    assert fitted_order(steps, errors) == pytest.approx(1, abs=0.1)
+    assert errors[-1] < 0.01
 
 
 def test_the_corrector_with_steps_from_sigma_is_sgmses():
