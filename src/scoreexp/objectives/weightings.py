@@ -114,6 +114,9 @@ class ResnoiseWeighting(Weighting):
 
     Reference: Z. Shi et al., "Resfusion: Denoising Diffusion Probabilistic Models for Image Restoration Based on Prior
     Residual Noise", 2024, https://arxiv.org/abs/2311.14900, equation (24).
+
+    >>> ResnoiseWeighting()(torch.tensor([0.0, 0.6]), torch.tensor([1.0, 0.8]))
+    tensor([0.2500, 1.3225])
     """
 
     def __call__(self, alpha: Tensor, sigma: Tensor) -> Tensor:

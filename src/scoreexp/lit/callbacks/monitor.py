@@ -41,12 +41,17 @@ class RestorationMonitor(RunCallback):
     evaluation; it is not clipped. ``val/ssim_confirmed`` and ``val/ssim_global_confirmed`` are the minima of the last
     ``confirm`` evaluations, logged once there are that many: a single lucky evaluation does not count.
 
+    >>> from scoreexp.observations import GaussianBlur
+    >>> from scoreexp.restorers import Conditioned
     >>> from scoreexp.samplers import DDIM, UniformGrid
-    >>> from scoreexp.schedules import VP
-    >>> monitor = DenoisingMonitor(sampler=DDIM(UniformGrid(20)), folder="pictures", sigma=0.2)
-    >>> monitor.require_reachable(VP())
-    >>> sorted(monitor.metrics)
-    ['mse', 'psnr', 'ssim', 'ssim_global']
+    >>> monitor = RestorationMonitor(
+    ...     restorer=Conditioned(DDIM(UniformGrid(5))),
+    ...     operator=GaussianBlur(sigma=1.6, size=32),
+    ...     noise=GaussianNoise(0.1),
+    ...     folder="pictures",
+    ... )
+    >>> monitor.task
+    'restoring from GaussianBlur with GaussianNoise'
 
     Args:
         restorer: how pictures are restored.
@@ -214,6 +219,13 @@ class DenoisingMonitor(RestorationMonitor):
     """Log those metrics of denoised pictures: the observation is ``y = x + sigma z``, as in ``RestorationMonitor``.
 
     The sampler starts at the time at which the schedule has that noise level.
+
+    >>> from scoreexp.samplers import DDIM, UniformGrid
+    >>> from scoreexp.schedules import VP
+    >>> monitor = DenoisingMonitor(sampler=DDIM(UniformGrid(20)), folder="pictures", sigma=0.2)
+    >>> monitor.require_reachable(VP())
+    >>> sorted(monitor.metrics)
+    ['mse', 'psnr', 'ssim', 'ssim_global']
 
     Args:
         sampler: how pictures are denoised.
