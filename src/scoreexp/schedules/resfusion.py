@@ -48,16 +48,17 @@ class Resfusion(Schedule):
     def __init__(
         self, beta_start: OpenProbability = 1e-4, beta_end: OpenProbability = 0.02, steps: AtLeastTwo = 1000
     ) -> None:
-        self._ddpm = DDPM(beta_start, beta_end, steps)
-        half = math.sqrt(3)  # sigma / sqrt(a) at sqrt(a) = 1/2
-        low, high = self._ddpm.sigma_range
-        if not low < half <= high:
-            raise ValueError(
-                f"beta_start={beta_start}, beta_end={beta_end}, steps={steps}: sqrt(a) goes from "
-                f"{self._ddpm.at(self._ddpm.t_min)[0]:.4g} to {self._ddpm.at(1.0)[0]:.4g} and must pass 1/2 after the "
-                "first step: choose more steps or larger betas"
-            )
-        end = self._ddpm.t_of_sigma(torch.tensor(half, dtype=torch.float64)).item()
+        with torch.device("cpu"):  # the end of the times is a value, also in a model of shapes alone
+            self._ddpm = DDPM(beta_start, beta_end, steps)
+            half = math.sqrt(3)  # sigma / sqrt(a) at sqrt(a) = 1/2
+            low, high = self._ddpm.sigma_range
+            if not low < half <= high:
+                raise ValueError(
+                    f"beta_start={beta_start}, beta_end={beta_end}, steps={steps}: sqrt(a) goes from "
+                    f"{self._ddpm.at(self._ddpm.t_min)[0]:.4g} to {self._ddpm.at(1.0)[0]:.4g} and must pass 1/2 after "
+                    "the first step: choose more steps or larger betas"
+                )
+            end = self._ddpm.t_of_sigma(torch.tensor(half, dtype=torch.float64)).item()
         super().__init__(t_min=self._ddpm.t_min, t_max=end)
 
     def _root(self, t: Tensor) -> Tensor:
