@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from scoreexp.core.batch import are_labels
 from scoreexp.core.checked import checked
+from scoreexp.core.errors import UserError
 from scoreexp.core.kinds import Images, kind_of
 from scoreexp.core.types import PositiveInt
 
@@ -33,8 +34,8 @@ class ImageConditioned(nn.Module):
         channels: those of ``cond``; None for as many as ``x`` has.
 
     Raises:
-        ValueError: ``event_shape`` is not that of an image; on a call, ``cond`` is no image of the size of ``x`` with so
-            many channels.
+        ValueError: ``event_shape`` is not that of an image.
+        UserError: (on a call) ``cond`` is no image of the size of ``x`` with so many channels.
     """
 
     @checked
@@ -61,7 +62,7 @@ class ImageConditioned(nn.Module):
             found = (
                 "nothing" if cond is None else "class labels" if are_labels(cond) else f"{tuple(cond.shape)}"
             )
-            raise ValueError(
+            raise UserError(
                 f"the model is conditioned on images {expected} and got {found}: give the observation, as "
                 "restorer=conditioned does (Conditioned in Python)"
             )
