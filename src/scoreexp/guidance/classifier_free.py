@@ -15,6 +15,7 @@ import math
 import torch
 from torch import Tensor
 
+from scoreexp.core.batch import are_labels
 from scoreexp.core.checked import checked
 from scoreexp.core.errors import UserError
 from scoreexp.denoisers import DenoiserBase, Wrapper
@@ -62,7 +63,7 @@ class ClassifierFree(Wrapper):
         self.weight = float(weight)
 
     def __call__(self, x_t: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
-        if cond is None:
+        if cond is None or not are_labels(cond):
             raise ValueError("classifier-free guidance needs labels: give cond, or label=K")
         if self.weight in (0.0, 1.0):
             return self.model(x_t, t, cond if self.weight else None)
