@@ -309,18 +309,18 @@ BAD = [
     (["task=inpaint"], "add mask=FILE"),
     (["task=inpaint", "mask=white.png"], "without a hole: paint"),
     (["task=inpaint", "mask=black.png"], "all black, so nothing is known"),
-    (["task=inpaint", "mask=small.png"], "mask=.* is 9 x 6 pixels, the picture 36 x 24 pixels"),
+    (["task=inpaint", "mask=small.png"], "mask=.* is 9 x 6 pixels, the image 36 x 24 pixels"),
     (["task=deblur", "mask=small.png"], "mask=.* is not used by this task: leave it out, or take task=inpaint"),
     (["task=denoise", "kernel=small.png"], "kernel=.* is not used by this task"),
-    (["task=deblur", "kernel=black.png"], "all black: give the picture of a kernel"),
+    (["task=deblur", "kernel=black.png"], "all black: give the image of a kernel"),
     (["task=deblur", "kernel=even.png"], "odd sides, padded with zeros"),
     (["task=deblur", "kernel=large.png"], "the kernel of 41 x 41 is larger than the image of 24 x 36"),
     (["task=super_resolution", "task.operator.factor=5", "simulate=true"], "crop the image to 20 x 35, or pad it to 25"),
     (["task=denoise", "sigma=0", "restorer=diffpir", "restorer.grid.steps=2"], "DiffPIR divides by the noise level"),
-    (["task=gray"], "pictures of 1 channel, and this one has 3: give such a picture, or simulate=true"),
+    (["task=gray"], "images of 1 channel, and this one has 3: give such an image, or simulate=true"),
     (["task=denoise", "simulate=true", "reference=small.png"], "measures against the input itself"),
-    (["task=denoise", "reference=small.png"], "the reference is 9 x 6 pixels, the restored picture 36 x 24"),
-    (["task=denoise", "reference=gray.png"], "the reference has 1 channels, the restored picture 3"),
+    (["task=denoise", "reference=small.png"], "the reference is 9 x 6 pixels, the restored image 36 x 24"),
+    (["task=denoise", "reference=gray.png"], "the reference has 1 channels, the restored image 3"),
     (["task=denoise", "~restorer"], "choose a restorer, such as restorer=dds"),
     (["task=inpaint", "simulate=true", "restorer=zs_n2n", "ckpt=null", "restorer.steps=2"], "ZS-N2N denoises images"),
     (["task=denoise", "label=1"], "the model has no classes"),
@@ -365,7 +365,7 @@ def test_a_bad_picture_ends_no_folder_and_the_values_are_those_of_the_rest(input
         picture(tmp_path / "in" / f"{number}.png", 16, 20, seed=number)
     (tmp_path / "in" / "bad.png").write_bytes(b"no picture")
     picture(tmp_path / "in" / "odd.png", 18, 20)
-    with pytest.raises(UserError, match=r"2 of 4 pictures failed: .*bad\.png, .*odd\.png"):
+    with pytest.raises(UserError, match=r"2 of 4 images failed: .*bad\.png, .*odd\.png"):
         restore(asked("in", "task=super_resolution", "simulate=true"))
     values = json.loads((tmp_path / "in_restored" / "restored.json").read_text())
     assert [Path(row["output"]).name for row in values["pictures"]] == ["0.png", "1.png"]

@@ -257,7 +257,7 @@ def _observed(task: _Task, picture: Picture) -> tuple[Observation, Size]:
         operator = task.operator(size)
     if isinstance(operator, ChannelMix) and y.shape[1] != len(operator.matrix):
         raise UserError(
-            f"this task observes images of {len(operator.matrix)} channel, and this one has {y.shape[1]}: give such a "
+            f"this task observes images of {len(operator.matrix)} channel, and this one has {y.shape[1]}: give such an "
             "image, or simulate=true to make it of this one"
         )
     return Observation(operator(y) if isinstance(operator, Mask) else y, operator, task.noise), size

@@ -232,7 +232,7 @@ class DenoisingMonitor(RestorationMonitor):
         sigma: noise level of the observation, in units of the [0, 1] range (twice that in the model's [-1, 1]).
         folder: as of ``RestorationMonitor``, like the further arguments.
         confirm: evaluations in a row.
-        images: shown in a strip.
+        pictures: number of images shown in a strip.
         intermediate: states shown.
         seed: names the noise.
     """
