@@ -1,5 +1,6 @@
 """Denoisers: E[x_0 | x_t] from a network and its preconditioning, or exact from a known distribution."""
 
+from scoreexp.denoisers.conditional_oracle import ConditionalOracle
 from scoreexp.denoisers.denoiser import Denoiser, DenoiserBase, OracleDenoiser, Wrapper
 from scoreexp.denoisers.preconditioning import (
     Coefficients,
@@ -14,6 +15,7 @@ from scoreexp.denoisers.product import Product
 
 __all__ = [
     "Coefficients",
+    "ConditionalOracle",
     "Denoiser",
     "DenoiserBase",
     "EDMPrediction",

@@ -1,5 +1,8 @@
 """Guidance: a denoiser in, a denoiser out, for every sampler and restorer."""
 
+from scoreexp.guidance.adaptive import Adaptive, LinearAG
+from scoreexp.guidance.autoguidance import Autoguidance
 from scoreexp.guidance.classifier_free import ClassifierFree
+from scoreexp.guidance.residual import ResidualCFG
 
-__all__ = ["ClassifierFree"]
+__all__ = ["Adaptive", "Autoguidance", "ClassifierFree", "LinearAG", "ResidualCFG"]
