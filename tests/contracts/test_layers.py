@@ -16,7 +16,7 @@ FLOORS = (
     {"observations", "networks"},
     {"denoisers", "data"},
     {"objectives", "samplers", "metrics"},
-    {"diagnostics", "guidance", "restorers", "figures"},
+    {"diagnostics", "guidance", "restorers", "editing", "figures"},
     {"runs"},
     {"embedding"},
     {"lit"},

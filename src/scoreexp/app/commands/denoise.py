@@ -34,6 +34,7 @@ from scoreexp.data.image_io import (
     write_image,
 )
 from scoreexp.denoisers import DenoiserBase
+from scoreexp.guidance.base import LabelGuidance
 from scoreexp.observations import GaussianNoise
 from scoreexp.observations.noise.level import estimate_sigma
 from scoreexp.restorers import BySampling, Restorer
@@ -119,7 +120,7 @@ def _task(cfg: DictConfig) -> _Task:
     if sigma is not None and isinstance(restorer, BySampling):
         require_reachable(restorer.sampler, model.schedule, sigma)
     label, doubt = label_of_observed(record, cfg.seed, cfg.label)
-    if cfg.get("guidance") and not isinstance(label, int):
+    if isinstance(model, LabelGuidance) and not isinstance(label, int):
         raise UserError(
             f"guidance leads towards a class: give that of the picture, label=0 to {record['num_classes'] - 1}"
         )

@@ -1,0 +1,6 @@
+"""Editing: a given image into the noise of a chain and back, and images between two."""
+
+from scoreexp.editing.interpolation import Interpolation, encode
+from scoreexp.editing.inversion import DDPMInversion, Inversion
+
+__all__ = ["DDPMInversion", "Interpolation", "Inversion", "encode"]
