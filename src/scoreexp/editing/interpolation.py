@@ -16,8 +16,8 @@ shares. States of images that are unlike the training data have entries that noi
 states themselves at the ends.
 
 Reference: P. Zheng, Y. Zhang, Z. Fang, T. Liu, D. Lian, B. Han, "NoiseDiffusion: Correcting Noise for Image Interpolation
-with Diffusion Models beyond Spherical Linear Interpolation", 2024, https://arxiv.org/abs/2403.08840, with weights of the signal
-that sum to 1.
+with Diffusion Models beyond Spherical Linear Interpolation", 2024, https://arxiv.org/abs/2403.08840, with weights of the
+signal that sum to 1.
 """
 
 import math

@@ -7,8 +7,8 @@ r"""DDPM inversion: the noise maps with which ancestral sampling gives a chosen 
 3. after the last time, :math:`z_0 = x_0 - D(x_{t_N})` is what the final denoising leaves.
 
 The same chain with these maps ends at :math:`x_0`. Because neighbouring states have independent noise, the maps have a
-standard deviation above 1 and neighbours are negatively correlated: they hold the structure of the image. With another label,
-guidance or altered maps the chain ends at an edited image.
+standard deviation above 1 and neighbours are negatively correlated: they hold the structure of the image. With another
+label, guidance or altered maps the chain ends at an edited image.
 
 Reference: I. Huberman-Spiegelglas, V. Kulikov, T. Michaeli, "An Edit Friendly DDPM Noise Space: Inversion and
 Manipulations", 2024, https://arxiv.org/abs/2304.06140.

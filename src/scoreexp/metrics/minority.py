@@ -4,8 +4,8 @@ r"""The minority score: how badly a model gives back a sample that it sees throu
 
 at one noise level :math:`\sigma / \alpha`. For Gaussian data :math:`N(m, v I)` it is
 :math:`(1 - \alpha k)^2 |x_0 - m|^2 + D k^2 \sigma^2` with :math:`k = \alpha v / (\alpha^2 v + \sigma^2)`, so it ranks
-samples as their density does. With several modes it does not in general: it says what is unlike the average of what could lie
-under the noise.
+samples as their density does. With several modes it does not in general: it says what is unlike the average of what could
+lie under the noise.
 
 Reference: S. Um, S. Lee, J. C. Ye, "Don't Play Favorites: Minority Guidance for Diffusion Models", 2024,
 https://arxiv.org/abs/2301.12334, with a perceptual distance in place of the squared one.
