@@ -34,7 +34,7 @@ def test_the_mean_of_the_start_is_repaired_and_its_covariance_is_not():
     assert plain[0] == pytest.approx(MEAN - lost, abs=0.01)
     left = alpha**2 * VARIANCE / marginal**2  # share of the error that the model's own answer keeps
     assert repaired[0] == pytest.approx(MEAN - lost * left, abs=0.01)
-    assert repaired[1] == pytest.approx(plain[1], rel=0.02)
+    assert repaired[1] == pytest.approx(plain[1], rel=0.04)
 
 
 def test_with_labels_it_is_the_mean_of_the_class():
