@@ -222,5 +222,7 @@ def test_wrong_settings_are_one_line():
         Interpolation(DDIM(UniformGrid(5)), how="slerp", fresh=0.5)
     with pytest.raises(ValueError, match="noise level sigma/alpha = 1e"):
         Interpolation(DDIM(UniformGrid(5)), level=1e6)(MODEL, X_0[:1], X_0[1:2], [0.5], streams=streams)
+    with pytest.raises(ValueError, match="keeps one label for the whole strip"):
+        edit.strip(MODEL, [X_0[:1], X_0[1:2]], streams=streams, target=torch.tensor([1]))
     with pytest.raises(ValueError, match="alpha is 0"):
         encode(OracleDenoiser(MIXTURE, FlowMatching()), X_0[:1], 1.0)

@@ -23,7 +23,7 @@ signal that sum to 1.
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -31,9 +31,16 @@ from torch import Tensor
 from scoreexp.core.checked import checked
 from scoreexp.core.streams import ImageStreams
 from scoreexp.core.tensors import expand_to
-from scoreexp.core.types import FinitePositiveFloat, PositiveFloat, PositiveInt, ProbabilityBelowOne
+from scoreexp.core.types import (
+    AtLeastTwo,
+    FinitePositiveFloat,
+    PositiveFloat,
+    PositiveInt,
+    ProbabilityBelowOne,
+)
 from scoreexp.denoisers import DenoiserBase
 from scoreexp.denoisers.denoiser import eps_from_x0
+from scoreexp.editing.base import Editor
 from scoreexp.editing.image import require_editable
 from scoreexp.samplers import LogSNRGrid, Sampler
 from scoreexp.samplers.base import batch_of
@@ -41,7 +48,7 @@ from scoreexp.samplers.base import batch_of
 How = Literal["linear", "slerp", "corrected"]
 
 
-class Interpolation:
+class Interpolation(Editor):
     """A strip of images from one to another.
 
     >>> from scoreexp.denoisers import OracleDenoiser
@@ -65,10 +72,13 @@ class Interpolation:
         fresh: share ``g`` of fresh noise of ``corrected``; each image of the strip has the same.
         clip: ``c`` of ``corrected``; 2 in the paper. None: no clipping.
         steps: of the inversion, one evaluation each.
+        frames: images of ``strip``, both ends among them.
 
     Raises:
         ValueError: an argument is outside its range, or one of ``corrected`` alone is given to another formula.
     """
+
+    inputs: ClassVar[int] = 2
 
     @checked
     def __init__(
@@ -80,13 +90,14 @@ class Interpolation:
         fresh: ProbabilityBelowOne = 0.0,
         clip: Annotated[PositiveFloat, "2 in the paper"] | None = None,
         steps: PositiveInt = 100,
+        frames: AtLeastTwo = 7,
     ) -> None:
         if how != "corrected" and (fresh or clip is not None):
             raise ValueError(
                 f"how={how!r} takes no fresh noise and no clip: leave them out, or how='corrected'"
             )
         self.sampler, self.how, self.level, self.states = sampler, how, level, states
-        self.fresh, self.clip, self.steps = fresh, clip, steps
+        self.fresh, self.clip, self.steps, self.frames = fresh, clip, steps, frames
 
     @torch.no_grad()
     def __call__(
@@ -136,6 +147,26 @@ class Interpolation:
             again = ImageStreams(streams.seeds, "interpolation")  # the same noise for all of the strip
             strip.append(self.sampler(model, x_t, streams=again, t_start=t, cond=cond).x)
         return torch.stack(strip)
+
+    def strip(
+        self,
+        model: DenoiserBase,
+        images: Sequence[Tensor],
+        *,
+        streams: ImageStreams,
+        cond: Tensor | None = None,
+        target: Tensor | None = None,
+    ) -> Tensor:
+        """``frames`` images at even shares from the first to the second; of one class.
+
+        Raises:
+            ValueError: another label is wanted, or an image does not suit the model.
+        """
+        if target is not None:
+            raise ValueError("interpolation keeps one label for the whole strip: leave to out")
+        first, second = images
+        shares = torch.linspace(0, 1, self.frames, dtype=torch.float64).tolist()
+        return self(model, first, second, shares, streams=streams, cond=cond)
 
 
 def mixed(l_1: Tensor, l_2: Tensor, share: float, how: Literal["linear", "slerp"]) -> Tensor:

@@ -15,8 +15,9 @@ Manipulations", 2024, https://arxiv.org/abs/2304.06140.
 """
 
 import math
+from collections.abc import Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,6 +25,7 @@ from torch import Tensor
 from scoreexp.core.checked import checked
 from scoreexp.core.streams import ImageStreams
 from scoreexp.denoisers import DenoiserBase
+from scoreexp.editing.base import Editor
 from scoreexp.editing.image import require_editable
 from scoreexp.samplers import TimeGrid
 from scoreexp.samplers.base import batch_of, falling_noise_levels
@@ -46,7 +48,7 @@ class Inversion(NamedTuple):
     times: Tensor
 
 
-class DDPMInversion:
+class DDPMInversion(Editor):
     """Inversion of an image and the replay of the chain.
 
     >>> from scoreexp.denoisers import OracleDenoiser
@@ -63,6 +65,8 @@ class DDPMInversion:
         grid: the times visited, one evaluation each, in ``invert`` and again in ``replay``.
         t_start: the first time; the schedule's ``t_max`` by default. From an earlier one less of the image may change.
     """
+
+    inputs: ClassVar[int] = 1
 
     @checked
     def __init__(self, grid: TimeGrid, t_start: float | None = None) -> None:
@@ -104,6 +108,21 @@ class DDPMInversion:
             mean, std = _step(begun, x_t, t, s, cond)
             x_t = mean + std * z
         return begun(x_t, batch_of(times[-1], x_t), cond) + inversion.rest
+
+    def strip(
+        self,
+        model: DenoiserBase,
+        images: Sequence[Tensor],
+        *,
+        streams: ImageStreams,
+        cond: Tensor | None = None,
+        target: Tensor | None = None,
+    ) -> Tensor:
+        """The image as it comes back with its own label, and with the one that is wanted, ``[2, B, *]``."""
+        (x_0,) = images
+        inversion = self.invert(model, x_0, streams=streams, cond=cond)
+        wanted = cond if target is None else target
+        return torch.stack([self.replay(model, inversion, cond=label) for label in (cond, wanted)])
 
 
 def _step(model: DenoiserBase, x_t: Tensor, t: float, s: float, cond: Tensor | None) -> tuple[Tensor, float]:
