@@ -74,6 +74,7 @@ class QuantileClassifier(nn.Module):
         return self.layers(torch.cat([x.flatten(1), self.features(c_noise).to(x)], 1))
 
 
+@checked
 def fit_quantile_classifier(
     model: DenoiserBase,
     x_0: Tensor,
