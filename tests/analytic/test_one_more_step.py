@@ -59,3 +59,13 @@ def test_it_costs_one_evaluation_and_nothing_changes_where_nothing_is_lost():
     ]
     assert torch.equal(starts[0].x, starts[1].x)
     assert starts[1].nfe == 20
+
+
+def test_the_noise_of_the_start_is_fresh():
+    """The flow of N(mean, 1) moves the mean alone, so samples keep the deviation of the start."""
+    alpha, sigma = SCHEDULE.at(SCHEDULE.t_max)
+    of = OracleDenoiser(Gaussian(torch.full((2,), MEAN), torch.ones(2)), SCHEDULE)
+    found = moments(OneMoreStep(KarrasGrid(100)), of)[1]
+    assert found == pytest.approx(sigma * (1 + alpha**4) ** 0.5, rel=0.03), (
+        "1 + alpha^2 times sigma with the same"
+    )
