@@ -52,6 +52,7 @@ bench: $(READY)  ## benchmarks; results under benchmarks/results/
 	$(BIN)/python -m benchmarks.network_cost --json
 	$(BIN)/python -m benchmarks.long_run --json
 	$(BIN)/python -m benchmarks.scaling --json
+	$(BIN)/python -m benchmarks.noise_estimation --json
 
 compare-quick: $(READY)  ## five methods and the exact limit on one photograph, with a report (about 9 minutes on 2 cores)
 	$(BIN)/python -m scoreexp.compare sweep=compare_quick

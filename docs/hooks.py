@@ -31,7 +31,7 @@ class Readable(griffe.Extension):
 
 
 def readable(text: str) -> str:
-    """``text`` with formulas as TeX code blocks and double backticks as Markdown's.
+    """``text`` with formulas and examples as code blocks and double backticks as Markdown's.
 
     >>> readable("See ``x``.\\n\\n.. math:: a = b,\\n          c = d\\n\\nMore.")
     'See `x`.\\n\\n```tex\\na = b,\\nc = d\\n```\\n\\nMore.'
@@ -41,5 +41,9 @@ def readable(text: str) -> str:
         lines = [line.strip() for line in found[2].strip().splitlines()]
         return "\n".join(found[1] + line for line in ["```tex", *lines, "```"]) + "\n"
 
+    def example(found: re.Match[str]) -> str:
+        return f"```pycon\n{found[0].rstrip()}\n```\n"
+
+    text = re.sub(r"``([^`]+)``", r"`\1`", text)  # before there are fences of three
     text = re.sub(r"^([ ]*)\.\. math::[ ]*\n?((?:.*\S.*\n?)+)", block, text, flags=re.MULTILINE)
-    return re.sub(r"``([^`]+)``", r"`\1`", text)
+    return re.sub(r"^>>> (?:.*\S.*\n?)+", example, text, flags=re.MULTILINE)

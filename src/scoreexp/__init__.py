@@ -63,12 +63,12 @@ if TYPE_CHECKING:
     from scoreexp import networks as networks
     from scoreexp import objectives as objectives
     from scoreexp import observations as observations
+    from scoreexp import restore as restore
     from scoreexp import restorers as restorers
     from scoreexp import sample as sample
     from scoreexp import samplers as samplers
     from scoreexp import schedules as schedules
     from scoreexp import train as train
-    from scoreexp.api.restore import restore as restore
     from scoreexp.numerics import oracles as oracles
     from scoreexp.observations import Observation as Observation
     from scoreexp.runs.model import load as load

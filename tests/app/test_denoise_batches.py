@@ -42,7 +42,7 @@ def asked(checkpoint, source, *overrides):
 def test_two_pictures_of_one_name_are_refused_before_any_work(checkpoint, tmp_path, monkeypatch):
     picture(tmp_path / "in" / "b.gif")
     picture(tmp_path / "in" / "b.png")
-    monkeypatch.setattr(command, "load", lambda *args, **kwargs: pytest.fail("work was begun"))
+    monkeypatch.setattr(command, "model_of_pictures", lambda *args, **kwargs: pytest.fail("work was begun"))
     with pytest.raises(UserError, match=r"b\.gif and .*b\.png would both be written to .*b\.png: rename"):
         denoise(asked(checkpoint, tmp_path / "in"))
     assert not (tmp_path / "in_denoised").exists()

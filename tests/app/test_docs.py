@@ -1,5 +1,7 @@
 """What the documentation shows is run as it stands there."""
 
+import doctest
+import importlib.util
 import re
 import sys
 from pathlib import Path
@@ -25,6 +27,16 @@ pytestmark = pytest.mark.skipif(not DOCS.is_dir(), reason="the documentation is 
 def blocks(path: Path) -> dict[str, str]:
     """Code blocks with a title, by title."""
     return dict(re.findall(r'```\w+ title="([^"]+)"\n(.*?)```', path.read_text(), re.S))
+
+
+def test_docstrings_are_made_readable_for_the_site():
+    spec = importlib.util.spec_from_file_location("hooks", DOCS / "hooks.py")
+    hooks = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(hooks)
+    result = doctest.testmod(hooks)
+    assert result.attempted > 0
+    assert result.failed == 0
+    assert hooks.readable("So:\n\n>>> x\n1\n\nMore.") == "So:\n\n```pycon\n>>> x\n1\n```\n\nMore."
 
 
 def test_adding_a_sampler_works_as_written(tmp_path, monkeypatch):
@@ -83,7 +95,7 @@ def test_choices_named_in_commands_exist(path):
     groups = {p.name for p in conf_dir().iterdir() if p.is_dir()}
     commands = re.sub(r"```python.*?```", "", path.read_text(), flags=re.S)
     shown_errors = re.compile(r"^(\$ |error: ).*$", re.M)  # a session with a mistake in it
-    for group, values in re.findall(r"\b([a-z_]+)=([a-z0-9_,]+)", shown_errors.sub("", commands)):
+    for group, values in re.findall(r"(?<![\w-])([a-z_]+)=([a-z0-9_,]+)", shown_errors.sub("", commands)):
         if group in groups:
             for value in values.split(","):
                 known = {p.stem for p in (conf_dir() / group).glob("*.yaml")} | {"null"}

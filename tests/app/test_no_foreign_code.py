@@ -16,7 +16,7 @@ from conftest import TINY, Payload
 from PIL import Image
 
 import scoreexp
-from scoreexp import denoise, evaluate, inspect, report, sample, train
+from scoreexp import denoise, evaluate, inspect, report, restore, sample, train
 from scoreexp.app.launch import run_app
 from scoreexp.core.errors import UserError
 from scoreexp.data.errors import DataError
@@ -43,6 +43,7 @@ def command(name: str, *arguments: str) -> int:
     tasks = {
         "train": (train, "train:train"),
         "denoise": (denoise, "denoise:denoise"),
+        "restore": (restore, "restore:restore"),
         "sample": (sample, "sample:sample"),
         "evaluate": (evaluate, "evaluate:evaluate"),
         "inspect": (inspect, "inspect:inspect_data"),
@@ -95,6 +96,7 @@ def test_checkpoints(kind, trained, payload, tmp_path, capsys):
         ["train", *more, f"run_dir={run}", "resume=auto"],
         ["train", *more, f"run_dir={tmp_path}/other", evil],
         ["denoise", evil, f"input={noisy}", "sigma=0.2"],
+        ["restore", evil, f"input={noisy}", "task=denoise"],
         ["sample", evil, "n=1"],
         ["evaluate", evil, "metrics=[psnr]"],
     ]

@@ -18,7 +18,7 @@ import scoreexp.metrics
 from scoreexp.app import progress as step_progress
 from scoreexp.app.commands import denoise as denoising
 from scoreexp.app.commands import sample as sampling
-from scoreexp.app.commands.denoise import denoise, trained_on_one_picture
+from scoreexp.app.commands.denoise import denoise
 from scoreexp.app.commands.evaluate import evaluate
 from scoreexp.app.commands.sample import sample
 from scoreexp.app.commands.train import train
@@ -26,7 +26,7 @@ from scoreexp.app.early_checks import seeds_of
 from scoreexp.app.evaluation import of_denoised
 from scoreexp.app.launch import run_app
 from scoreexp.app.progress import StepProgress
-from scoreexp.app.run_settings import require_reachable
+from scoreexp.app.run_settings import require_reachable, trained_on_one_picture
 from scoreexp.core.errors import UserError
 from scoreexp.runs.checkpoint_file import read_checkpoint
 from scoreexp.runs.checkpoint_path import CheckpointError, require_checkpoint

@@ -9,6 +9,7 @@ from scoreexp.core.streams import ImageStreams
 from scoreexp.denoisers import DenoiserBase
 from scoreexp.observations import Observation
 from scoreexp.restorers import Restoration, Restorer
+from scoreexp.restorers.images import restore_observed
 from scoreexp.samplers import knows_null_label, labels_for
 from scoreexp.samplers.labels import Label
 
@@ -34,7 +35,8 @@ def restore(
     (torch.Size([2, 1, 8, 8]), 10)
 
     Args:
-        observation: data ``[B, *]``, operator and noise, in the units of the model ([-1, 1] for images).
+        observation: data ``[B, *]``, operator and noise, in the units of the model ([-1, 1] for images). Images may have
+            another size than those of a convolutional model; one that its sides must be divisible by is seen to.
         model: the prior, a denoiser or the path of a checkpoint; None for a restorer that needs none.
         restorer: how.
         seeds: one per sample, ``0 .. B - 1`` by default; a seed names the noise of a restorer that draws any.
@@ -65,5 +67,11 @@ def restore(
     y = observation.y if prior is None else observation.y.to(prior.device)
     null = label is None and knows_null_label(record)
     cond = labels_for(chosen, record, "none" if null else label, device=y.device)
-    streams = ImageStreams(chosen)
-    return restorer(replace(observation, y=y), prior, streams=streams, cond=cond, keep=keep)
+    return restore_observed(
+        restorer,
+        prior,
+        replace(observation, y=y),
+        streams_of=lambda row, column: ImageStreams(chosen),
+        cond=cond,
+        keep=keep,
+    )

@@ -18,7 +18,12 @@ from scoreexp.objectives import DenoisingScoreMatching, EDMWeighting, LogNormalN
 
 
 class TensorData(DataModule):
-    """Samples ``[N, *]`` in the units of the model, all in memory."""
+    """Samples ``[N, *]`` in the units of the model, all in memory.
+
+    >>> data = TensorData(torch.zeros(10, 2), batch_size=4, seed=0)
+    >>> data.event_shape, next(iter(data.train_dataloader())).x.shape
+    ((2,), torch.Size([4, 2]))
+    """
 
     def __init__(self, samples: Tensor, *, batch_size: int, seed: int) -> None:
         super().__init__(batch_size=batch_size, seed=seed)

@@ -76,6 +76,21 @@ def require_input(source: str | Path) -> Path:
     return path
 
 
+def require_task(cfg: Mapping[str, Any]) -> None:
+    """Refuse to restore what is damaged in no known way."""
+    if not cfg.get("task"):
+        raise UserError(
+            "task is required: add what damaged the picture, such as task=deblur (--help lists all)"
+        )
+
+
+def require_files(cfg: Mapping[str, Any], *keys: str) -> None:
+    """Refuse a further input that is named by one of these keys and is not there."""
+    for key in keys:
+        if cfg[key] is not None and not Path(cfg[key]).expanduser().exists():
+            raise UserError(f"{key}={cfg[key]} does not exist: correct its name")
+
+
 def require_output(source: Path, output: str | None) -> None:
     """Refuse an output for one picture whose name is not that of a picture."""
     if output is None or source.is_dir() or Path(output).expanduser().is_dir():

@@ -8,13 +8,19 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from scoreexp.app.config_check import check_config
+from scoreexp.app.terminal import say_labelled
 from scoreexp.core.construct import construct
 from scoreexp.core.errors import UserError
+from scoreexp.core.kinds import Images, kind_of
 from scoreexp.core.ranges import sigma_to_model
 from scoreexp.denoisers import DenoiserBase
-from scoreexp.runs.model import require_trusted
-from scoreexp.samplers import Sampler
+from scoreexp.guidance.base import LabelGuidance
+from scoreexp.restorers import Restorer
+from scoreexp.runs.model import load, require_trusted
+from scoreexp.samplers import Sampler, label_of_observed
+from scoreexp.samplers.labels import Label
 from scoreexp.schedules import Schedule
+from scoreexp.system.devices import choose_device
 
 NEAR = 1.2  # ratio of noise levels up to which the model's nearest one serves an estimated one
 
@@ -31,6 +37,72 @@ def guided(model: DenoiserBase, cfg: DictConfig) -> DenoiserBase:
         OmegaConf.to_container(cfg.guidance, resolve=True), "guidance", model=model
     )
     return found
+
+
+def model_of_pictures(cfg: DictConfig) -> DenoiserBase:
+    """The model of ``cfg.ckpt`` with the guidance of ``cfg``.
+
+    Raises:
+        UserError: it is none of pictures, or the guidance does not take it.
+    """
+    device = str(choose_device(cfg.device))
+    model = guided(load(cfg.ckpt, weights=cfg.weights, device=device, trust=tuple(cfg.trust)), cfg)
+    if not isinstance(kind_of(model.event_shape), Images):
+        raise UserError(
+            f"{cfg.ckpt} models samples of shape {model.event_shape}, not pictures: give another checkpoint"
+        )
+    return model
+
+
+def label_of_pictures(cfg: DictConfig, model: DenoiserBase) -> Label:
+    """The label with which a model restores the user's pictures; says what is to be said of that and of its training.
+
+    Raises:
+        UserError: the model has no such class, or there is guidance by labels and no class.
+    """
+    record = model.record
+    label, doubt = label_of_observed(record, cfg.seed, cfg.label)
+    if isinstance(model, LabelGuidance) and not isinstance(label, int):
+        raise UserError(
+            f"guidance leads towards a class: give that of the picture, label=0 to {record['num_classes'] - 1}"
+        )
+    if doubt is not None:
+        say_labelled("warning", doubt)
+    if trained_on_one_picture(record.get("config", {})):
+        say_labelled("note", "this model was trained on 1 picture: it knows no other")
+    return label
+
+
+def trained_on_one_picture(config: Mapping[str, Any]) -> bool:
+    """Whether the configuration of a run says that its training set was a single picture."""
+    data = config.get("data") or {}
+    if data.get("num_images") == 1 or len(data.get("indices") or ()) == 1:
+        return True
+    if not str(data.get("_target_")).endswith(".Photo"):
+        return False
+    names = data.get("name")
+    pictures = 1 if names is None or isinstance(names, str) else len(names)
+    return pictures * (data.get("crops", 16) if data.get("crop") == "random" else 1) == 1
+
+
+def restorer_of(cfg: DictConfig) -> Restorer | None:
+    """The restorer of ``cfg``, or None where it names none, which means by sampling.
+
+    Raises:
+        UserError: it needs a model that is not given, or something is given that it does not use.
+    """
+    if not cfg.get("restorer"):
+        return None
+    restorer: Restorer = construct(OmegaConf.to_container(cfg.restorer, resolve=True), "restorer")
+    name = type(restorer).__name__
+    if restorer.needs_model and cfg.ckpt is None:
+        raise UserError(f"restorer: {name} needs a model: add ckpt=RUN_DIR/checkpoints/best.ckpt")
+    unused = ["sampler"] if restorer.needs_model else ["sampler", "ckpt", "guidance", "label"]
+    if given := [key for key in unused if cfg.get(key) is not None]:
+        raise UserError(
+            f"restorer: {name} takes no {' and no '.join(given)}: leave {' and '.join(given)} out"
+        )
+    return restorer
 
 
 def own_settings(

@@ -8,6 +8,11 @@ from torch import Tensor
 class Batch(NamedTuple):
     """One batch; every field is optional, because some methods have no clean data and some no observation.
 
+    >>> import torch
+    >>> batch = Batch(x=torch.zeros(4, 3, 8, 8), index=torch.arange(4))
+    >>> batch.cond is None, batch.index
+    (True, tensor([0, 1, 2, 3]))
+
     Attributes:
         x: clean data ``[B, *]`` in [-1, 1].
         y: observed (noisy) data ``[B, *]``, in the units of ``x``.

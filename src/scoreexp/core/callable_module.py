@@ -8,7 +8,13 @@ from scoreexp.core.construct import locate
 
 
 class CallableModule(ModuleType):
-    """A module whose call is that of a function, which is imported when it is first needed."""
+    """A module whose call is that of a function, which is imported when it is first needed.
+
+    >>> module = CallableModule("root")
+    >>> module.function = "math.sqrt"
+    >>> module(9)
+    3.0
+    """
 
     function: str
 
@@ -21,7 +27,13 @@ class CallableModule(ModuleType):
 
 
 def make_callable(name: str, function: str) -> None:
-    """Make the module of this name callable as the function of this dotted name."""
+    """Make the module of this name callable as the function of this dotted name.
+
+    >>> sys.modules["root"] = ModuleType("root")
+    >>> make_callable("root", "math.sqrt")
+    >>> sys.modules.pop("root")(9)
+    3.0
+    """
     module = sys.modules[name]
     module.__class__ = CallableModule
     module.function = function  # type: ignore[attr-defined]

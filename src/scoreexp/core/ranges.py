@@ -22,6 +22,9 @@ UNIT_TOLERANCE = 0.01
 def to_model(x: Array) -> Array:
     """``2x - 1``: values of [0, 1] to [-1, 1], any shape; noise outside [0, 1] is kept.
 
+    >>> to_model(torch.tensor([0.0, 0.5, 1.0]))
+    tensor([-1.,  0.,  1.])
+
     Raises:
         ValueError: integer values (they would be in 0..255).
     """
@@ -31,6 +34,9 @@ def to_model(x: Array) -> Array:
 
 def to_unit(x: Array) -> Array:
     """``(x + 1) / 2``: values of [-1, 1] to [0, 1], any shape, without clipping.
+
+    >>> to_unit(torch.tensor([-1.0, 0.0, 1.0]))
+    tensor([0.0000, 0.5000, 1.0000])
 
     Raises:
         ValueError: integer values.
@@ -44,6 +50,9 @@ def to_uint8(x: Array) -> Array:
 
     Every saved picture, grid and feature extractor uses this one conversion. It inverts ``k / 255`` exactly.
 
+    >>> to_uint8(torch.tensor([-0.1, 0.5, 1.0]))
+    tensor([  0, 128, 255], dtype=torch.uint8)
+
     Raises:
         ValueError: integer values, or values that are not numbers.
     """
@@ -56,17 +65,29 @@ def to_uint8(x: Array) -> Array:
 
 
 def sigma_to_model(sigma: Scalar) -> Scalar:
-    """``2 sigma``: standard deviation of noise on [0, 1] to that of the same noise on [-1, 1]."""
+    """``2 sigma``: standard deviation of noise on [0, 1] to that of the same noise on [-1, 1].
+
+    >>> sigma_to_model(0.1)
+    0.2
+    """
     return 2 * sigma
 
 
 def sigma_to_unit(sigma: Scalar) -> Scalar:
-    """``sigma / 2``: standard deviation of noise on [-1, 1] to that of the same noise on [0, 1]."""
+    """``sigma / 2``: standard deviation of noise on [-1, 1] to that of the same noise on [0, 1].
+
+    >>> sigma_to_unit(0.5)
+    0.25
+    """
     return sigma / 2
 
 
 def check_unit(x: Tensor, name: str) -> None:
     """Refuse values outside [0, 1], beyond a rounding tolerance of 0.01, and values that are not numbers.
+
+    >>> check_unit(torch.tensor([-1.0, 1.0]), "image")
+    Traceback (most recent call last):
+    ValueError: image has values in [-1, 1]; they must be in [0, 1]: use to_unit for ...
 
     Raises:
         ValueError: with the range that was found and ``name`` in its message.

@@ -23,6 +23,11 @@ class Augmentation:
 
     Rotation is bilinear about the centre; what comes in at the corners is mirrored at the border.
 
+    >>> ramp = torch.arange(4.0).expand(8, 1, 4, 4)
+    >>> flipped = Augmentation(flip=True, rotation=0.0, seed=0)(ramp.clone(), np.arange(8))
+    >>> sorted({tuple(row.tolist()) for row in flipped[:, 0, 0]})
+    [(0.0, 1.0, 2.0, 3.0), (3.0, 2.0, 1.0, 0.0)]
+
     Args:
         flip: flip images left to right.
         rotation: largest angle in degrees; 0 leaves the pixels alone.

@@ -84,6 +84,13 @@ def prepared(
 ) -> Split:
     """Open the prepared file at ``path``, making it first if it is not there.
 
+    >>> import tempfile
+    >>> block = Block(np.zeros((2, 3, 8, 8), np.uint8), labels=np.array([4, 7]))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     split = prepared(Path(folder, "two.cache"), "as published", lambda: Contents(2, iter([block])))
+    ...     len(split), split.labels
+    (2, array([4, 7]))
+
     Args:
         path: the prepared file; its name ends in ``.cache``.
         recipe: preprocessing in words; a file made by another recipe is refused.
@@ -106,6 +113,13 @@ def prepared(
 
 def verify(path: Path) -> None:
     """Compare every checksum of a prepared file.
+
+    >>> import tempfile
+    >>> block = Block(np.zeros((2, 3, 8, 8), np.uint8))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder, "two.cache")
+    ...     _ = prepared(path, "as published", lambda: Contents(2, iter([block])))
+    ...     verify(path)
 
     Raises:
         DataError: if one is wrong.

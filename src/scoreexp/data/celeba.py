@@ -35,6 +35,9 @@ _CROPS = {
 class CelebA(FileCorpus):
     """CelebA from ``img_align_celeba.zip`` or its folder, with ``list_eval_partition.txt``.
 
+    >>> CelebA(root="data/celeba", size=32, recipe="ddim_crop128").event_shape
+    (3, 32, 32)
+
     Args:
         size: side of the images after resizing, in pixels; at most the side of the crop.
         recipe: ``score_sde_crop140`` is the central 140 x 140 (NCSN, https://arxiv.org/abs/1907.05600;

@@ -37,6 +37,10 @@ _SOURCES = ("cifar-10-batches-py", "cifar-10-batches-bin", "cifar-10-python.tar.
 class CIFAR10(FileCorpus):
     """CIFAR-10 from its Python or binary version, packed or unpacked; validation and test are the test set.
 
+    >>> data = CIFAR10(root="data/cifar10", download=True, classes=True)
+    >>> data.event_shape, data.num_classes  # the files are fetched when a split is opened
+    ((3, 32, 32), 10)
+
     Args:
         classes: give the model the ten classes; the published diffusion models are trained without.
         common: the keys of `DataModule`.
@@ -81,6 +85,13 @@ class CIFAR10(FileCorpus):
 
 def read_batches(source: Path, stems: list[str]) -> Iterator[Block]:
     """The batches of these names, in their order, from a folder or archive of either version.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = Path(folder, "test_batch.bin").write_bytes(bytes([7]) + bytes(3 * 32 * 32))
+    ...     [block] = read_batches(Path(folder), ["test_batch"])
+    >>> block.values.shape, block.labels
+    ((1, 3, 32, 32), array([7]))
 
     Raises:
         DataError: if the archive or a batch is damaged, incomplete, or names foreign classes.

@@ -19,6 +19,19 @@ _MAX_BYTES = 64 << 20  # of a single file; FFHQ's largest have about 2 MiB
 class FileCorpus(DataModule):
     """A DataModule over files below ``root``.
 
+    >>> import tempfile
+    >>> import numpy as np
+    >>> from scoreexp.data.cache import Block
+    >>> class Black(FileCorpus):
+    ...     how_to_get = "any folder will do"
+    ...     event_shape = (1, 8, 8)
+    ...     def open_split(self, name):
+    ...         block = Block(np.zeros((5, 1, 8, 8), np.uint8))
+    ...         return self.prepared(f"black-{name}", "as published", lambda: Contents(5, iter([block])))
+    >>> with tempfile.TemporaryDirectory() as root:
+    ...     len(Black(root=root).split("train"))
+    5
+
     Attributes:
         how_to_get: which files to put into ``root`` and where they come from; the end of an error message.
         downloadable: whether ``download=true`` can fetch them; ``root`` is then created if need be.
@@ -63,6 +76,14 @@ class FileTree:
     """Files below a folder or in a zip archive, read alike.
 
     A top folder of the archive's or folder's own name is left out of the names, so that all give the same ones.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder, "faces.zip")
+    ...     with zipfile.ZipFile(path, "w") as archive:
+    ...         archive.writestr("faces/1.txt", "smiles")
+    ...     FileTree(path).names(), FileTree(path).read("1.txt")
+    (['1.txt'], b'smiles')
 
     Args:
         path: the folder or archive.

@@ -11,6 +11,12 @@ def download(urls: Sequence[str], sha256: str, folder: Path) -> Path:
 
     A file of that name that is there already is left alone and returned.
 
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     Path(folder, "digits.gz").touch()
+    ...     download(["https://example.org/digits.gz"], sha256="0" * 64, folder=Path(folder)).name
+    'digits.gz'
+
     Args:
         urls: addresses of the same file, in order of preference; the file keeps the name at their end.
         sha256: checksum of the file.

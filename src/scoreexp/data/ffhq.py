@@ -28,6 +28,9 @@ _GIGABYTES = {"thumbnails128x128": 2, "images1024x1024": 90}
 class FFHQ(FileCorpus):
     """FFHQ from a folder or zip archive of numbered PNG files, resized by Pillow's Lanczos filter.
 
+    >>> FFHQ(root="data/ffhq", size=256, source="images1024x1024").event_shape
+    (3, 256, 256)
+
     Args:
         size: side of the images after resizing, in pixels; at most that of the source.
         source: which of the published versions to start from; ``<root>/<source>``, ``<root>/<source>.zip`` or

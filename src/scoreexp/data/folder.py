@@ -49,6 +49,15 @@ class Folder(FileCorpus):
     added. The prepared file belongs to the files' names, sizes and times: a changed folder is prepared
     anew.
 
+    >>> import tempfile
+    >>> from scoreexp.data.image_io import write_image
+    >>> with tempfile.TemporaryDirectory() as root:
+    ...     for i in range(10):
+    ...         write_image(f"{root}/{i}.png", np.full((12, 16, 3), i / 9))
+    ...     data = Folder(root=root, size=8)
+    ...     data.event_shape, [len(data.split(name)) for name in ("train", "val", "test")]
+    ((3, 8, 8), [7, 2, 1])
+
     Args:
         size: side of the images in pixels; null takes the pictures as they are, if they all have the same
             size.

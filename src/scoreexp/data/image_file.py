@@ -37,6 +37,10 @@ class ImageError(UserError):
 class Picture:
     """A picture and what its file holds besides the pixels.
 
+    >>> picture = Picture(np.full((8, 8, 3), 0.5, np.float32), bit_depth=16)
+    >>> picture.pixels.shape, picture.alpha is None
+    ((8, 8, 3), True)
+
     Arguments:
         pixels: float32 ``[H, W, C]``, C = 1 (gray) or 3 (RGB), values in [0, 1].
         alpha: float32 ``[H, W]`` in [0, 1], 0 is transparent, or None.
@@ -79,7 +83,12 @@ class Kind(NamedTuple):
 def picture_of(
     values: np.ndarray, orientation: int, mode: str, exif: bytes, icc: bytes, white: int = DEEPEST
 ) -> Picture:
-    """The picture of an array ``[H, W]`` or ``[H, W, C]`` as it is stored, C = 2 and 4 with alpha."""
+    """The picture of an array ``[H, W]`` or ``[H, W, C]`` as it is stored, C = 2 and 4 with alpha.
+
+    >>> picture = picture_of(np.zeros((2, 3), np.uint8), orientation=6, mode="L", exif=b"", icc=b"")
+    >>> picture.pixels.shape  # turned upright
+    (3, 2, 1)
+    """
     values = values.reshape(*values.shape[:2], -1)
     upright = np.ascontiguousarray(_UPRIGHT.get(orientation, lambda x: x)(values))
     unit = unit_values(upright, white)
@@ -97,12 +106,20 @@ def picture_of(
 
 
 def unit_values(values: np.ndarray, white: int = DEEPEST) -> np.ndarray:
-    """Values of a file as float32 in units of its white."""
+    """Values of a file as float32 in units of its white.
+
+    >>> unit_values(np.array([0, 51, 255], np.uint8))
+    array([0. , 0.2, 1. ], dtype=float32)
+    """
     return values.astype(np.float32) / np.float32({"uint8": 255, "uint16": white}.get(values.dtype.name, 1))
 
 
 def sixteen_bit(values: np.ndarray, white: int = DEEPEST) -> np.ndarray:
-    """``floor(white clip(x, 0, 1) + 1/2)`` as uint16."""
+    """``floor(white clip(x, 0, 1) + 1/2)`` as uint16.
+
+    >>> sixteen_bit(np.array([-0.1, 0.5, 1.0], np.float32))
+    array([    0, 32768, 65535], dtype=uint16)
+    """
     return (values.clip(0, 1) * np.float32(white) + np.float32(0.5)).astype(np.uint16)
 
 

@@ -45,6 +45,14 @@ _GRAY_MODES = ("1", "L", "LA", "I;16", "I;16B", "I")
 def read_image(path: str | Path, *, max_pixels: int = MAX_PIXELS, white_level: int | None = None) -> Picture:
     """Read a picture from a file, upright.
 
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_image(f"{folder}/grey.png", np.full((2, 3), 0.2))
+    ...     picture = read_image(f"{folder}/grey.png")
+    >>> picture.pixels[..., 0], picture.bit_depth
+    (array([[0.2, 0.2, 0.2],
+           [0.2, 0.2, 0.2]], dtype=float32), 8)
+
     Args:
         path: the file.
         max_pixels: the most pixels (each takes 12 bytes of memory or more).
@@ -66,6 +74,12 @@ def read_image(path: str | Path, *, max_pixels: int = MAX_PIXELS, white_level: i
 def read_kind(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Kind:
     """What the head of a file says of its picture, without decoding it.
 
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_image(f"{folder}/grey.png", np.full((2, 3), 0.2))
+    ...     read_kind(f"{folder}/grey.png")
+    Kind(width=3, height=2, channels=1, alpha=False, bit_depth=8, mode='L')
+
     Raises:
         ImageError: as ``read_image``, as far as the head tells.
     """
@@ -76,6 +90,9 @@ def few_bits(picture: Picture) -> str | None:
     """A warning that a picture of 16 bits seems to hold fewer, or None.
 
     A camera of 12 bits writes 0 to 4095 into files of 16, which are then nearly black.
+
+    >>> few_bits(Picture(np.full((2, 2, 1), 4000 / 65535, np.float32), bit_depth=16))
+    'its largest value is 4000 of 65535: are these 12 bits, with white at 4095?'
     """
     largest = float(picture.pixels.max()) * picture.white
     if picture.bit_depth != 16 or picture.white != DEEPEST or not 255 < largest < FEW_BITS:
@@ -131,6 +148,13 @@ def list_images(folder: str | Path) -> list[Path]:
 
     Hidden files and folders are left out. Links to folders are followed, but into no folder twice.
 
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     for name in ("10.png", "2.jpg", "notes.txt"):
+    ...         Path(folder, name).touch()
+    ...     [path.name for path in list_images(folder)]
+    ['2.jpg', '10.png']
+
     Raises:
         ImageError: ``folder`` is not a folder, or holds no picture of a supported kind.
     """
@@ -144,7 +168,15 @@ def list_images(folder: str | Path) -> list[Path]:
 
 
 def walk(folder: Path) -> Iterator[Path]:
-    """All files below ``folder`` but hidden ones and those in hidden folders; links are followed, into no folder twice."""
+    """All files below ``folder`` but hidden ones and those in hidden folders; links are followed, into no folder twice.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     for name in ("shown.txt", ".hidden"):
+    ...         Path(folder, name).touch()
+    ...     [path.name for path in walk(Path(folder))]
+    ['shown.txt']
+    """
     seen: set[str] = set()
     for parent, folders, names in os.walk(folder, followlinks=True):
         place = os.path.realpath(parent)

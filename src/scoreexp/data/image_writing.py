@@ -39,6 +39,12 @@ def write_image(
     gray becomes RGB). All formats but BMP keep the colour profile; camera data survive too, of TIFF files of
     more than 8 bits only the descriptive text and the resolution.
 
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_image(f"{folder}/new/grey.png", np.full((8, 8), 0.5))
+    ...     Path(folder, "new", "grey.png").is_file()
+    True
+
     Arguments:
         path: the suffix chooses the format, one of ``WRITABLE``.
         picture: the pixels: a ``Picture``, or an array ``[H, W]``, ``[H, W, 1]`` or ``[H, W, 3]`` that is
@@ -65,6 +71,10 @@ def write_image(
 
 def check_writable(path: str | Path, *, like: Picture | None = None, overwrite: bool = False) -> None:
     """Refuse, before any work is done, a path to which ``write_image`` cannot write a picture like ``like``.
+
+    >>> check_writable("new.jpg", like=Picture(np.zeros((8, 8, 3), np.float32), bit_depth=16))
+    Traceback (most recent call last):
+    scoreexp.data.image_file.ImageError: cannot write new.jpg: the picture has 16 bits per channel and ...
 
     Raises:
         ImageError: the suffix is not one of ``WRITABLE`` or its format cannot hold the depth or the

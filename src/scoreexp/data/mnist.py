@@ -38,6 +38,10 @@ _MAX_BYTES = 64 << 20  # the largest file has 47,040,016
 class MNIST(FileCorpus):
     """MNIST from its IDX files, plain or gzipped; validation and test are the test set.
 
+    >>> data = MNIST(root="data/mnist", download=True, size=32)
+    >>> data.event_shape, data.num_classes  # the files are fetched when a split is opened
+    ((1, 32, 32), None)
+
     Args:
         size: 28 as published, or 32 with two black pixels added on every side (for networks that halve the
             size more than twice).
@@ -108,6 +112,13 @@ class MNIST(FileCorpus):
 
 def read_idx(path: Path, dimensions: int) -> np.ndarray:
     """Read an IDX file of unsigned bytes: two zero bytes, type 8, the number of dimensions, sizes, values.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder, "labels-idx1-ubyte")
+    ...     _ = path.write_bytes(bytes([0, 0, 8, 1, 0, 0, 0, 3, 5, 0, 4]))
+    ...     read_idx(path, dimensions=1)
+    array([5, 0, 4], dtype=uint8)
 
     Raises:
         DataError: if it is of another kind, or its length is not what its header says.

@@ -32,7 +32,13 @@ _SPLITS_OF_STAGE: dict[str | None, tuple[SplitName, ...]] = {
 
 
 class Samples(Dataset[Batch]):
-    """Chosen samples of a split, with their classes if asked for; fetched a whole batch at a time."""
+    """Chosen samples of a split, with their classes if asked for; fetched a whole batch at a time.
+
+    >>> split = Split(np.zeros((5, 1, 8, 8), np.uint8), labels=np.arange(5))
+    >>> batch = Samples(split, positions=np.array([1, 3, 4]), classes=True)[Draw(np.array([0, 2]))]
+    >>> batch.x.shape, batch.cond
+    (torch.Size([2, 1, 8, 8]), tensor([1, 4]))
+    """
 
     def __init__(
         self,
@@ -66,6 +72,14 @@ class DataModule(pl.LightningDataModule, ABC):
     ``index`` the position in the split. The training loader is infinite; its batch k depends on ``seed``
     and k only (see `scoreexp.data.order`). It starts at ``first_batch()``, by default the step of the
     attached trainer.
+
+    >>> class Line(DataModule):
+    ...     event_shape = (1,)
+    ...     def open_split(self, name):
+    ...         return Split(np.linspace(-1, 1, 9, dtype=np.float32)[:, None])
+    >>> batch = next(iter(Line(batch_size=9).train_dataloader()))
+    >>> sorted(batch.index.tolist()), batch.x.shape
+    ([0, 1, 2, 3, 4, 5, 6, 7, 8], torch.Size([9, 1]))
 
     Args:
         root: folder that holds the data set's files.

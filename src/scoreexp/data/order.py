@@ -30,7 +30,12 @@ class Draw(NamedTuple):
 
 
 def training_elements(places: np.ndarray, size: int, seed: int) -> np.ndarray:
-    """The element (0 .. size - 1) at each place of the training stream of ``seed``."""
+    """The element (0 .. size - 1) at each place of the training stream of ``seed``.
+
+    >>> elements = training_elements(np.arange(6), size=3, seed=0)
+    >>> sorted(elements[:3].tolist()), sorted(elements[3:].tolist())  # two epochs
+    ([0, 1, 2], [0, 1, 2])
+    """
     epochs, offsets = np.divmod(places, size)
     elements = np.empty_like(places)
     for epoch in np.unique(epochs):
@@ -48,6 +53,12 @@ class TrainingOrder(DistributedSampler[Draw]):
     """The infinite stream of training batches of one rank.
 
     A DistributedSampler, because Lightning leaves those in place and replaces any other under DDP.
+
+    >>> from itertools import islice
+    >>> from_the_start = TrainingOrder(range(5), batch_size=2, seed=0)
+    >>> resumed = TrainingOrder(range(5), batch_size=2, seed=0, first_batch=lambda: 7)
+    >>> next(islice(from_the_start, 7, None)).places, next(iter(resumed)).places
+    (array([14, 15]), array([14, 15]))
 
     Args:
         dataset: the training set, of length N.
@@ -92,6 +103,10 @@ class EvaluationOrder(DistributedSampler[Draw]):
 
     All ranks see the same number of batches, for each makes them exchange the model's buffers; the last one of a rank
     may be empty.
+
+    >>> order = EvaluationOrder(range(5), batch_size=2, rank=1, world_size=2)
+    >>> [draw.elements.tolist() for draw in order]
+    [[1, 3], []]
     """
 
     def __init__(self, dataset: Dataset, *, batch_size: int, rank: int = 0, world_size: int = 1) -> None:

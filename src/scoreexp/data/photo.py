@@ -39,7 +39,11 @@ _GREY = ("brick", "camera", "cell", "coins", "grass", "gravel", "moon", "page")
 
 
 def photographs() -> dict[str, Path]:
-    """The photographs in the installed scikit-image, by name."""
+    """The photographs in the installed scikit-image, by name.
+
+    >>> sorted(photographs())[:3]
+    ['astronaut', 'brick', 'camera']
+    """
     package = importlib.util.find_spec("skimage")
     folders = package.submodule_search_locations if package is not None else None
     if not folders:
@@ -54,6 +58,11 @@ def photographs() -> dict[str, Path]:
 
 class Photo(DataModule):
     """Square crops of one or more photographs, resized to ``size`` by Pillow's antialiased Lanczos filter.
+
+    >>> data = Photo(name="camera", size=16, channels=1, crop="random", crops=4)
+    >>> batch = next(iter(data.val_dataloader()))
+    >>> batch.x.shape
+    torch.Size([4, 1, 16, 16])
 
     Args:
         name: bundled photograph, or a list of them (see `photographs`); null is the astronaut, or ``path``.

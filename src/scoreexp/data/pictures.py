@@ -26,7 +26,11 @@ _MAX_PIXELS = 1 << 22  # of a picture of CelebA or FFHQ; the largest has 1024 x 
 
 
 def fingerprint(parts: Iterable[object]) -> str:
-    """A short name for a list of files (their names, and where they may change also sizes and times)."""
+    """A short name for a list of files (their names, and where they may change also sizes and times).
+
+    >>> fingerprint(["1.png", "2.png"]) == fingerprint(["2.png", "1.png"])
+    False
+    """
     return hashlib.blake2b("\n".join(map(str, parts)).encode(), digest_size=6).hexdigest()
 
 
@@ -34,6 +38,11 @@ def picture_blocks(
     names: Sequence[str], decode: Callable[[str], np.ndarray], *, skip_bad: bool
 ) -> Iterator[Block]:
     """Decode ``names`` in order, in as many threads as there are processors.
+
+    >>> decode = lambda name: np.full((1, 8, 8), int(name), np.uint8)
+    >>> [block] = picture_blocks(["3", "5"], decode, skip_bad=False)
+    >>> block.values[:, 0, 0, 0], block.names
+    (array([3, 5], dtype=uint8), ('3', '5'))
 
     Args:
         names: what to decode.
@@ -64,6 +73,11 @@ def picture_blocks(
 def decode_rgb(data: bytes, where: Path | str) -> np.ndarray:
     """Decode an 8-bit PNG or JPEG to RGB, uint8 ``[H, W, 3]``.
 
+    >>> file = io.BytesIO()
+    >>> Image.new("L", (3, 2), 128).save(file, "PNG")
+    >>> decode_rgb(file.getvalue(), "grey.png").shape
+    (2, 3, 3)
+
     Raises:
         DataError: if the data are empty, cut short, not a picture or one of more than four million pixels.
     """
@@ -82,7 +96,12 @@ def decode_rgb(data: bytes, where: Path | str) -> np.ndarray:
 
 
 def read_picture(path: Path, white_level: int | None = None) -> Picture:
-    """`image_io.read_image` with its errors as `DataError`."""
+    """`image_io.read_image` with its errors as `DataError`.
+
+    >>> read_picture(Path("none.png"))
+    Traceback (most recent call last):
+    scoreexp.data.errors.DataError: none.png does not exist; check its name (the current folder is ...)
+    """
     try:
         return read_image(path, white_level=white_level)
     except ImageError as error:
@@ -90,7 +109,12 @@ def read_picture(path: Path, white_level: int | None = None) -> Picture:
 
 
 def with_channels(picture: Picture, channels: int) -> np.ndarray:
-    """Pixels ``[H, W, channels]`` on white; grey to colour by repetition, colour to grey by Rec. 601 luma."""
+    """Pixels ``[H, W, channels]`` on white; grey to colour by repetition, colour to grey by Rec. 601 luma.
+
+    >>> red = Picture(np.float32([[[1.0, 0.0, 0.0]]]))
+    >>> with_channels(red, 1)
+    array([[[0.299]]], dtype=float32)
+    """
     pixels = picture.pixels
     if picture.alpha is not None:
         alpha = picture.alpha[..., None]

@@ -13,7 +13,12 @@ _log = logging.getLogger(__name__)
 
 @contextlib.contextmanager
 def preparation(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """Yield a function to call with the number of samples done since its last call."""
+    """Yield a function to call with the number of samples done since its last call.
+
+    >>> with preparation("photographs", total=2) as advance:
+    ...     for _ in range(2):
+    ...         advance(1)
+    """
     if not sys.stderr.isatty():
         _log.info("preparing %s: %d samples", what, total)
         yield lambda done: None

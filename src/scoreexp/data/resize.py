@@ -20,7 +20,12 @@ _FILTERS = {
 
 
 def centre_square(pixels: np.ndarray, side: int | None = None) -> np.ndarray:
-    """The central square of ``pixels[H, W, ...]`` with the given side; by default the largest."""
+    """The central square of ``pixels[H, W, ...]`` with the given side; by default the largest.
+
+    >>> centre_square(np.arange(8).reshape(2, 4))
+    array([[1, 2],
+           [5, 6]])
+    """
     height, width = pixels.shape[:2]
     side = min(height, width) if side is None else side
     top, left = (height - side) // 2, (width - side) // 2
@@ -32,6 +37,10 @@ def resized(pixels: np.ndarray, size: int, resample: Filter) -> np.ndarray:
 
     uint8 stays uint8 (Pillow rounds); float32 in [0, 1] is resized channel by channel and clipped back to
     [0, 1], because lanczos and bicubic overshoot.
+
+    >>> resized(np.eye(4, dtype=np.float32)[..., None], 2, "box")[..., 0]
+    array([[0.5, 0. ],
+           [0. , 0.5]], dtype=float32)
     """
     if pixels.shape[:2] == (size, size):
         return pixels

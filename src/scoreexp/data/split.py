@@ -16,7 +16,13 @@ SplitName = Literal["train", "val", "test"]
 
 
 class ValueStatistics(NamedTuple):
-    """Per-channel statistics of the training values, in model units [-1, 1]."""
+    """Per-channel statistics of the training values, in model units [-1, 1].
+
+    >>> from scoreexp.data import Photo
+    >>> statistics = Photo(name="camera", size=16, channels=1).value_statistics
+    >>> len(statistics.mean), -1 <= statistics.minimum < statistics.maximum <= 1
+    (1, True)
+    """
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -29,6 +35,10 @@ class Split:
     """Samples of one split.
 
     A memory-mapped ``values`` travels to loader processes as its address, not as a copy.
+
+    >>> split = Split(np.array([[0, 255]], np.uint8), labels=np.array([7]))
+    >>> split.samples(np.array([0])), split.classes(np.array([0]))
+    (tensor([[-1.,  1.]]), tensor([7]))
 
     Args:
         values: ``[N, *]``: uint8 in 0..255, or float32 already in model units.
@@ -83,6 +93,12 @@ def choose(
     """Positions of the samples in use, in increasing order except where ``indices`` gives another.
 
     The two halves are disjoint, cover the split and never depend on a run's seed.
+
+    >>> choose(10, num_images=3)
+    array([0, 1, 2])
+    >>> halves = choose(10, half="first"), choose(10, half="second")
+    >>> sorted(np.concatenate(halves).tolist())
+    [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]
 
     Args:
         size: number of samples in the split.

@@ -30,6 +30,10 @@ _OUTER_RADIUS = 0.9
 class SwissRoll(DataModule):
     """Independent draws for training, validation and test; ``oracle()`` is the distribution itself.
 
+    >>> data = SwissRoll(points=100, batch_size=8)
+    >>> next(iter(data.train_dataloader())).x.shape, data.oracle().event_shape
+    (torch.Size([8, 2]), (2,))
+
     Args:
         points: number of training points; a tenth as many each for validation and test.
         noise: standard deviation ``s`` about the spiral, in model units; the spiral reaches the radius 0.9.

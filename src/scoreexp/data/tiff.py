@@ -48,6 +48,13 @@ _DTYPES = ("bool", "uint8", "uint16", "float16", "float32", "float64")
 def read_tiff(path: Path, max_pixels: int, white: int = DEEPEST) -> Picture:
     """The one image of a file, upright.
 
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     tifffile.imwrite(f"{folder}/deep.tif", np.full((2, 3), 65535, np.uint16))
+    ...     picture = read_tiff(Path(folder, "deep.tif"), max_pixels=6)
+    >>> picture.pixels.shape, picture.bit_depth
+    ((2, 3, 1), 16)
+
     Raises:
         ImageError: it is not one image of a supported kind.
     """
@@ -70,6 +77,12 @@ def read_tiff(path: Path, max_pixels: int, white: int = DEEPEST) -> Picture:
 
 def tiff_kind(path: Path, max_pixels: int) -> Kind:
     """What the directories of a file say of its image.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     tifffile.imwrite(f"{folder}/deep.tif", np.full((2, 3), 65535, np.uint16))
+    ...     tiff_kind(Path(folder, "deep.tif"), max_pixels=6)
+    Kind(width=3, height=2, channels=1, alpha=False, bit_depth=16, mode=...)
 
     Raises:
         ImageError: as ``read_tiff``, as far as they tell.

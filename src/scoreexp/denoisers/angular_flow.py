@@ -31,6 +31,14 @@ from scoreexp.denoisers.denoiser import DenoiserBase
 class AngularFlow:
     """``dy/dphi`` of a model, counting the evaluations.
 
+    >>> from scoreexp.denoisers import OracleDenoiser
+    >>> from scoreexp.numerics.oracles import Gaussian
+    >>> from scoreexp.schedules import VP
+    >>> flow = AngularFlow(OracleDenoiser(Gaussian(torch.zeros(2), torch.full((2,), 4.0)), VP()))
+    >>> y = torch.ones(1, 2, dtype=torch.float64)
+    >>> flow.velocity(torch.tensor([math.pi / 4]), y).round(decimals=3), flow.evaluations
+    (tensor([[-0.6000, -0.6000]], dtype=torch.float64), 1)
+
     Args:
         model: the denoiser.
         cond: class labels ``[B]``, or None.

@@ -14,7 +14,13 @@ from torch import Tensor
 
 
 class EvaluationCount:
-    """Rows that networks have evaluated since ``counting`` began."""
+    """Rows that networks have evaluated since ``counting`` began.
+
+    >>> count = EvaluationCount()
+    >>> count.rows = 9
+    >>> count.per_sample(4)
+    3
+    """
 
     def __init__(self) -> None:
         self.rows = 0
@@ -29,7 +35,18 @@ _running: ContextVar[tuple[EvaluationCount, ...]] = ContextVar("running counts",
 
 @contextmanager
 def counting() -> Iterator[EvaluationCount]:
-    """Count the evaluations of all networks while the body runs; counts may be nested."""
+    """Count the evaluations of all networks while the body runs; counts may be nested.
+
+    >>> import torch
+    >>> from scoreexp.denoisers import OracleDenoiser
+    >>> from scoreexp.numerics.oracles import Gaussian
+    >>> from scoreexp.schedules import VP
+    >>> model = OracleDenoiser(Gaussian(torch.zeros(2), torch.ones(2)), VP())
+    >>> with counting() as count:
+    ...     x0_hat = model(torch.zeros(3, 2), torch.full((3,), 0.5))
+    >>> count.rows, count.per_sample(3)
+    (3, 1)
+    """
     count = EvaluationCount()
     token = _running.set((*_running.get(), count))
     try:
@@ -39,7 +56,18 @@ def counting() -> Iterator[EvaluationCount]:
 
 
 def counted(call: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """A denoiser's ``call(self, x_t, t, cond)`` that counts the rows of ``x_t``."""
+    """A denoiser's ``call(self, x_t, t, cond)`` that counts the rows of ``x_t``.
+
+    >>> import torch
+    >>> class Zero:
+    ...     @counted
+    ...     def __call__(self, x_t, t, cond=None):
+    ...         return 0 * x_t
+    >>> with counting() as count:
+    ...     x0_hat = Zero()(torch.ones(3, 2), torch.ones(3))
+    >>> count.rows
+    3
+    """
 
     @wraps(call)
     def counts(self: Any, x_t: Tensor, t: Tensor, *args: Any, **kwargs: Any) -> Tensor:

@@ -37,32 +37,56 @@ Scale = Tensor | float  # alpha or sigma: a number, or a tensor that broadcasts 
 
 
 def eps_from_x0(x0: Tensor, x_t: Tensor, alpha: Scale, sigma: Scale) -> Tensor:
-    """``eps = (x_t - alpha x_0) / sigma``."""
+    """``eps = (x_t - alpha x_0) / sigma``.
+
+    >>> eps_from_x0(torch.tensor([1.0]), torch.tensor([1.1]), alpha=0.8, sigma=0.6)
+    tensor([0.5000])
+    """
     return (x_t - alpha * x0) / sigma
 
 
 def score_from_x0(x0: Tensor, x_t: Tensor, alpha: Scale, sigma: Scale) -> Tensor:
-    """``score = (alpha x_0 - x_t) / sigma^2``."""
+    """``score = (alpha x_0 - x_t) / sigma^2``.
+
+    >>> score_from_x0(torch.tensor([1.0]), torch.tensor([1.1]), alpha=0.8, sigma=0.6)
+    tensor([-0.8333])
+    """
     return (alpha * x0 - x_t) / sigma**2
 
 
 def v_from_x0(x0: Tensor, x_t: Tensor, alpha: Scale, sigma: Scale) -> Tensor:
-    """``v = alpha eps - sigma x_0``."""
+    """``v = alpha eps - sigma x_0``.
+
+    >>> v_from_x0(torch.tensor([1.0]), torch.tensor([1.1]), alpha=0.8, sigma=0.6)
+    tensor([-0.2000])
+    """
     return alpha * eps_from_x0(x0, x_t, alpha, sigma) - sigma * x0
 
 
 def x0_from_eps(eps: Tensor, x_t: Tensor, alpha: Scale, sigma: Scale) -> Tensor:
-    """``x_0 = (x_t - sigma eps) / alpha``, for ``alpha > 0``."""
+    """``x_0 = (x_t - sigma eps) / alpha``, for ``alpha > 0``.
+
+    >>> x0_from_eps(torch.tensor([0.5]), torch.tensor([1.1]), alpha=0.8, sigma=0.6)
+    tensor([1.])
+    """
     return (x_t - sigma * eps) / alpha
 
 
 def x0_from_score(score: Tensor, x_t: Tensor, alpha: Scale, sigma: Scale) -> Tensor:
-    """``x_0 = (x_t + sigma^2 score) / alpha``, for ``alpha > 0``."""
+    """``x_0 = (x_t + sigma^2 score) / alpha``, for ``alpha > 0``.
+
+    >>> x0_from_score(torch.tensor([-0.5 / 0.6]), torch.tensor([1.1]), alpha=0.8, sigma=0.6)
+    tensor([1.])
+    """
     return (x_t + sigma**2 * score) / alpha
 
 
 def x0_from_v(v: Tensor, x_t: Tensor, alpha: Scale, sigma: Scale) -> Tensor:
-    """``x_0 = (alpha x_t - sigma v) / (alpha^2 + sigma^2)``."""
+    """``x_0 = (alpha x_t - sigma v) / (alpha^2 + sigma^2)``.
+
+    >>> x0_from_v(torch.tensor([-0.2]), torch.tensor([1.1]), alpha=0.8, sigma=0.6)
+    tensor([1.])
+    """
     return (alpha * x_t - sigma * v) / (alpha**2 + sigma**2)
 
 
@@ -72,6 +96,14 @@ class DenoiserBase(ABC):
     A class that asks other denoisers, such as guidance, is a ``Wrapper`` of one, or says so: ``class Mean(DenoiserBase,
     wraps=True)``; classes derived from it are wrappers too. All others are networks, whose evaluations are counted
     (``scoreexp.denoisers.counting``).
+
+    >>> from scoreexp.schedules import EDM
+    >>> class Origin(DenoiserBase):  # of data that are 0
+    ...     schedule, event_shape = EDM(), None
+    ...     def __call__(self, x_t, t, cond=None):
+    ...         return torch.zeros_like(x_t)
+    >>> Origin().score(torch.tensor([[1.0, 3.0]]), torch.tensor([2.0]))  # -x_t / sigma^2
+    tensor([[-0.2500, -0.7500]])
 
     Attributes:
         schedule: the noise schedule that ``t`` refers to.
@@ -141,6 +173,13 @@ class Denoiser(nn.Module, DenoiserBase):
 
     The coefficients are computed in float64 from ``t`` and cast to the dtype of ``x_t``. Only the network has
     parameters; the keys of the state dict are ``network.*``.
+
+    >>> from scoreexp.denoisers import VPrediction
+    >>> from scoreexp.networks import MLP
+    >>> from scoreexp.schedules import VP
+    >>> model = Denoiser(MLP(event_shape=(2,)), VPrediction(), VP())
+    >>> model(torch.randn(4, 2), torch.full((4,), 0.5)).shape
+    torch.Size([4, 2])
 
     Args:
         network: ``F(x[B, *], c_noise[B], cond[B] | None) -> [B, *]``.
@@ -221,6 +260,12 @@ class Wrapper(DenoiserBase, wraps=True):
 
 class OracleDenoiser(DenoiserBase):
     """The exact denoiser of a known data distribution.
+
+    >>> from scoreexp.numerics.oracles import Gaussian
+    >>> from scoreexp.schedules import EDM
+    >>> model = OracleDenoiser(Gaussian(torch.zeros(2), torch.ones(2)), EDM())
+    >>> model(torch.tensor([[1.0, 3.0]]), torch.tensor([2.0]))  # x_t / (1 + sigma^2)
+    tensor([[0.2000, 0.6000]])
 
     Args:
         oracle: the distribution.

@@ -29,7 +29,14 @@ from scoreexp.core.types import PositiveFloat
 
 
 class Coefficients(NamedTuple):
-    """``x0_hat = c_skip x_t + c_out F(c_in x_t, c_noise)``; each ``[B]``."""
+    """``x0_hat = c_skip x_t + c_out F(c_in x_t, c_noise)``; each ``[B]``.
+
+    >>> alpha, sigma = torch.tensor([0.8]), torch.tensor([0.6])
+    >>> c = EpsPrediction()(alpha, sigma)
+    >>> x_t, eps = alpha * 1.0 + sigma * 0.5, 0.5
+    >>> c.c_skip * x_t + c.c_out * eps
+    tensor([1.])
+    """
 
     c_skip: Tensor
     c_out: Tensor
@@ -39,6 +46,13 @@ class Coefficients(NamedTuple):
 
 class Preconditioning(ABC):
     """Maps the scales ``alpha[B]`` >= 0 and ``sigma[B]`` > 0 to the four coefficients, in their dtype.
+
+    >>> class Residual(Preconditioning):  # F = (x_0 - x_t) / sigma
+    ...     def __call__(self, alpha, sigma):
+    ...         one = torch.ones_like(sigma)
+    ...         return Coefficients(one, sigma, 1 / torch.hypot(alpha, sigma), (sigma / alpha).log() / 4)
+    >>> Residual()(torch.tensor([1.0]), torch.tensor([2.0])).c_out
+    tensor([2.])
 
     Raises:
         ValueError: if the parameterisation does not determine ``x_0`` where ``alpha`` is 0, and it is.
@@ -68,6 +82,10 @@ class EpsPrediction(Preconditioning):
 
     Reference: J. Ho, A. Jain, P. Abbeel, "Denoising Diffusion Probabilistic Models", 2020,
     https://arxiv.org/abs/2006.11239.
+
+    >>> c = EpsPrediction()(torch.tensor([0.8]), torch.tensor([0.6]))
+    >>> c.c_skip, c.c_out
+    (tensor([1.2500]), tensor([-0.7500]))
     """
 
     def __call__(self, alpha: Tensor, sigma: Tensor) -> Coefficients:
@@ -84,6 +102,10 @@ class ScorePrediction(Preconditioning):
 
     Reference: Y. Song et al., "Score-Based Generative Modeling through Stochastic Differential Equations",
     2021, https://arxiv.org/abs/2011.13456.
+
+    >>> c = ScorePrediction()(torch.tensor([0.8]), torch.tensor([0.6]))
+    >>> c.c_skip, c.c_out
+    (tensor([1.2500]), tensor([0.7500]))
     """
 
     def __call__(self, alpha: Tensor, sigma: Tensor) -> Coefficients:
@@ -94,7 +116,12 @@ class ScorePrediction(Preconditioning):
 
 
 class X0Prediction(Preconditioning):
-    """``F`` is the clean data ``x_0`` itself."""
+    """``F`` is the clean data ``x_0`` itself.
+
+    >>> c = X0Prediction()(torch.tensor([0.8]), torch.tensor([0.6]))
+    >>> c.c_skip, c.c_out
+    (tensor([0.]), tensor([1.]))
+    """
 
     def __call__(self, alpha: Tensor, sigma: Tensor) -> Coefficients:
         zero, one = torch.zeros_like(alpha), torch.ones_like(alpha)
@@ -109,6 +136,10 @@ class VPrediction(Preconditioning):
 
     Reference: T. Salimans, J. Ho, "Progressive Distillation for Fast Sampling of Diffusion Models", 2022,
     https://arxiv.org/abs/2202.00512, appendix D.
+
+    >>> c = VPrediction()(torch.tensor([0.8]), torch.tensor([0.6]))
+    >>> c.c_skip, c.c_out
+    (tensor([0.8000]), tensor([-0.6000]))
     """
 
     def __call__(self, alpha: Tensor, sigma: Tensor) -> Coefficients:
@@ -127,6 +158,10 @@ class EDMPrediction(Preconditioning):
 
     Reference: T. Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models", 2022,
     https://arxiv.org/abs/2206.00364, table 1.
+
+    >>> c = EDMPrediction(sigma_data=0.5)(torch.tensor([1.0]), torch.tensor([0.5]))
+    >>> c.c_skip, c.c_out.round(decimals=4)
+    (tensor([0.5000]), tensor([0.3536]))
 
     Args:
         sigma_data: standard deviation of the data, > 0, in units of the [-1, 1] range.

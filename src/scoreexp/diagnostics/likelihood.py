@@ -48,6 +48,11 @@ Divergence = Callable[[Tensor, Tensor], Tensor]
 class LikelihoodResult(NamedTuple):
     """Log-likelihoods and what they were computed from.
 
+    >>> import torch
+    >>> result = LikelihoodResult(log_prob=torch.zeros(1), latent=torch.zeros(1, 3), nfe=20)
+    >>> result.bits_per_dim()  # log2(255 / 2)
+    tensor([6.9944])
+
     Attributes:
         log_prob: log-density of each sample ``[B]`` in nats, float64, for data in the [-1, 1] range.
         latent: the state at ``t_max`` that the flow takes each sample to, ``[B, *]``.
@@ -76,6 +81,12 @@ class LikelihoodResult(NamedTuple):
 def dequantise(x: Tensor, generator: torch.Generator, levels: int = 256) -> Tensor:
     """Add uniform noise one level wide, centred, to data on evenly spaced levels over [-1, 1].
 
+    >>> import torch
+    >>> x = torch.tensor([[-1.0, 0.0, 1.0]])  # three levels
+    >>> noisy = dequantise(x, torch.Generator().manual_seed(0), levels=3)
+    >>> bool(((noisy - x).abs() <= 0.5).all())
+    True
+
     Args:
         x: data ``[B, *]`` with values ``-1 + 2 k / (levels - 1)``.
         generator: on the CPU, of the noise.
@@ -91,6 +102,14 @@ def dequantise(x: Tensor, generator: torch.Generator, levels: int = 256) -> Tens
 
 class Likelihood:
     """Log-likelihood by the probability flow.
+
+    >>> import torch
+    >>> import scoreexp as se
+    >>> from scoreexp.diagnostics.likelihood import Likelihood
+    >>> oracle = se.oracles.Gaussian(torch.zeros(2), torch.ones(2))
+    >>> model = se.denoisers.OracleDenoiser(oracle, se.schedules.VP())
+    >>> Likelihood(trace="exact")(model, torch.zeros(1, 2)).log_prob.round(decimals=2)  # -log(2 pi)
+    tensor([-1.8400], dtype=torch.float64)
 
     Args:
         solver: of the flow; the default, ``RK45(1e-5, 1e-5)``, is the reference's. The log-density has the tolerance

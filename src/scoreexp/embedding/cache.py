@@ -57,7 +57,11 @@ class Solved(NamedTuple):
 
 @lru_cache
 def code_version(solver: type) -> str:
-    """Hash of the source files of ``scoreexp.numerics.fokker_planck`` and of the solver's own module."""
+    """Hash of the source files of ``scoreexp.numerics.fokker_planck`` and of the solver's own module.
+
+    >>> len(code_version(ScorePrecomputation))
+    32
+    """
     files = set(Path(scoreexp.numerics.fokker_planck.__file__).parent.glob("*.py"))
     files.add(Path(inspect.getfile(solver)))
     digest = hashlib.blake2b(digest_size=16)
@@ -67,7 +71,11 @@ def code_version(solver: type) -> str:
 
 
 def image_hash(image: np.ndarray) -> str:
-    """Hash of the values, shape and type of an image."""
+    """Hash of the values, shape and type of an image.
+
+    >>> image_hash(np.zeros((8, 8, 1))) == image_hash(np.zeros((8, 8, 3)))
+    False
+    """
     digest = hashlib.blake2b(f"{image.dtype.str}{image.shape}".encode(), digest_size=16)
     digest.update(np.ascontiguousarray(image).tobytes())
     return digest.hexdigest()
@@ -77,6 +85,11 @@ def field_key(image: np.ndarray, embedding: ImageEmbedding, seed: int) -> str:
     """The name of the score field of ``image[H, W, C]``: 32 hexadecimal digits.
 
     ``seed`` counts only where the starting density is drawn at random.
+
+    >>> image = np.zeros((8, 8, 1))
+    >>> few, many = (ImageEmbedding(precomputation=ScorePrecomputation(steps=n)) for n in (4, 100))
+    >>> field_key(image, few, seed=0) == field_key(image, few, seed=1) != field_key(image, many, seed=0)
+    True
 
     Raises:
         DataError: if the precomputation has a drift, a function that no key can tell from another.
@@ -104,12 +117,24 @@ def field_key(image: np.ndarray, embedding: ImageEmbedding, seed: int) -> str:
 
 
 def cache_file(folder: Path, key: str) -> Path:
-    """Where the field of this key lies."""
+    """Where the field of this key lies.
+
+    >>> cache_file(Path("fields"), "0a1b").as_posix()
+    'fields/0a/0a1b.npz'
+    """
     return folder / key[:2] / f"{key}.npz"
 
 
 def write_field(path: Path, key: str, field: ScoreField) -> None:
     """Write a field, whole or not at all.
+
+    >>> import tempfile
+    >>> embedding = ImageEmbedding(precomputation=ScorePrecomputation(steps=4))
+    >>> [solved] = solve_fields(np.zeros((1, 8, 8, 1)), embedding, seed=0)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_field(Path(folder, "field.npz"), "0a1b", solved.fields[0])
+    ...     read_field(Path(folder, "field.npz"), "0a1b").score.shape
+    (4, 2, 8, 8)
 
     Raises:
         DataError: if it has values that are not finite, or the folder cannot be written to.
@@ -140,6 +165,15 @@ def write_field(path: Path, key: str, field: ScoreField) -> None:
 
 def read_field(path: Path, key: str) -> ScoreField:
     """Read a field.
+
+    >>> import tempfile
+    >>> embedding = ImageEmbedding(precomputation=ScorePrecomputation(steps=4))
+    >>> [solved] = solve_fields(np.zeros((1, 8, 8, 1)), embedding, seed=0)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_field(Path(folder, "field.npz"), "0a1b", solved.fields[0])
+    ...     read_field(Path(folder, "field.npz"), "ffff")
+    Traceback (most recent call last):
+    scoreexp.data.errors.DataError: the score field ... belongs to other data or parameters
 
     Raises:
         DataError: one line that says why the file is not to be trusted.
@@ -195,6 +229,15 @@ def solve_fields(
 
     Each solved field is written before the next is begun, so an interrupted run goes on where it stopped. The
     positions of ``sampled_kde`` are drawn from a stream of (seed, image).
+
+    >>> import tempfile
+    >>> images = np.random.default_rng(0).random((2, 8, 8, 1))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     embedding = ImageEmbedding(precomputation=ScorePrecomputation(steps=4), cache=folder)
+    ...     for _ in range(2):
+    ...         [solved.cached for solved in solve_fields(images, embedding, seed=0)]
+    [[False, False]]
+    [[True, True]]
 
     Args:
         images: pixel values.
@@ -255,7 +298,13 @@ def _separate(batch: ScoreField) -> list[ScoreField]:
 
 
 def stacked(fields: list[ScoreField]) -> ScoreField:
-    """One field of several images, as if they had been solved together; their seconds add up."""
+    """One field of several images, as if they had been solved together; their seconds add up.
+
+    >>> embedding = ImageEmbedding(precomputation=ScorePrecomputation(steps=4))
+    >>> [solved] = solve_fields(np.zeros((2, 8, 8, 1)), embedding, seed=0)
+    >>> stacked(solved.fields).score.shape
+    (4, 2, 2, 8, 8)
+    """
     all_images: dict[str, Any] = {
         name: np.stack([getattr(field, name) for field in fields], axis)
         for name, axis in _PER_IMAGE_AXIS.items()

@@ -55,6 +55,12 @@ def embed_scores(
     clamped to [0, 1] after each step if asked for. The noise is left out at the last of the field's N steps. A
     field per image moves all channels alike, a field per channel each channel by its own.
 
+    >>> x = torch.rand(1, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    >>> precomputation = ScorePrecomputation(g=0.5, horizon=1.0, steps=4)
+    >>> field = precomputation(x.permute(0, 2, 3, 1).numpy(), keep=[1, 2, 3, 4])
+    >>> embed_scores(x, field, g=0.5, dt=0.25).shape
+    torch.Size([4, 1, 1, 8, 8])
+
     Args:
         x: images ``[B, C, H, W]`` in [0, 1].
         field: image-plane score at K times, leading axes ``[B]`` or ``[B, C]``.
@@ -111,6 +117,12 @@ class ImageEmbedding:
     precomputation kept (K = N) this is the solver's own time. The published single-image script keeps 10 of 100
     steps, ``n = int(linspace(1, N, K))``, but advances by T / N at each: its path is a tenth as long as the
     transport equation says, and its images are numbered, not timed.
+
+    >>> embedding = ImageEmbedding(precomputation=ScorePrecomputation(steps=4), kept=2)
+    >>> x = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    >>> field = embedding.precomputation(x.permute(0, 2, 3, 1).numpy(), keep=embedding.kept)
+    >>> embedding.times, embedding(x, field, seeds=[0]).shape
+    ([0.0, 0.5, 1.0], torch.Size([3, 1, 3, 8, 8]))
 
     Args:
         precomputation: initial density, solver, g, horizon and number of steps N.
@@ -178,6 +190,11 @@ class ImageEmbedding:
 
 class EmbeddedImages:
     """Paths of images, looked up at any time: linear between their times, exact at them.
+
+    >>> images = torch.tensor([0.0, 1.0, 3.0]).reshape(3, 1, 1, 1, 1)  # one image of one pixel at three times
+    >>> embedded = EmbeddedImages([0.0, 0.5, 1.0], images)
+    >>> embedded.at(index=torch.tensor([0, 0]), t=torch.tensor([0.5, 0.75])).flatten()
+    tensor([1., 2.])
 
     Args:
         times: ``[K + 1]``, increasing from 0.

@@ -21,6 +21,14 @@ def field_over_time(field: ScoreField, path: str | Path) -> None:
     A field with one density per channel shows the channels below each other. Arrows point uphill; their length is
     relative to the longest of their panel, which the title gives.
 
+    >>> import tempfile
+    >>> from scoreexp.numerics.fokker_planck import solve_log_density
+    >>> field = solve_log_density(np.random.default_rng(0).random((8, 8)), g=0.5, times=np.linspace(0, 1, 5))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     field_over_time(field, f"{folder}/field.png")
+    ...     Path(folder, "field.png").is_file()
+    True
+
     Args:
         field: of one image, leading axes ``[]`` or ``[C]``.
         path: the PNG to write.
@@ -50,6 +58,14 @@ def field_over_time(field: ScoreField, path: str | Path) -> None:
 def embedded_strip(times: Sequence[float], images: Tensor, path: str | Path) -> None:
     """The images of one path side by side, and how far each has moved from the first.
 
+    >>> import tempfile
+    >>> import torch
+    >>> path = torch.linspace(0, 1, 3).reshape(3, 1, 1, 1).expand(3, 1, 8, 8)  # from black to white
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     embedded_strip([0.0, 0.5, 1.0], path, f"{folder}/path.png")
+    ...     Path(folder, "path.png").is_file()
+    True
+
     Args:
         times: K of them.
         images: ``[K, C, H, W]`` in [0, 1].
@@ -75,6 +91,14 @@ def embedded_strip(times: Sequence[float], images: Tensor, path: str | Path) -> 
 @freed_at_once()
 def residual_curves(field: ScoreField, path: str | Path) -> bool:
     """Relative change of each fixed-point iteration over time, with the tolerance; False for an exact solver.
+
+    >>> import tempfile
+    >>> from scoreexp.numerics.fokker_planck import solve_log_density
+    >>> times = np.linspace(0, 1, 5)
+    >>> field = solve_log_density(np.random.default_rng(0).random((8, 8)), g=0.5, times=times, solver="direct")
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     residual_curves(field, f"{folder}/residuals.png")
+    True
 
     Args:
         field: of one image, leading axes ``[]`` or ``[C]``.

@@ -22,7 +22,16 @@ GRID = 64  # pictures in an overview
 
 
 def save_figure(figure: Figure, path: str | Path, dpi: int = 110) -> None:
-    """Write ``figure`` to ``path`` whole or not at all."""
+    """Write ``figure`` to ``path`` whole or not at all.
+
+    >>> import tempfile
+    >>> figure = Figure(figsize=(1, 1))
+    >>> line = figure.subplots().plot([0, 1], [0, 1])
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_figure(figure, f"{folder}/pictures/line.png")
+    ...     Path(folder, "pictures", "line.png").is_file()
+    True
+    """
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as temporary:
         figure.savefig(temporary, dpi=dpi)
@@ -40,6 +49,11 @@ def freed_at_once() -> Iterator[None]:
 
     A figure is a web of cycles, which Python would leave until some 100,000 objects have gathered, a dozen evaluations
     later. Without automatic collections nothing in here leaves the youngest generations, which are quick to search.
+
+    >>> with freed_at_once():
+    ...     figure = Figure(figsize=(1, 1))
+    ...     gc.isenabled()
+    False
     """
     automatic = gc.isenabled()
     gc.disable()
@@ -55,6 +69,14 @@ def freed_at_once() -> Iterator[None]:
 @freed_at_once()
 def denoising_strip(rows: Sequence[Sequence[Tensor]], path: str | Path, title: str = "") -> None:
     """Rows of pictures ``clean, noisy, intermediate ..., denoised`` with PSNR and SSIM against the clean one.
+
+    >>> import tempfile
+    >>> import torch
+    >>> clean, noisy = torch.zeros(1, 8, 8), torch.full((1, 8, 8), 0.1)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     denoising_strip([[clean, noisy, clean + 0.01]], f"{folder}/strip.png", "sigma = 0.1")
+    ...     Path(folder, "strip.png").is_file()
+    True
 
     Args:
         rows: for each picture its states ``[C, H, W]`` in [0, 1]; the first is the clean one.
@@ -84,7 +106,16 @@ def denoising_strip(rows: Sequence[Sequence[Tensor]], path: str | Path, title: s
 
 
 def save_pixels(image: Tensor, path: str | Path) -> None:
-    """Write a picture ``[C, H, W]`` in [0, 1] as a PNG of its own size, whole or not at all."""
+    """Write a picture ``[C, H, W]`` in [0, 1] as a PNG of its own size, whole or not at all.
+
+    >>> import tempfile
+    >>> import torch
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_pixels(torch.full((3, 4, 6), 0.5), f"{folder}/grey.png")
+    ...     with Image.open(f"{folder}/grey.png") as image:
+    ...         image.size  # width and height
+    (6, 4)
+    """
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as temporary:
         Image.fromarray(_pixels(image)).save(temporary)
@@ -92,7 +123,15 @@ def save_pixels(image: Tensor, path: str | Path) -> None:
 
 @freed_at_once()
 def image_grid(images: Tensor, path: str | Path, title: str = "") -> None:
-    """A near-square grid of ``images[B, C, H, W]`` in [0, 1]."""
+    """A near-square grid of ``images[B, C, H, W]`` in [0, 1].
+
+    >>> import tempfile
+    >>> import torch
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     image_grid(torch.rand(4, 3, 8, 8), f"{folder}/samples.png", "4 samples")
+    ...     Path(folder, "samples.png").is_file()
+    True
+    """
     columns = math.ceil(math.sqrt(len(images)))
     rows = math.ceil(len(images) / columns)
     figure = Figure(figsize=(1.3 * columns, 1.3 * rows + 0.3), layout="constrained")
@@ -116,6 +155,12 @@ def curves(
     targets: Mapping[str, float] | None = None,
 ) -> bool:
     """Plot columns ``names`` of a metrics table against the step; returns whether there was anything to plot.
+
+    >>> import tempfile
+    >>> rows = [{"step": 10, "train/loss": 0.5}, {"step": 20, "train/loss": 0.25}]
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     curves(rows, ["train/loss", "val/psnr"], f"{folder}/loss.png", ylabel="loss", log=True)
+    True
 
     Args:
         rows: the table, one mapping per logged step, with the key ``step``.
@@ -148,7 +193,15 @@ def curves(
 
 @freed_at_once()
 def comparison(pictures: Sequence[np.ndarray], titles: Sequence[str], path: str | Path) -> None:
-    """Pictures ``[H, W, C]`` in [0, 1] side by side."""
+    """Pictures ``[H, W, C]`` in [0, 1] side by side.
+
+    >>> import tempfile
+    >>> noisy, clean = np.full((8, 8, 3), 0.6), np.full((8, 8, 3), 0.5)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     comparison([noisy, clean], ["noisy", "clean"], f"{folder}/pair.png")
+    ...     Path(folder, "pair.png").is_file()
+    True
+    """
     figure = Figure(figsize=(4.2 * len(pictures), 4.5), layout="constrained")
     axes = figure.subplots(1, len(pictures), squeeze=False)
     for axis, picture, title in zip(axes.flat, pictures, titles, strict=True):

@@ -24,6 +24,12 @@ DECADES = 8.0
 class ScoreMap(NamedTuple):
     """The score at one noise level on a square grid of ``n * n`` points ``u = x_t / alpha``.
 
+    >>> import torch
+    >>> points = torch.cartesian_prod(*[torch.linspace(-1, 1, 3)] * 2)
+    >>> exact = -points / 2  # of standard normal data: u has the variance 1 + level^2
+    >>> ScoreMap(level=1.0, points=points, learned=0.9 * exact, exact=exact).shown is None  # an arrow each
+    True
+
     Attributes:
         level: ``sigma / alpha`` in data units.
         points: ``[n * n, 2]``.
@@ -57,6 +63,24 @@ def points_picture(
     """Data over samples; exact beside learned score at several noise levels; error of the score; sampler's trajectories.
 
     What needs the exact distribution is left out where it is not known.
+
+    >>> import tempfile
+    >>> import torch
+    >>> grid = torch.cartesian_prod(*[torch.linspace(-1, 1, 3)] * 2)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     points_picture(
+    ...         f"{folder}/gaussian.png",
+    ...         title="a standard normal distribution",
+    ...         half_width=1.25,
+    ...         data=torch.randn(20, 2),
+    ...         log_density=None,
+    ...         samples=torch.randn(20, 2),
+    ...         maps=[ScoreMap(1.0, grid, learned=-grid / 2, exact=-grid / 2)],
+    ...         trajectories=torch.randn(1, 20, 2).expand(5, 20, 2),
+    ...         score_error={0.1: 0.01, 1.0: 0.02},
+    ...     )
+    ...     Path(folder, "gaussian.png").is_file()
+    True
 
     Args:
         path: the PNG to write.
@@ -95,7 +119,15 @@ def points_picture(
 
 @freed_at_once()
 def scatter(points: Tensor, path: str | Path, title: str = "") -> None:
-    """Points of the plane ``[N, 2]``, on equal axes."""
+    """Points of the plane ``[N, 2]``, on equal axes.
+
+    >>> import tempfile
+    >>> import torch
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     scatter(torch.randn(20, 2), f"{folder}/samples.png", "20 samples")
+    ...     Path(folder, "samples.png").is_file()
+    True
+    """
     figure = Figure(figsize=(5, 5), layout="constrained")
     axis = figure.subplots()
     axis.scatter(*points.T, s=4, lw=0, color="C0")

@@ -73,7 +73,7 @@ class QuantileClassifier(nn.Module):
         """``x[B, *]`` scaled to unit noise and data, ``c_noise[B] = log(sigma / alpha) / 4`` -> ``[B, quantiles]``."""
         if tuple(x.shape[1:]) != self.event_shape:
             raise ValueError(
-                f"samples of shape {tuple(x.shape[1:])} for a classifier of {self.event_shape}: this one takes no other size, "
+                f"samples of shape {tuple(x.shape[1:])} for a classifier of {self.event_shape}: this one takes no other, "
                 "leave minority guidance out, or give a convolutional classifier in Python"
             )
         return self.layers(torch.cat([x.flatten(1), self.features(c_noise).to(x)], 1))

@@ -12,7 +12,15 @@ from scoreexp.runs.checkpoint_path import CheckpointError as CheckpointError
 
 
 class DurableCheckpointIO(TorchCheckpointIO):
-    """Lightning's checkpoint plugin on top of ``write_checkpoint`` and ``read_checkpoint``."""
+    """Lightning's checkpoint plugin on top of ``write_checkpoint`` and ``read_checkpoint``.
+
+    >>> import tempfile
+    >>> io, checkpoint = DurableCheckpointIO(), {"state_dict": {}, "scoreexp": {"format": 1, "config": {}}}
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     io.save_checkpoint(checkpoint, f"{folder}/last.ckpt")
+    ...     io.load_checkpoint(f"{folder}/last.ckpt") == checkpoint
+    True
+    """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         write_checkpoint(checkpoint, Path(path))

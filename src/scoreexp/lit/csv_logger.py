@@ -19,6 +19,15 @@ class CSVLogger(Logger):
     Lightning's own CSV logger starts a new folder or deletes the earlier rows on resume. This one keeps the rows up
     to the step from which the run goes on and drops later ones, which the resumed run writes again. Only rank 0 writes.
 
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     logger = CSVLogger(f"{folder}/metrics.csv")
+    ...     logger.log_metrics({"train/loss": 0.5}, step=10)
+    ...     logger.log_metrics({"val/psnr": 20.0}, step=10)
+    ...     logger.finalize("success")
+    ...     logger.path.read_text().split()
+    ['step,train/loss,val/psnr', '10,0.5,20.0']
+
     Args:
         path: the file; its folder must exist.
     """

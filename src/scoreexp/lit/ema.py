@@ -22,6 +22,12 @@ class EMA:
     References: Ho, Jain, Abbeel, *Denoising Diffusion Probabilistic Models*, 2020, https://arxiv.org/abs/2006.11239
     (d = 0.9999, no warm-up); the warm-up is that of TensorFlow's ``ExponentialMovingAverage``.
 
+    >>> averaged, raw = nn.BatchNorm1d(1), nn.BatchNorm1d(1)
+    >>> _ = nn.init.zeros_(averaged.weight)  # that of raw is 1
+    >>> EMA(decay=0.75, warmup=False).update(averaged, raw, step=1)
+    >>> averaged.weight.item()
+    0.25
+
     Args:
         decay: d in [0, 1).
         warmup: let the average follow early weights closely, so that it is useful from the first look.

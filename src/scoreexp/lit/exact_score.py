@@ -13,6 +13,21 @@ class ExactScore(ScoreModule):
     """A model with nothing to train: it is evaluated once it has the images, and its checkpoint holds them.
 
     Objective, time law and optimiser are not used.
+
+    >>> import torch
+    >>> from scoreexp.data import SwissRoll
+    >>> from scoreexp.denoisers import Denoiser
+    >>> from scoreexp.objectives import DenoisingScoreMatching, UniformTime, X0Weighting
+    >>> from scoreexp.schedules import VP
+    >>> module = ExactScore(
+    ...     denoiser=Denoiser(ExactPosteriorMean(event_shape=(2,)), X0Prediction(), VP()),
+    ...     objective=DenoisingScoreMatching(X0Weighting()),
+    ...     time_law=UniformTime(),
+    ...     optimizer=torch.optim.Adam,
+    ... )
+    >>> module.prepare(SwissRoll(points=3))
+    >>> module.denoiser.network.images.shape
+    torch.Size([3, 2])
     """
 
     needs_training: ClassVar[bool] = False

@@ -24,7 +24,15 @@ from scoreexp.objectives import Objective, TimeLaw
 
 
 class NonFiniteError(UserError, FloatingPointError):
-    """A loss or a weight became NaN or infinite."""
+    """A loss or a weight became NaN or infinite.
+
+    >>> import scoreexp as se
+    >>> network = se.networks.MLP(event_shape=(2,), width=8, blocks=1)
+    >>> denoiser = se.denoisers.Denoiser(network, se.denoisers.VPrediction(), se.schedules.VP())
+    >>> _ = se.train(denoiser, torch.full((4, 2), float("nan")), steps=1)
+    Traceback (most recent call last):
+    scoreexp.lit.module.NonFiniteError: the loss is not finite at step 0 ...
+    """
 
 
 class ScoreModule(pl.LightningModule):
@@ -33,6 +41,20 @@ class ScoreModule(pl.LightningModule):
     Every random number of a training step is a function of (seed, batch index) alone: the noise levels and the noise
     of the *global* batch are drawn on each device and every rank takes its slice, so a resumed run and a run on another
     number of devices see the same draws. Dropout is seeded per step and rank.
+
+    >>> from scoreexp.denoisers import VPrediction
+    >>> from scoreexp.networks import MLP
+    >>> from scoreexp.objectives import DenoisingScoreMatching, UniformTime, VWeighting
+    >>> from scoreexp.schedules import VP
+    >>> module = ScoreModule(
+    ...     denoiser=Denoiser(MLP(event_shape=(2,), width=8, blocks=1), VPrediction(), VP()),
+    ...     objective=DenoisingScoreMatching(VWeighting()),
+    ...     time_law=UniformTime(),
+    ...     optimizer=torch.optim.Adam,
+    ...     ema=EMA(decay=0.999),
+    ... )
+    >>> module.evaluation_denoiser is module.averaged
+    True
 
     Args:
         denoiser: network, preconditioning and schedule.
@@ -237,4 +259,17 @@ class DDPM(ScoreModule):
     """The baseline of Ho, Jain, Abbeel, 2020, https://arxiv.org/abs/2006.11239: noise prediction, ancestral sampling.
 
     What makes it a DDPM is its configuration (schedule, preconditioning, weighting); the class only names it.
+
+    >>> from scoreexp.denoisers import EpsPrediction
+    >>> from scoreexp.networks import MLP
+    >>> from scoreexp.objectives import DenoisingScoreMatching, DiscreteTime, EpsWeighting
+    >>> from scoreexp.schedules import DDPM as DDPMSchedule
+    >>> module = DDPM(
+    ...     denoiser=Denoiser(MLP(event_shape=(2,), width=8, blocks=1), EpsPrediction(), DDPMSchedule()),
+    ...     objective=DenoisingScoreMatching(EpsWeighting()),
+    ...     time_law=DiscreteTime(steps=1000),
+    ...     optimizer=torch.optim.Adam,
+    ... )
+    >>> module.evaluation_denoiser(torch.zeros(1, 2), torch.tensor([0.5])).shape
+    torch.Size([1, 2])
     """

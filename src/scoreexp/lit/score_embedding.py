@@ -14,6 +14,22 @@ class ScoreEmbedding(ScoreModule):
 
     The network then learns E[x(t) | x(t) + sigma(t) z]; see ``scoreexp.embedding`` for the method and its
     references.
+
+    >>> import torch
+    >>> from scoreexp.denoisers import Denoiser, VPrediction
+    >>> from scoreexp.networks import MLP
+    >>> from scoreexp.objectives import DenoisingScoreMatching, UniformTime, VWeighting
+    >>> from scoreexp.schedules import VP
+    >>> module = ScoreEmbedding(
+    ...     denoiser=Denoiser(MLP(event_shape=(1, 8, 8), width=8, blocks=1), VPrediction(), VP()),
+    ...     objective=DenoisingScoreMatching(VWeighting()),
+    ...     time_law=UniformTime(),
+    ...     optimizer=torch.optim.Adam,
+    ... )
+    >>> module.embed(EmbeddedImages([0.0, 1.0], torch.stack([torch.zeros(1, 1, 8, 8), torch.ones(1, 1, 8, 8)])))
+    >>> batch = Batch(x=torch.zeros(1, 1, 8, 8), index=torch.tensor([0]))
+    >>> module.training_batch(batch, t=torch.tensor([0.25])).x.unique()
+    tensor([0.2500])
     """
 
     embedded: EmbeddedImages | None = None

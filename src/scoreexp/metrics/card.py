@@ -23,6 +23,10 @@ def metric_name(kind: str, extractor: FeatureExtractor, n: int) -> str:
 
     Only the Frechet and kernel distances of the published Inception network are called ``fid`` and ``kid``.
 
+    >>> import scoreexp as se
+    >>> se.metrics.metric_name("frechet", se.metrics.PixelFeatures(8), 5000)
+    'frechet_pixels8_5k'
+
     Args:
         kind: name of the value, such as ``frechet`` or ``precision``.
         extractor: what the pictures were compared by.
@@ -47,6 +51,16 @@ def library_versions() -> dict[str, str]:
 @dataclass(frozen=True)
 class MetricCard:
     """All that must agree for two values to be comparable, and the versions they were computed with.
+
+    >>> import torch
+    >>> import scoreexp as se
+    >>> pictures, extractor = torch.zeros(4, 3, 8, 8, dtype=torch.uint8), se.metrics.PixelFeatures(1)
+    >>> reference = se.metrics.make_reference(lambda: [pictures], extractor, n=4, split="test", recipe="black")
+    >>> metric = se.metrics.FrechetDistance(extractor, reference, n=4)
+    >>> metric.update(pictures)
+    >>> card = metric.results()[0].card
+    >>> card.name, card.n_generated, card.split, se.metrics.MetricCard.from_dict(card.to_dict()) == card
+    ('frechet_pixels1_4', 4, 'test', True)
 
     Args:
         name: of the metric, see ``metric_name``.
@@ -97,7 +111,14 @@ class MetricCard:
 
 
 def card_differences(a: MetricCard, b: MetricCard) -> list[str]:
-    """Names of the fields in which two cards differ, versions left out; values are comparable if there is none."""
+    """Names of the fields in which two cards differ, versions left out; values are comparable if there is none.
+
+    >>> from dataclasses import replace
+    >>> from scoreexp.metrics import MetricCard, card_differences
+    >>> card = MetricCard("fid", 100, 100, "test", "CIFAR-10", (3, 32, 32), "colour", "pixels8", "0f", "box means")
+    >>> card_differences(card, replace(card, split="train", n_reference=50))
+    ['n_reference', 'split']
+    """
     return [
         f.name
         for f in fields(MetricCard)
@@ -110,6 +131,12 @@ class MetricValue:
     """A value, its card, and what a reader must know.
 
     Values with the same card can be sorted; ``<`` between others raises ValueError.
+
+    >>> from scoreexp.metrics import MetricCard, MetricValue
+    >>> card = MetricCard("fid", 100, 100, "test", "CIFAR-10", (3, 32, 32), "colour", "pixels8", "0f", "box means")
+    >>> values = [MetricValue(12.5, card), MetricValue(3.25, card, caveat="few pictures")]
+    >>> print(min(values))
+    fid 3.25 (few pictures)
 
     Args:
         value: the number.

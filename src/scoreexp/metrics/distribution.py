@@ -90,6 +90,12 @@ def sliced_wasserstein(
     Reference: Sliced and Radon Wasserstein barycenters of measures, N. Bonneel, J. Rabin, G. Peyre, H. Pfister, 2015,
     https://doi.org/10.1007/s10851-014-0506-3
 
+    >>> import torch
+    >>> import scoreexp as se
+    >>> points = torch.arange(8.0).reshape(8, 1)
+    >>> se.metrics.sliced_wasserstein(points, points + 3).round(decimals=4)
+    tensor(3., dtype=torch.float64)
+
     Arguments:
         x: ``[N, *]`` samples.
         y: ``[M, *]`` samples of the same event shape.
@@ -122,7 +128,12 @@ def sliced_wasserstein(
 
 @checked
 def gaussian_kernel(bandwidth: Annotated[PositiveFloat, "such as median_distance(x, y)"]) -> Kernel:
-    """``k(x, y) = exp(-|x - y|^2 / (2 h^2))`` with the bandwidth h > 0 in the samples' unit."""
+    """``k(x, y) = exp(-|x - y|^2 / (2 h^2))`` with the bandwidth h > 0 in the samples' unit.
+
+    >>> import torch
+    >>> gaussian_kernel(1.0)(torch.zeros(1, 2), torch.tensor([[0.0, 0.0], [1.0, 1.0]]))
+    tensor([[1.0000, 0.3679]])
+    """
     return lambda x, y: torch.exp(
         -torch.cdist(x, y, compute_mode=_BY_DIFFERENCES).square() / (2 * bandwidth**2)
     )
@@ -130,7 +141,12 @@ def gaussian_kernel(bandwidth: Annotated[PositiveFloat, "such as median_distance
 
 @checked
 def polynomial_kernel(degree: PositiveInt = 3) -> Kernel:
-    """``k(x, y) = (x.y / D + 1)^degree`` for vectors of D values; degree 3 is that of the kernel inception distance."""
+    """``k(x, y) = (x.y / D + 1)^degree`` for vectors of D values; degree 3 is that of the kernel inception distance.
+
+    >>> import torch
+    >>> polynomial_kernel(3)(torch.ones(1, 2), torch.tensor([[0.0, 0.0], [1.0, 1.0]]))
+    tensor([[1., 8.]])
+    """
     return lambda x, y: (x @ y.T / x.shape[1] + 1) ** degree
 
 
@@ -139,6 +155,11 @@ def median_distance(x: Tensor, y: Tensor) -> float:
 
     It is that of at most 1000 evenly spaced samples of each set. Values of ``mmd`` for two models are comparable
     only with one bandwidth: take that of the real samples for both.
+
+    >>> import torch
+    >>> import scoreexp as se
+    >>> se.metrics.median_distance(torch.tensor([[0.0], [1.0]]), torch.tensor([[3.0]]))
+    2.0
 
     Raises:
         ValueError: as ``mmd``, or the median is 0.
@@ -165,6 +186,14 @@ def mmd(x: Tensor, y: Tensor, *, kernel: Kernel | None = None, unbiased: bool = 
 
     Reference: A kernel two-sample test, A. Gretton, K. Borgwardt, M. Rasch, B. Schoelkopf, A. Smola, 2012,
     https://jmlr.org/papers/v13/gretton12a.html
+
+    >>> import torch
+    >>> import scoreexp as se
+    >>> real = torch.arange(8.0).reshape(4, 2)
+    >>> kernel = se.metrics.gaussian_kernel(se.metrics.median_distance(real, real))
+    >>> near, far = (se.metrics.mmd(real + shift, real, kernel=kernel) for shift in (1, 10))
+    >>> bool(near < far)
+    True
 
     Arguments:
         x: ``[N, *]`` samples.
@@ -210,6 +239,13 @@ def kid(
     Reference: Demystifying MMD GANs, M. Binkowski, D. J. Sutherland, M. Arbel, A. Gretton, 2018,
     https://arxiv.org/abs/1801.01401
 
+    >>> import torch
+    >>> import scoreexp as se
+    >>> real = torch.arange(24.0).reshape(12, 2) / 24
+    >>> estimate = se.metrics.kid(real + 0.5, real, subsets=10, subset_size=8)
+    >>> bool(estimate.mean > 0), bool(estimate.std > 0)
+    (True, True)
+
     Arguments:
         x: ``[N, *]`` features of generated pictures.
         y: ``[M, *]`` features of real ones.
@@ -242,6 +278,11 @@ def kid(
 def nearest_neighbours(x: Tensor, y: Tensor, *, k: int = 1) -> Neighbours:
     """The k samples of y that are nearest to each sample of x in Euclidean distance.
 
+    >>> import torch
+    >>> import scoreexp as se
+    >>> se.metrics.nearest_neighbours(torch.tensor([[1.0]]), torch.tensor([[4.0], [0.5], [9.0]]), k=2)
+    Neighbours(distance=tensor([[0.5000, 3.0000]], dtype=torch.float64), position=tensor([[1, 0]]))
+
     Arguments:
         x: ``[N, *]`` samples.
         y: ``[M, *]`` samples of the same event shape.
@@ -270,6 +311,13 @@ def memorisation(samples: Tensor, train: Tensor, held_out: Tensor | None = None)
 
     Reference: On memorization in diffusion models, X. Gu, C. Du, T. Pang, C. Li, M. Lin, Y. Wang, 2023,
     https://arxiv.org/abs/2310.02664 (with the criterion of T. Yoon et al., 2023)
+
+    >>> import torch
+    >>> import scoreexp as se
+    >>> train = torch.tensor([[0.0], [4.0], [8.0]])
+    >>> found = se.metrics.memorisation(torch.tensor([[4.5], [6.0]]), train)  # the first is nearly a copy
+    >>> found.ratio.round(decimals=2), found.share
+    (tensor([0.1400, 1.0000], dtype=torch.float64), tensor(0.5000, dtype=torch.float64))
 
     Arguments:
         samples: ``[N, *]`` generated samples.
@@ -305,6 +353,12 @@ def precision_recall(generated: Tensor, real: Tensor, *, k: int = 3) -> Manifold
 
     Reference: Improved precision and recall metric for assessing generative models, T. Kynkaanniemi, T. Karras,
     S. Laine, J. Lehtinen, T. Aila, 2019, https://arxiv.org/abs/1904.06991
+
+    >>> import torch
+    >>> import scoreexp as se
+    >>> real = torch.tensor([[0.0], [1.0], [10.0], [11.0]])
+    >>> se.metrics.precision_recall(torch.tensor([[0.0], [0.5], [1.0], [0.2]]), real, k=1)  # one mode of two
+    ManifoldOverlap(precision=tensor(1., dtype=torch.float64), recall=tensor(0.5000, dtype=torch.float64))
 
     Arguments:
         generated: ``[N, *]`` features of generated pictures, N > k.

@@ -27,6 +27,10 @@ RESERVED_NAMES = ("inception", "pixels", "random_conv")
 def as_bytes(images: Tensor) -> Tensor:
     """Pictures ``[B, C, H, W]`` as 8-bit values: unchanged, or ``to_uint8`` of values in [0, 1].
 
+    >>> import torch
+    >>> as_bytes(torch.tensor([[[[0.0, 0.5, 1.0]]]]))
+    tensor([[[[  0, 128, 255]]]], dtype=torch.uint8)
+
     Raises:
         ValueError: neither 8-bit nor floating point in [0, 1]; samples of a model are clamped to it first, as a
             saved picture is.
@@ -39,6 +43,16 @@ def as_bytes(images: Tensor) -> Tensor:
 
 class FeatureExtractor(ABC):
     """Maps 8-bit pictures to feature vectors, without gradients.
+
+    >>> import torch
+    >>> import scoreexp as se
+    >>> class MeanColour(se.metrics.FeatureExtractor):
+    ...     name, dimension, digest, resize = "mean_colour", 3, "mean colour, version 1", "none"
+    ...     def features(self, images):
+    ...         return images.float().mean((2, 3))
+    >>> MeanColour()(torch.full((2, 3, 8, 8), 100, dtype=torch.uint8))
+    tensor([[100., 100., 100.],
+            [100., 100., 100.]])
 
     Attributes:
         name: how metrics computed with it are called.
@@ -92,6 +106,11 @@ class PixelFeatures(FeatureExtractor):
 
     Distances between them see brightness, colour and layout, not objects.
 
+    >>> import torch
+    >>> import scoreexp as se
+    >>> se.metrics.PixelFeatures(size=1)(torch.full((1, 3, 8, 8), 255, dtype=torch.uint8))
+    tensor([[1., 1., 1.]])
+
     Args:
         size: side of the small picture; D = 3 size^2.
     """
@@ -121,6 +140,11 @@ class RandomConvFeatures(FeatureExtractor):
 
     Reference: Reliable fidelity and diversity metrics for generative models, M. F. Naeem, S. J. Oh, Y. Uh, Y. Choi,
     J. Yoo, 2020, https://arxiv.org/abs/2002.09797 (on random embeddings for data unlike photographs)
+
+    >>> import torch
+    >>> import scoreexp as se
+    >>> se.metrics.RandomConvFeatures()(torch.zeros(2, 3, 8, 8, dtype=torch.uint8)).shape
+    torch.Size([2, 224])
 
     Args:
         seed: names the weights; another seed is another extractor.
@@ -161,6 +185,19 @@ class ExportedExtractor(FeatureExtractor):
 
     It is called with uint8 pictures ``[B, 3, H, W]`` and resizes and scales them itself. Such files hold code:
     load only those you trust.
+
+    >>> import tempfile
+    >>> import torch
+    >>> import scoreexp as se
+    >>> class Network(torch.nn.Module):
+    ...     def forward(self, images):
+    ...         return images.float().mean((2, 3))
+    >>> pictures = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
+    >>> with tempfile.NamedTemporaryFile(suffix=".pt2") as file:
+    ...     torch.export.save(torch.export.export(Network(), (pictures,)), file.name)
+    ...     extractor = se.metrics.ExportedExtractor(file.name, name="mean_colour", dimension=3)
+    >>> extractor(pictures).shape
+    torch.Size([2, 3])
 
     Args:
         path: the file.

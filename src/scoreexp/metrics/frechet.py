@@ -23,6 +23,11 @@ def frechet_distance(mean1: Tensor, covariance1: Tensor, mean2: Tensor, covarian
     Reference: GANs trained by a two time-scale update rule converge to a local Nash equilibrium, M. Heusel,
     H. Ramsauer, T. Unterthiner, B. Nessler, S. Hochreiter, 2017, https://arxiv.org/abs/1706.08500
 
+    >>> import torch
+    >>> import scoreexp as se
+    >>> se.metrics.frechet_distance(torch.zeros(2), torch.eye(2), torch.ones(2), 4 * torch.eye(2))
+    tensor(4., dtype=torch.float64)
+
     Arguments:
         mean1, mean2: ``[D]``.
         covariance1, covariance2: ``[D, D]``, symmetric and positive semidefinite.
@@ -60,6 +65,14 @@ def _root(covariance: Tensor) -> Tensor:
 @dataclass(frozen=True, eq=False)
 class FeatureStatistics:
     """Count, sum and sum of outer products of features, in double precision: sums over parts of a set add up.
+
+    >>> import torch
+    >>> import scoreexp as se
+    >>> features = torch.tensor([[0.0, 0.0], [2.0, 0.0], [4.0, 0.0]])
+    >>> parts = [se.metrics.FeatureStatistics.of(features[:1]), se.metrics.FeatureStatistics.of(features[1:])]
+    >>> whole = parts[0] + parts[1]
+    >>> whole.count, whole.mean
+    (3, tensor([2., 0.], dtype=torch.float64))
 
     Args:
         count: number n of samples.

@@ -22,6 +22,11 @@ SMALLEST_MS_SSIM = (WINDOW_SIZE - 1) * 2 ** (len(SCALE_EXPONENTS) - 1) + 1
 def mse(prediction: Tensor, target: Tensor) -> Tensor:
     """Mean squared error ``mean((x - y)^2)`` of each picture.
 
+    >>> import torch
+    >>> import scoreexp as se
+    >>> se.metrics.mse(torch.full((1, 3, 8, 8), 0.75), torch.full((1, 3, 8, 8), 0.5))
+    tensor([0.0625], dtype=torch.float64)
+
     Arguments:
         prediction: ``[B, *]``, values clamped to [0, 1].
         target: ``[B, *]``, values in [0, 1].
@@ -40,6 +45,11 @@ def psnr(prediction: Tensor, target: Tensor) -> Tensor:
     """Peak signal-to-noise ratio ``-10 log10(mse)`` of each picture in dB, for the peak 1.
 
     It is infinite for equal pictures. Arguments, result and errors are those of ``mse``.
+
+    >>> import torch
+    >>> import scoreexp as se
+    >>> se.metrics.psnr(torch.full((1, 3, 8, 8), 0.6), torch.full((1, 3, 8, 8), 0.5)).round(decimals=2)
+    tensor([20.], dtype=torch.float64)
     """
     return -10 * mse(prediction, target).log10()
 
@@ -55,6 +65,12 @@ def ssim(prediction: Tensor, target: Tensor) -> Tensor:
 
     Reference: Image quality assessment: from error visibility to structural similarity, Z. Wang, A. C. Bovik,
     H. R. Sheikh, E. P. Simoncelli, 2004, https://doi.org/10.1109/TIP.2003.819861
+
+    >>> import torch
+    >>> import scoreexp as se
+    >>> picture = torch.linspace(0, 1, 256).reshape(1, 1, 16, 16)
+    >>> bool(se.metrics.ssim(picture + 0.01, picture) > se.metrics.ssim(1 - picture, picture))
+    True
 
     Arguments:
         prediction: ``[B, C, H, W]``, values clamped to [0, 1], H and W at least 11 pixels.
@@ -89,6 +105,12 @@ def ms_ssim(prediction: Tensor, target: Tensor) -> Tensor:
     Reference: Multi-scale structural similarity for image quality assessment, Z. Wang, E. P. Simoncelli,
     A. C. Bovik, 2003, https://doi.org/10.1109/ACSSC.2003.1292216
 
+    >>> import torch
+    >>> import scoreexp as se
+    >>> picture = torch.linspace(0, 1, 161 * 161).reshape(1, 1, 161, 161)
+    >>> se.metrics.ms_ssim(picture, picture).round(decimals=4)
+    tensor([1.], dtype=torch.float64)
+
     Arguments:
         prediction: ``[B, C, H, W]``, values clamped to [0, 1], H and W at least 161 pixels.
         target: ``[B, C, H, W]``, values in [0, 1].
@@ -122,6 +144,12 @@ def ssim_global(prediction: Tensor, target: Tensor) -> Tensor:
     The formula of ``ssim`` with plain means, variances and covariance (divisor N) over all values of a
     picture. It is blind to where in the picture structure is lost, so its values are not comparable with
     those of ``ssim``.
+
+    >>> import torch
+    >>> import scoreexp as se
+    >>> picture = torch.tensor([[0.0, 1.0]])
+    >>> se.metrics.ssim_global(picture, picture), se.metrics.ssim_global(1 - picture, picture).round(decimals=2)
+    (tensor([1.], dtype=torch.float64), tensor([-1.], dtype=torch.float64))
 
     Arguments:
         prediction: ``[B, *]``, values clamped to [0, 1].

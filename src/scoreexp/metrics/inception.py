@@ -33,11 +33,26 @@ _mean_pool = partial(F.avg_pool2d, kernel_size=3, stride=1, padding=1, count_inc
 
 
 class MissingWeightsError(UserError):
-    """The weights of the Inception network are not on this machine."""
+    """The weights of the Inception network are not on this machine.
+
+    >>> import scoreexp as se
+    >>> try:
+    ...     extractor = se.metrics.InceptionFeatures("no_such_file.pth")
+    ... except se.metrics.MissingWeightsError:
+    ...     extractor = se.metrics.RandomConvFeatures()  # whose Frechet distance is not called FID
+    >>> extractor.name
+    'random_conv'
+    """
 
 
 class InceptionFeatures(FeatureExtractor):
     """The 2048 means over positions of the network's last maps ("pool3"): the features of the published FID.
+
+    >>> import scoreexp as se
+    >>> se.metrics.InceptionFeatures("no_such_file.pth")
+    Traceback (most recent call last):
+        ...
+    scoreexp.metrics.inception.MissingWeightsError: the Inception weights are missing (no_such_file.pth is no file): ...
 
     Args:
         path: the weights' file; null takes the environment variable ``SCOREEXP_INCEPTION``.

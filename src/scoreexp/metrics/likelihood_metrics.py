@@ -12,7 +12,17 @@ from scoreexp.metrics.spec import MetricSpec
 
 
 class LikelihoodMetric(ABC):
-    """The mean over samples of a value of each one's log-density."""
+    """The mean over samples of a value of each one's log-density.
+
+    >>> import torch
+    >>> from scoreexp.metrics.spec import MetricSpec
+    >>> class NatsPerDim(LikelihoodMetric):
+    ...     spec = MetricSpec("nats_per_dim", "lower", needs="likelihood", unit="nats")
+    ...     def per_sample(self, log_prob, dimensions):
+    ...         return -log_prob / dimensions
+    >>> NatsPerDim().per_sample(torch.tensor([-6.0]), 3)
+    tensor([2.])
+    """
 
     spec: ClassVar[MetricSpec]
 
@@ -61,6 +71,10 @@ def bits_per_dim(log_prob: Tensor, dimensions: int, levels: int = 256) -> Tensor
 
     A picture of 256 levels has them 2/255 apart, so 6.994 bits are added: the change of units from [-1, 1] to levels.
 
+    >>> import torch
+    >>> bits_per_dim(torch.zeros(1), 3, levels=5)  # a density of 1, and levels 1/2 apart
+    tensor([1.])
+
     Args:
         log_prob: log-densities ``[B]`` in nats.
         dimensions: numbers ``D`` in a sample.
@@ -75,6 +89,9 @@ def bits_per_dim(log_prob: Tensor, dimensions: int, levels: int = 256) -> Tensor
 @checked
 def level_spacing(levels: Annotated[AtLeastTwo, "256 for 8-bit pictures"]) -> float:
     """The distance of neighbouring ones of evenly spaced levels over [-1, 1].
+
+    >>> level_spacing(5)
+    0.5
 
     Raises:
         ValueError: if there are fewer than two levels.

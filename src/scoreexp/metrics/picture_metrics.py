@@ -56,7 +56,15 @@ class PictureMetric(Metric):
 
 
 class MSE(PictureMetric):
-    """Mean over pictures of ``functional.mse``."""
+    """Mean over pictures of ``functional.mse``.
+
+    >>> import torch
+    >>> import scoreexp as se
+    >>> metric = se.metrics.MSE()
+    >>> metric.update(torch.full((2, 3, 8, 8), 0.75), torch.full((2, 3, 8, 8), 0.5))
+    >>> metric.compute()
+    tensor(0.0625)
+    """
 
     spec = MetricSpec("mse", "lower", needs="pairs", title="MSE", usual=True)
 
@@ -68,6 +76,13 @@ class PSNR(PictureMetric):
     """Mean over pictures of ``functional.psnr``: of the decibels, not the decibels of the mean error.
 
     A picture that is reproduced exactly makes the mean infinite.
+
+    >>> import torch
+    >>> import scoreexp as se
+    >>> metric = se.metrics.PSNR()
+    >>> metric.update(torch.full((2, 3, 8, 8), 0.6), torch.full((2, 3, 8, 8), 0.5))
+    >>> round(metric.compute().item(), 2)
+    20.0
     """
 
     spec = MetricSpec("psnr", "higher", needs="pairs", unit="dB", title="PSNR", digits=".1f", usual=True)
@@ -77,7 +92,15 @@ class PSNR(PictureMetric):
 
 
 class SSIM(PictureMetric):
-    """Mean over pictures of ``functional.ssim``: Gaussian window 11 x 11, sigma 1.5, data range 1, RGB."""
+    """Mean over pictures of ``functional.ssim``: Gaussian window 11 x 11, sigma 1.5, data range 1, RGB.
+
+    >>> import torch
+    >>> import scoreexp as se
+    >>> metric, picture = se.metrics.SSIM(), torch.linspace(0, 1, 256).reshape(1, 1, 16, 16)
+    >>> metric.update(picture, picture)
+    >>> round(metric.compute().item(), 4)
+    1.0
+    """
 
     spec = MetricSpec("ssim", "higher", needs="pairs", title="SSIM", digits=".3f", usual=True)
 
@@ -86,7 +109,15 @@ class SSIM(PictureMetric):
 
 
 class GlobalSSIM(PictureMetric):
-    """Mean over pictures of ``functional.ssim_global``: one window over the picture and all channels."""
+    """Mean over pictures of ``functional.ssim_global``: one window over the picture and all channels.
+
+    >>> import torch
+    >>> import scoreexp as se
+    >>> metric, picture = se.metrics.GlobalSSIM(), torch.linspace(0, 1, 64).reshape(1, 1, 8, 8)
+    >>> metric.update(1 - picture, picture)
+    >>> round(metric.compute().item(), 2)
+    -0.99
+    """
 
     spec = MetricSpec("ssim_global", "higher", needs="pairs", title="global SSIM", digits=".3f", usual=True)
 
@@ -95,7 +126,15 @@ class GlobalSSIM(PictureMetric):
 
 
 class MSSSIM(PictureMetric):
-    """Mean over pictures of ``functional.ms_ssim``: five scales, Gaussian window 11 x 11, at least 161 pixels a side."""
+    """Mean over pictures of ``functional.ms_ssim``: five scales, Gaussian window 11 x 11, at least 161 pixels a side.
+
+    >>> import torch
+    >>> import scoreexp as se
+    >>> metric, picture = se.metrics.MSSSIM(), torch.linspace(0, 1, 161 * 161).reshape(1, 1, 161, 161)
+    >>> metric.update(picture, picture)
+    >>> round(metric.compute().item(), 4)
+    1.0
+    """
 
     spec = MetricSpec("ms_ssim", "higher", needs="pairs", title="MS-SSIM", digits=".3f")
 

@@ -32,6 +32,13 @@ _log = logging.getLogger(__name__)
 class Reference(NamedTuple):
     """What generated pictures are compared with.
 
+    >>> import torch
+    >>> import scoreexp as se
+    >>> pictures, extractor = torch.zeros(4, 3, 8, 8, dtype=torch.uint8), se.metrics.PixelFeatures(2)
+    >>> reference = se.metrics.make_reference(lambda: [pictures], extractor, n=4, split="test", recipe="black")
+    >>> reference.shape, reference.extractor, reference.statistics.mean.shape, reference.features
+    ((3, 8, 8), 'pixels2', torch.Size([12]), None)
+
     Attributes:
         split: which split of the data it is.
         recipe: data set and preprocessing.
@@ -69,6 +76,18 @@ def make_reference(
     The Frechet distance needs only their moments; the kernel distance, precision and recall and the sliced
     Wasserstein distance need ``keep_features``. Several processes may ask at once: one computes, the others
     wait for its file. A damaged file is reported in the log and computed again.
+
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> import torch
+    >>> import scoreexp as se
+    >>> pictures = torch.rand(8, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     reference = se.metrics.make_reference(
+    ...         lambda: pictures.split(4), se.metrics.PixelFeatures(2), n=8, split="train", recipe="random values",
+    ...         keep_features=True, cache=Path(folder))
+    >>> reference.statistics.count, reference.features.shape
+    (8, torch.Size([8, 12]))
 
     Args:
         images: opens a stream of batches ``[B, C, H, W]``, uint8 or in [0, 1]; called only where nothing is cached.
@@ -111,7 +130,14 @@ def make_reference(
 
 
 def split_images(split: Split, positions: np.ndarray, batch_size: int = 250) -> Iterator[Tensor]:
-    """Pictures of a data set's split as 8-bit batches ``[B, C, H, W]``, in the order of ``positions``."""
+    """Pictures of a data set's split as 8-bit batches ``[B, C, H, W]``, in the order of ``positions``.
+
+    >>> import numpy as np
+    >>> from scoreexp.data import Split
+    >>> split = Split(np.zeros((10, 3, 8, 8), np.uint8))
+    >>> [batch.shape[0] for batch in split_images(split, np.arange(5), batch_size=3)]
+    [3, 2]
+    """
     for start in range(0, len(positions), batch_size):
         values = np.asarray(split.values[positions[start : start + batch_size]])
         x = torch.from_numpy(values)
@@ -119,7 +145,14 @@ def split_images(split: Split, positions: np.ndarray, batch_size: int = 250) -> 
 
 
 def split_digest(split: Split, positions: np.ndarray) -> str:
-    """16 hexadecimal digits that name a choice of pictures: the hash of 256 evenly spaced ones and the positions."""
+    """16 hexadecimal digits that name a choice of pictures: the hash of 256 evenly spaced ones and the positions.
+
+    >>> import numpy as np
+    >>> from scoreexp.data import Split
+    >>> split = Split(np.zeros((10, 3, 8, 8), np.uint8))
+    >>> split_digest(split, np.arange(5)) == split_digest(split, np.arange(1, 6))
+    False
+    """
     spaced = np.linspace(0, len(positions) - 1, min(len(positions), _DIGEST_SAMPLES)).astype(np.int64)
     digest = hashlib.sha256(repr((split.values.shape, split.values.dtype.str)).encode())
     digest.update(np.asarray(positions, dtype="<i8").tobytes())

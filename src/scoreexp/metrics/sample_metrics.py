@@ -34,6 +34,27 @@ from scoreexp.metrics.spec import MetricSpec
 class SampleMetric(Metric):
     """Compares n generated pictures with a reference by the features of one extractor.
 
+    >>> import torch
+    >>> import scoreexp as se
+    >>> class MeanShift(se.metrics.SampleMetric):
+    ...     spec = se.metrics.MetricSpec("mean_shift", "lower", needs="pictures")
+    ...     def __init__(self, extractor, reference, n):
+    ...         super().__init__(extractor, reference, n)
+    ...         self.add_state("total", torch.zeros(extractor.dimension), dist_reduce_fx="sum")
+    ...     def add_features(self, features, index):
+    ...         self.total += features.sum(0)
+    ...     def compute(self):
+    ...         self.require_all()
+    ...         return (self.total / self.n - self.reference.statistics.mean).norm()
+    ...     def results(self):
+    ...         return (self._with_card(self.spec.name, self.compute()),)
+    >>> extractor, real = se.metrics.PixelFeatures(1), torch.zeros(4, 3, 8, 8)
+    >>> reference = se.metrics.make_reference(lambda: [real], extractor, n=4, split="test", recipe="black")
+    >>> metric = MeanShift(extractor, reference, n=2)
+    >>> metric.update(torch.full((2, 3, 8, 8), 0.6))
+    >>> print(metric.results()[0])
+    mean_shift_pixels1_2 1.039
+
     Args:
         extractor: the one that the reference was made with.
         reference: features of the real pictures.
@@ -150,6 +171,15 @@ class FrechetDistance(SampleMetric):
 
     With no more pictures than features have dimensions the covariance is singular and the value much too large;
     it is given with a caveat.
+
+    >>> import torch
+    >>> import scoreexp as se
+    >>> extractor, real = se.metrics.PixelFeatures(1), torch.rand(4, 3, 8, 8)
+    >>> reference = se.metrics.make_reference(lambda: [real], extractor, n=4, split="test", recipe="random values")
+    >>> metric = se.metrics.FrechetDistance(extractor, reference, n=4)
+    >>> metric.update(real)
+    >>> round(metric.compute().item(), 6), metric.names
+    (0.0, ('frechet_pixels1_4',))
     """
 
     spec = MetricSpec("frechet", "lower", needs="pictures", usual=True, published="fid")
@@ -226,6 +256,16 @@ class _FeatureMetric(SampleMetric):
 class KernelDistance(_FeatureMetric):
     """``kid``: unbiased for any number of pictures; called KID if the extractor is the published Inception network.
 
+    >>> import torch
+    >>> import scoreexp as se
+    >>> extractor, real = se.metrics.PixelFeatures(1), torch.zeros(4, 3, 8, 8)
+    >>> reference = se.metrics.make_reference(
+    ...     lambda: [real], extractor, n=4, split="test", recipe="black", keep_features=True)
+    >>> metric = se.metrics.KernelDistance(extractor, reference, n=4)
+    >>> metric.update(real + 1)
+    >>> metric.compute().mean  # (1 + 1)^3 + 1 - 2
+    tensor(7., dtype=torch.float64)
+
     Args:
         extractor: the one that the reference was made with.
         reference: features of the real pictures, all kept.
@@ -270,6 +310,17 @@ class KernelDistance(_FeatureMetric):
 class PrecisionRecall(_FeatureMetric):
     """``precision_recall`` of the generated pictures.
 
+    >>> import torch
+    >>> import scoreexp as se
+    >>> extractor = se.metrics.PixelFeatures(1)
+    >>> real = torch.tensor([0.0, 0.2, 0.8, 1.0]).reshape(4, 1, 1, 1).expand(4, 3, 8, 8)
+    >>> reference = se.metrics.make_reference(
+    ...     lambda: [real], extractor, n=4, split="test", recipe="grey levels", keep_features=True)
+    >>> metric = se.metrics.PrecisionRecall(extractor, reference, n=2, k=1)
+    >>> metric.update(real[:2])
+    >>> [(value.name, value.value) for value in metric.results()]
+    [('precision_pixels1_2', 1.0), ('recall_pixels1_2', 0.5)]
+
     Args:
         extractor: the one that the reference was made with.
         reference: features of the real pictures, all kept.
@@ -311,6 +362,16 @@ class PrecisionRecall(_FeatureMetric):
 
 class SlicedWasserstein(_FeatureMetric):
     """``sliced_wasserstein`` distance of the features along fixed lines.
+
+    >>> import torch
+    >>> import scoreexp as se
+    >>> extractor, real = se.metrics.PixelFeatures(1), torch.rand(4, 3, 8, 8)
+    >>> reference = se.metrics.make_reference(
+    ...     lambda: [real], extractor, n=4, split="test", recipe="random values", keep_features=True)
+    >>> metric = se.metrics.SlicedWasserstein(extractor, reference, n=4)
+    >>> metric.update(real)
+    >>> metric.compute()
+    tensor(0., dtype=torch.float64)
 
     Args:
         extractor: the one that the reference was made with.

@@ -28,7 +28,23 @@ ExactScores = Mapping[float, tuple[Tensor, Tensor]]  # noise level to noisy poin
 
 
 class OracleMetric(ABC):
-    """Compares a model with the exact distribution of the data."""
+    """Compares a model with the exact distribution of the data.
+
+    >>> import torch
+    >>> import scoreexp as se
+    >>> from scoreexp.metrics.spec import Measurement
+    >>> class MeanAtPrior(OracleMetric):
+    ...     spec = se.metrics.MetricSpec("mean_at_prior", "lower", needs="oracle", kinds=("points",))
+    ...     def __call__(self, model, oracle, *, n, seed, device):
+    ...         x_t = torch.randn(n, *oracle.event_shape, generator=torch.Generator().manual_seed(seed))
+    ...         t = torch.full((n,), model.schedule.t_max, dtype=torch.float64)
+    ...         error = model(x_t, t) - oracle.posterior_mean(x_t, *model.schedule(t))
+    ...         return (Measurement("mean_at_prior", float(error.square().mean())),)
+    >>> oracle = se.oracles.Gaussian(torch.zeros(2), torch.ones(2))
+    >>> model = se.denoisers.OracleDenoiser(oracle, se.schedules.VP())
+    >>> MeanAtPrior()(model, oracle, n=10, seed=0, device="cpu")[0].value
+    0.0
+    """
 
     spec: ClassVar[MetricSpec]
 

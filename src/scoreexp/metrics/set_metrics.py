@@ -18,7 +18,17 @@ from scoreexp.metrics.spec import Measurement, MetricSpec
 
 
 class SetMetric(ABC):
-    """Compares generated samples with those of a split (``needs="points"``) or those trained on (``"training set"``)."""
+    """Compares generated samples with those of a split (``needs="points"``) or those trained on (``"training set"``).
+
+    >>> import torch
+    >>> from scoreexp.metrics.spec import Measurement, MetricSpec
+    >>> class MeanShift(SetMetric):
+    ...     spec = MetricSpec("mean_shift", "lower", needs="points", kinds=("points",))
+    ...     def __call__(self, generated, real):
+    ...         return (Measurement("mean_shift", float((generated.mean(0) - real.mean(0)).norm())),)
+    >>> MeanShift()(torch.zeros(5, 2), torch.tensor([[3.0, 4.0]]))[0].value
+    5.0
+    """
 
     spec: ClassVar[MetricSpec]
 

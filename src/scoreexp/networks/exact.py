@@ -26,6 +26,15 @@ class ExactPosteriorMean(nn.Module):
     It has no parameters; its state is the images. Until ``store`` is called they are one grey image. Class labels are
     ignored.
 
+    >>> import torch
+    >>> import scoreexp as se
+    >>> network = se.networks.ExactPosteriorMean(event_shape=(2,))
+    >>> network.store(torch.tensor([[-1.0, -1.0], [1.0, 1.0]]))
+    >>> model = se.denoisers.Denoiser(network, se.denoisers.X0Prediction(), se.schedules.EDM())
+    >>> model(torch.tensor([[0.9, 0.9], [0.0, 0.0]]), torch.tensor([0.1, 0.1]))
+    tensor([[1., 1.],
+            [0., 0.]])
+
     Args:
         event_shape: shape ``*`` of one sample.
         num_classes: not used.

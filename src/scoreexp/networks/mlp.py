@@ -43,6 +43,13 @@ class MLP(nn.Module):
     Reference: "Deep Residual Learning for Image Recognition", He, Zhang, Ren, Sun, 2016,
         https://arxiv.org/abs/1512.03385, for the residual form; the conditioning is that of the U-Net here.
 
+    >>> import torch
+    >>> import scoreexp as se
+    >>> network = se.networks.MLP(event_shape=(2,), width=16, blocks=1)
+    >>> model = se.denoisers.Denoiser(network, se.denoisers.EDMPrediction(), se.schedules.VP())
+    >>> model(torch.zeros(3, 2), torch.full((3,), 0.5)).shape
+    torch.Size([3, 2])
+
     Args:
         event_shape: shape ``*`` of one sample, any.
         num_classes: labels are 0..num_classes - 1; label ``num_classes``, which ``cond=None`` stands for, is the

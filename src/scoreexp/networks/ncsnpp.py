@@ -268,6 +268,12 @@ class NCSNpp(nn.Module):
     Reference: "Score-Based Generative Modeling through Stochastic Differential Equations", Song et al., 2021,
         https://arxiv.org/abs/2011.13456, appendix H.
 
+    >>> import torch
+    >>> import scoreexp as se
+    >>> network = se.networks.NCSNpp(event_shape=(3, 8, 8), channels=16, multipliers=(1, 2), blocks=1)
+    >>> network(torch.zeros(1, 3, 8, 8), torch.zeros(1)).shape, network.downsampling_factor
+    (torch.Size([1, 3, 8, 8]), 2)
+
     Args:
         event_shape: (C, H, W) of one image; H and W divisible by ``downsampling_factor = 2 **
             (len(multipliers) - 1)``.

@@ -17,6 +17,12 @@ class RegressionUNet(nn.Module):
 
     Reference: Nguyen, Senequier, Arthaud, "Score-Based Denoising with Reverse-Time SDEs".
 
+    >>> import torch
+    >>> import scoreexp as se
+    >>> network = se.networks.RegressionUNet(event_shape=(3, 8, 8), widths=(8, 16))
+    >>> network(torch.zeros(1, 3, 8, 8), torch.zeros(1)).shape
+    torch.Size([1, 3, 8, 8])
+
     Args:
         event_shape: (C, H, W) of one image; H and W even.
         num_classes: not used.

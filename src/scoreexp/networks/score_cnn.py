@@ -20,6 +20,13 @@ class ScoreCNN(nn.Module):
 
     Reference: Nguyen, Senequier, Arthaud, "Score-Based Denoising with Reverse-Time SDEs".
 
+    >>> import torch
+    >>> import scoreexp as se
+    >>> network = se.networks.ScoreCNN(event_shape=(1, 9, 9), widths=(8, 16))
+    >>> model = se.denoisers.Denoiser(network, se.denoisers.ScorePrediction(), se.schedules.ConstantNoise(0.2))
+    >>> model(torch.zeros(2, 1, 9, 9), torch.ones(2)).shape
+    torch.Size([2, 1, 9, 9])
+
     Args:
         event_shape: (C, H, W) of one image.
         num_classes: not used.

@@ -93,6 +93,12 @@ class UNet(nn.Module):
     Reference: "Denoising Diffusion Probabilistic Models", Ho, Jain, Abbeel, 2020,
         https://arxiv.org/abs/2006.11239.
 
+    >>> import torch
+    >>> import scoreexp as se
+    >>> network = se.networks.UNet(event_shape=(3, 8, 8), num_classes=10, channels=16, multipliers=(1, 2), blocks=1)
+    >>> network(torch.zeros(2, 3, 8, 8), torch.zeros(2), torch.tensor([0, 9])).shape
+    torch.Size([2, 3, 8, 8])
+
     Args:
         event_shape: (C, H, W) of one image; H and W divisible by ``downsampling_factor = 2 **
             (len(multipliers) - 1)``.

@@ -43,6 +43,12 @@ class UNetPublished(nn.Module):
     Convolutional Networks for Biomedical Image Segmentation", Ronneberger, Fischer, Brox, 2015,
     https://arxiv.org/abs/1505.04597.
 
+    >>> import torch
+    >>> import scoreexp as se
+    >>> network = se.networks.UNetPublished(event_shape=(3, 8, 8), widths=(8, 16))
+    >>> network(torch.zeros(1, 3, 8, 8), torch.zeros(1)).shape, network.downsampling_factor
+    (torch.Size([1, 3, 8, 8]), 2)
+
     Args:
         event_shape: (C, H, W) of one image; H and W divisible by ``downsampling_factor = 2 ** (len(widths)
             - 1)``.

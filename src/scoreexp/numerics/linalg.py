@@ -29,7 +29,12 @@ class KrylovResult(NamedTuple):
 
 
 def inner(x: Array, y: Array) -> Array:
-    """Inner products per system, [B]."""
+    """Inner products per system, [B].
+
+    >>> import numpy as np
+    >>> inner(np.ones((2, 3)), np.arange(6.0).reshape(2, 3))
+    array([ 3., 12.])
+    """
     return np.einsum("bi,bi->b", x.reshape(len(x), -1), y.reshape(len(y), -1))
 
 
@@ -46,6 +51,11 @@ def bicgstab(
 
     A system whose recurrence breaks down, or whose recursive residual has drifted from the true one, starts afresh from
     its current solution.
+
+    >>> import numpy as np
+    >>> diagonal = np.array([1.0, 2.0, 4.0])
+    >>> bicgstab(lambda x: diagonal * x, np.ones((1, 3))).x.round(6)
+    array([[1.  , 0.5 , 0.25]])
 
     Args:
         matvec: A.
@@ -102,6 +112,12 @@ def gmres(
     """Restarted GMRES for general A, |b - A x| minimised over each Krylov space of dimension ``restart``.
 
     Arguments as for ``bicgstab``; ``restart`` >= 1 basis vectors are held.
+
+    >>> import numpy as np
+    >>> diagonal = np.array([1.0, 2.0, 4.0])
+    >>> result = gmres(lambda x: diagonal * x, np.ones((1, 3)))
+    >>> result.x.round(6), result.iterations
+    (array([[1.  , 0.5 , 0.25]]), array([3]))
     """
     if restart < 1:
         raise ValueError(f"restart={restart} must be at least 1")
@@ -136,6 +152,12 @@ def gmres(
 
 def arnoldi(matvec: Operator, r: Array, size: int) -> tuple[Array, Array]:
     """Orthonormal Krylov basis of one system: A V_k = V_(k+1) H.
+
+    >>> import numpy as np
+    >>> diagonal = np.array([1.0, 2.0, 4.0])
+    >>> basis, hessenberg = arnoldi(lambda x: diagonal * x, np.ones(3), size=2)
+    >>> np.allclose(basis[:2] * diagonal, hessenberg.T @ basis)
+    True
 
     Args:
         matvec: A for one vector (any shape).

@@ -50,7 +50,19 @@ def rms(y: Tensor) -> Tensor:
 
 
 class OdeSolver(ABC):
-    """A solver of ``dy/dt = f(t, y)``."""
+    """A solver of ``dy/dt = f(t, y)``.
+
+    >>> import torch
+    >>> from scoreexp.numerics.ode import OdeSolution, OdeSolver, rms
+    >>> class Midpoint(OdeSolver):
+    ...     '''One step of the midpoint rule.'''
+    ...     def __call__(self, f, y, start, end, *, step_size=None, norm=rms):
+    ...         t, h = torch.full((len(y),), start, dtype=torch.float64), end - start
+    ...         y = y + h * f(t + h / 2, y + h / 2 * f(t, y))
+    ...         return OdeSolution(y, 2, torch.ones(len(y)), torch.zeros(len(y)), None)
+    >>> Midpoint()(lambda t, y: -y, torch.ones(1, 2), 0.0, 0.5).y  # exp(-1/2) is 0.607
+    tensor([[0.6250, 0.6250]])
+    """
 
     @abstractmethod
     def __call__(
@@ -89,6 +101,10 @@ class RungeKutta(OdeSolver):
 
     With ``h = end - start``: ``euler`` (order 1) is ``y + h f(t, y)``, ``heun`` (order 2) the trapezoidal rule on an
     Euler prediction, ``rk4`` (order 4) the classical method of Kutta.
+
+    >>> import torch
+    >>> RungeKutta("rk4")(lambda t, y: -y, torch.ones(1, 2), 0.0, 0.5).y  # exp(-1/2)
+    tensor([[0.6068, 0.6068]])
 
     Args:
         method: ``euler``, ``heun`` or ``rk4``: 1, 2 or 4 evaluations.
@@ -154,6 +170,11 @@ class RK45(OdeSolver):
     ``0.9 norm^{-1/5}`` times as long, by a factor within [0.2, 10], and not longer after a rejection. The first step is
     that of Hairer, Norsett, Wanner, section II.4. Six evaluations per step, one at the start and one for the first
     step size.
+
+    >>> import torch
+    >>> solution = RK45(rtol=1e-5, atol=1e-5)(lambda t, y: -y, torch.ones(1, 2), 0.0, 5.0)
+    >>> bool((solution.y - torch.tensor(-5.0).exp()).abs().max() < 1e-4)
+    True
 
     Args:
         rtol: relative tolerance of one step, > 0.

@@ -26,6 +26,20 @@ class Oracle(ABC):
 
     A new oracle writes the four underscored functions for flat float64 data ``[B, D]`` and scales ``[B, 1]``.
 
+    >>> import torch
+    >>> class Origin(Oracle):
+    ...     '''All mass at 0.'''
+    ...     def _log_prob(self, x, alpha, sigma):
+    ...         return torch.distributions.Normal(0, sigma).log_prob(x).sum(1)
+    ...     def _score(self, x, alpha, sigma):
+    ...         return -x / sigma**2
+    ...     def _posterior_mean(self, x, alpha, sigma):
+    ...         return torch.zeros_like(x)
+    ...     def _sample(self, n, generator):
+    ...         return torch.zeros(n, 2, dtype=torch.float64)
+    >>> Origin((2,)).score(torch.ones(1, 2), torch.tensor([0.6]), torch.tensor([0.5]))
+    tensor([[-4., -4.]])
+
     Attributes:
         event_shape: shape ``*`` of one sample.
     """
@@ -99,6 +113,12 @@ class Gaussian(Oracle):
 
     .. math:: E[x_0 | x] = \mu + \alpha C S^{-1} (x - \alpha \mu).
 
+    >>> import torch
+    >>> import scoreexp as se
+    >>> oracle = se.oracles.Gaussian(torch.zeros(2), torch.tensor([1.0, 3.0]))
+    >>> oracle.posterior_mean(torch.ones(1, 2), torch.tensor([1.0]), torch.tensor([1.0]))
+    tensor([[0.5000, 0.7500]])
+
     Args:
         mean: ``mu``, of the event shape ``*``.
         covariance: variances of the event shape (a diagonal ``C``), or the full ``C [D, D]`` with ``D`` the
@@ -166,6 +186,13 @@ class GaussianMixture(Oracle):
 
     .. math:: r_k(x) \propto w_k N(x; \alpha \mu_k, \alpha^2 c_k + \sigma^2).
 
+    >>> import torch
+    >>> import scoreexp as se
+    >>> oracle = se.oracles.GaussianMixture(torch.ones(2), torch.tensor([[-1.0], [1.0]]), torch.zeros(2))
+    >>> oracle.posterior_mean(torch.tensor([[0.0], [5.0]]), torch.ones(2), torch.full((2,), 0.5))
+    tensor([[0.],
+            [1.]])
+
     Args:
         weights: ``w [K]``, >= 0, with a positive sum; normalised here.
         means: ``mu [K, *]``.
@@ -231,6 +258,13 @@ class EmpiricalImages(Oracle):
 
     The sums run over the images in chunks, with a running maximum, so memory is ``O(chunk_size (B + D))``
     beyond the images themselves.
+
+    >>> import torch
+    >>> import scoreexp as se
+    >>> oracle = se.oracles.EmpiricalImages(torch.stack([-torch.ones(3, 8, 8), torch.ones(3, 8, 8)]))
+    >>> x = torch.full((1, 3, 8, 8), 0.6)
+    >>> oracle.posterior_mean(x, torch.ones(1), torch.full((1,), 0.1)).unique()
+    tensor([1.])
 
     Args:
         images: ``[N, *]``, any event shape, N >= 1.

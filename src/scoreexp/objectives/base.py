@@ -18,6 +18,18 @@ class Objective(ABC):
 
     An objective with parameters of its own, or with a teacher, is an ``nn.Module`` besides: ``class Mine(nn.Module,
     Objective)`` with a ``forward``. What it learns joins the optimiser, and its state the checkpoints.
+
+    >>> import torch
+    >>> import scoreexp as se
+    >>> from scoreexp.core.batch import Batch
+    >>> from scoreexp.objectives.base import perturb
+    >>> class AbsoluteError(se.objectives.Objective):
+    ...     def __call__(self, model, batch, t, noise):
+    ...         x_0, x_t, t, _, _ = perturb(model.schedule, batch, t, noise)
+    ...         return (model(x_t, t, batch.cond) - x_0).abs().flatten(1).mean(1)
+    >>> model = se.denoisers.OracleDenoiser(se.oracles.Gaussian(torch.zeros(2), torch.zeros(2)), se.schedules.VP())
+    >>> AbsoluteError()(model, Batch(x=torch.full((3, 2), 0.5)), torch.full((3,), 0.2), torch.randn(3, 2))
+    tensor([0.5000, 0.5000, 0.5000])
     """
 
     def prepare(self, size: int, fetch: Callable[[Tensor], Batch]) -> None:
@@ -60,6 +72,12 @@ class NoisyData(NamedTuple):
 
 def perturb(schedule: Schedule, batch: Batch, t: Tensor, noise: Tensor) -> NoisyData:
     """The clean data of a batch with noise added, each sample at its own time.
+
+    >>> import torch
+    >>> import scoreexp as se
+    >>> from scoreexp.core.batch import Batch
+    >>> perturb(se.schedules.FlowMatching(), Batch(x=torch.ones(1, 2)), torch.tensor([0.5]), torch.full((1, 2), 3.0)).x_t
+    tensor([[2., 2.]])
 
     Raises:
         ValueError: if the batch has no clean data, or the noise another shape.

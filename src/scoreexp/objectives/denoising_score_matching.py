@@ -30,6 +30,14 @@ class DenoisingScoreMatching(Objective):
 
     The mean is over the entries of a sample.
 
+    >>> import torch
+    >>> import scoreexp as se
+    >>> from scoreexp.core.batch import Batch
+    >>> model = se.denoisers.OracleDenoiser(se.oracles.Gaussian(torch.zeros(2), torch.zeros(2)), se.schedules.VP())
+    >>> objective = se.objectives.DenoisingScoreMatching(se.objectives.X0Weighting())
+    >>> objective(model, Batch(x=torch.full((3, 2), 0.5)), torch.full((3,), 0.2), torch.randn(3, 2))
+    tensor([0.2500, 0.2500, 0.2500])
+
     Args:
         weighting: ``w``.
 

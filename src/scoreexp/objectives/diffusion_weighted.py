@@ -33,6 +33,15 @@ class DiffusionWeightedScoreMatching(Objective):
     In units of [-1, 1] g is twice what it is for images in [0, 1], so the loss is a quarter of the papers' value. Where g is
     infinite (flow matching at t = 1) it is 0.
 
+    >>> import torch
+    >>> import scoreexp as se
+    >>> from scoreexp.core.batch import Batch
+    >>> oracle = se.oracles.Gaussian(torch.zeros(2), torch.zeros(2))
+    >>> model = se.denoisers.OracleDenoiser(oracle, se.schedules.FlowMatching())
+    >>> objective = se.objectives.DiffusionWeightedScoreMatching(g=1.0)
+    >>> objective(model, Batch(x=torch.ones(3, 2)), torch.full((3,), 0.5), torch.zeros(3, 2))  # sigma = alpha
+    tensor([0.5000, 0.5000, 0.5000])
+
     Args:
         g: diffusion coefficient in units of the [-1, 1] range; None takes the schedule's ``diffusion(t)``.
 

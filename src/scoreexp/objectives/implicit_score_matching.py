@@ -49,6 +49,18 @@ class ImplicitScoreMatching(Objective):
     ``loss = w(alpha, sigma) (sigma/alpha)^2 [mean eps_hat^2 - 1 + 2 alpha mean_i d x0_hat_i / d x_i]``. A step takes
     a backward pass through the model for each of the D entries of a sample.
 
+    >>> import torch
+    >>> import scoreexp as se
+    >>> from scoreexp.core.batch import Batch
+    >>> model = se.denoisers.OracleDenoiser(se.oracles.Gaussian(torch.zeros(2), torch.ones(2)), se.schedules.VP())
+    >>> x, noise = torch.randn(2, 2000, 2, generator=torch.Generator().manual_seed(0))
+    >>> arguments = model, Batch(x=x), torch.full((2000,), 0.3), noise
+    >>> weighting = se.objectives.X0Weighting()
+    >>> implicit = se.objectives.ImplicitScoreMatching(weighting)(*arguments).mean()
+    >>> denoising = se.objectives.DenoisingScoreMatching(weighting)(*arguments).mean()
+    >>> bool((implicit - denoising).abs() < 0.05)
+    True
+
     Args:
         weighting: ``w``, of the squared error of ``x_0``.
         max_dimensions: the largest D that is accepted.
@@ -83,6 +95,14 @@ class SlicedScoreMatching(Objective):
     over directions v with independent entries +1 or -1. These are drawn from a stream that the noise names, so they are
     a function of the arguments. A step takes a backward pass through the model for each direction, and
     training its derivative, which a compiled network (``model.compile``) does not have.
+
+    >>> import torch
+    >>> import scoreexp as se
+    >>> from scoreexp.core.batch import Batch
+    >>> model = se.denoisers.OracleDenoiser(se.oracles.Gaussian(torch.zeros(2), torch.zeros(2)), se.schedules.VP())
+    >>> objective = se.objectives.SlicedScoreMatching(se.objectives.EpsWeighting(), projections=2)
+    >>> objective(model, Batch(x=torch.zeros(3, 2)), torch.full((3,), 0.5), torch.full((3, 2), 2.0)).detach()
+    tensor([3., 3., 3.])
 
     Args:
         weighting: ``w``, of the squared error of ``x_0``.

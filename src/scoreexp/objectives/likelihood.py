@@ -30,6 +30,15 @@ from scoreexp.objectives.base import Objective, perturb
 class LikelihoodScoreMatching(Objective):
     """``loss = g(t)^2 / (2 sigma^2) mean |eps_hat - noise|^2``, to be used with uniform times.
 
+    >>> import torch
+    >>> import scoreexp as se
+    >>> from scoreexp.core.batch import Batch
+    >>> oracle = se.oracles.Gaussian(torch.zeros(2), torch.zeros(2))
+    >>> model = se.denoisers.OracleDenoiser(oracle, se.schedules.FlowMatching())
+    >>> objective = se.objectives.LikelihoodScoreMatching()
+    >>> objective(model, Batch(x=torch.ones(3, 2)), torch.full((3,), 0.5), torch.zeros(3, 2))
+    tensor([4., 4., 4.])
+
     Raises:
         ValueError: if the schedule's diffusion coefficient is 0 (constant noise), or for a batch without clean data
             or noise of another shape.

@@ -43,6 +43,17 @@ class StableTargetScoreMatching(Objective):
     reference of all the training set is fetched once and kept on the device. Only samples of the same class count
     where there are classes. Samples drawn from the training set are not augmented: with augmentation take the batch.
 
+    >>> import torch
+    >>> import scoreexp as se
+    >>> from scoreexp.core.batch import Batch
+    >>> data = torch.tensor([[-1.0, -1.0], [1.0, 1.0]])
+    >>> model = se.denoisers.OracleDenoiser(se.oracles.EmpiricalImages(data), se.schedules.VP())
+    >>> objective = se.objectives.StableTargetScoreMatching(se.objectives.X0Weighting(), reference_size=2)
+    >>> objective.prepare(len(data), lambda index: Batch(x=data[index], index=index))
+    >>> batch = Batch(x=data, index=torch.arange(2))
+    >>> objective(model, batch, torch.full((2,), 0.5), torch.randn(2, 2)).round(decimals=6)
+    tensor([0., 0.])
+
     Args:
         weighting: ``w``.
         reference_size: samples drawn from the training set at each step, at most all of it (4096 in the paper for

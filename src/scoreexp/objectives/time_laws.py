@@ -17,7 +17,17 @@ from scoreexp.schedules import Schedule
 
 
 class TimeLaw(ABC):
-    """A distribution of times on a schedule's range."""
+    """A distribution of times on a schedule's range.
+
+    >>> import torch
+    >>> import scoreexp as se
+    >>> class TwoTimes(se.objectives.TimeLaw):
+    ...     def sample(self, n, schedule, generator):
+    ...         late = torch.rand(n, generator=generator, dtype=torch.float64) < 0.5
+    ...         return torch.where(late, schedule.t_max, schedule.t_max / 2)
+    >>> sorted(set(TwoTimes().sample(20, se.schedules.VP(), torch.Generator().manual_seed(0)).tolist()))
+    [0.5, 1.0]
+    """
 
     @abstractmethod
     def sample(self, n: int, schedule: Schedule, generator: torch.Generator) -> Tensor:
@@ -25,7 +35,14 @@ class TimeLaw(ABC):
 
 
 class UniformTime(TimeLaw):
-    """``t`` uniform on ``[t_min, t_max]``."""
+    """``t`` uniform on ``[t_min, t_max]``.
+
+    >>> import torch
+    >>> import scoreexp as se
+    >>> t = se.objectives.UniformTime().sample(1000, se.schedules.VP(), torch.Generator().manual_seed(0))
+    >>> t.shape, round(t.mean().item(), 1)
+    (torch.Size([1000]), 0.5)
+    """
 
     def sample(self, n: int, schedule: Schedule, generator: torch.Generator) -> Tensor:
         u = torch.rand(n, generator=generator, dtype=torch.float64, device=generator.device)
@@ -37,6 +54,13 @@ class LogNormalNoise(TimeLaw):
 
     Reference: T. Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models", 2022,
     https://arxiv.org/abs/2206.00364, table 1.
+
+    >>> import torch
+    >>> import scoreexp as se
+    >>> schedule = se.schedules.EDM()
+    >>> t = se.objectives.LogNormalNoise().sample(1000, schedule, torch.Generator().manual_seed(0))
+    >>> round(schedule.noise_level(t).log().mean().item(), 1)
+    -1.2
 
     Args:
         mean: mean of ``log(sigma / alpha)``, with sigma in units of the [-1, 1] range (-1.2 in the paper).
@@ -65,6 +89,13 @@ class LogUniformNoise(TimeLaw):
     Reference: Y. Song, C. Durkan, I. Murray, S. Ermon, "Maximum Likelihood Training of Score-Based Diffusion
     Models", 2021, https://arxiv.org/abs/2101.09258, section 4.3.
 
+    >>> import torch
+    >>> import scoreexp as se
+    >>> schedule = se.schedules.EDM(sigma_min=0.01, sigma_max=100.0)
+    >>> t = se.objectives.LogUniformNoise().sample(1000, schedule, torch.Generator().manual_seed(0))
+    >>> round((schedule.noise_level(t) < 1).double().mean().item(), 1)
+    0.5
+
     Raises:
         ValueError: (on a call) if the range is infinite, because ``alpha`` reaches 0: it has no uniform law.
     """
@@ -85,6 +116,12 @@ class DiscreteTime(TimeLaw):
 
     Reference: J. Ho, A. Jain, P. Abbeel, "Denoising Diffusion Probabilistic Models", 2020,
     https://arxiv.org/abs/2006.11239, algorithm 1.
+
+    >>> import torch
+    >>> import scoreexp as se
+    >>> t = se.objectives.DiscreteTime(steps=4).sample(50, se.schedules.VP(), torch.Generator().manual_seed(0))
+    >>> t.unique()
+    tensor([0.2500, 0.5000, 0.7500, 1.0000], dtype=torch.float64)
 
     Args:
         steps: number of times, >= 1.

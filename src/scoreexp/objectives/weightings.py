@@ -24,6 +24,14 @@ class Weighting(ABC):
 
     At ``alpha = 0`` the noise and the score are ``x_t / sigma`` and ``-x_t / sigma^2`` whatever the model says, so their
     errors, and with them the weights of SNR, are 0; the errors of ``x_0``, v and EDM's output are not.
+
+    >>> import torch
+    >>> import scoreexp as se
+    >>> class SqrtSNR(se.objectives.Weighting):
+    ...     def __call__(self, alpha, sigma):
+    ...         return alpha / sigma
+    >>> SqrtSNR()(torch.tensor([1.0]), torch.tensor([0.5]))
+    tensor([2.])
     """
 
     @abstractmethod
@@ -35,6 +43,10 @@ class EpsWeighting(Weighting):
 
     Reference: J. Ho, A. Jain, P. Abbeel, "Denoising Diffusion Probabilistic Models", 2020,
     https://arxiv.org/abs/2006.11239, equation (14).
+
+    >>> import torch
+    >>> EpsWeighting()(torch.tensor([1.0, 1.0]), torch.tensor([0.5, 2.0]))
+    tensor([4.0000, 0.2500])
     """
 
     def __call__(self, alpha: Tensor, sigma: Tensor) -> Tensor:
@@ -42,7 +54,12 @@ class EpsWeighting(Weighting):
 
 
 class X0Weighting(Weighting):
-    """``w = 1``: the squared error of the clean data."""
+    """``w = 1``: the squared error of the clean data.
+
+    >>> import torch
+    >>> X0Weighting()(torch.tensor([1.0, 1.0]), torch.tensor([0.5, 2.0]))
+    tensor([1., 1.])
+    """
 
     def __call__(self, alpha: Tensor, sigma: Tensor) -> Tensor:
         return torch.ones_like(alpha)
@@ -54,6 +71,10 @@ class VWeighting(Weighting):
 
     Reference: T. Salimans, J. Ho, "Progressive Distillation for Fast Sampling of Diffusion Models", 2022,
     https://arxiv.org/abs/2202.00512, section 4.
+
+    >>> import torch
+    >>> VWeighting()(torch.tensor([1.0, 1.0]), torch.tensor([0.5, 2.0]))
+    tensor([5.0000, 1.2500])
     """
 
     def __call__(self, alpha: Tensor, sigma: Tensor) -> Tensor:
@@ -69,6 +90,11 @@ class ScoreWeighting(Weighting):
 
     Reference: Y. Song, S. Ermon, "Generative Modeling by Estimating Gradients of the Data Distribution",
     2019, https://arxiv.org/abs/1907.05600, section 4.2.
+
+    >>> import torch
+    >>> alpha, sigma = torch.tensor([1.0, 1.0]), torch.tensor([0.5, 2.0])
+    >>> ScoreWeighting()(alpha, sigma), ScoreWeighting(power=4.0)(alpha, sigma)
+    (tensor([4.0000, 0.2500]), tensor([1., 1.]))
 
     Args:
         power: of ``sigma``, >= 0.
@@ -92,6 +118,10 @@ class EDMWeighting(Weighting):
     Reference: T. Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models", 2022,
     https://arxiv.org/abs/2206.00364, table 1.
 
+    >>> import torch
+    >>> EDMWeighting(sigma_data=0.5)(torch.tensor([1.0, 1.0]), torch.tensor([0.5, 2.0]))
+    tensor([8.0000, 4.2500])
+
     Args:
         sigma_data: standard deviation of the data, > 0, in units of the [-1, 1] range.
 
@@ -112,6 +142,10 @@ class MinSNR(Weighting):
 
     Reference: T. Hang et al., "Efficient Diffusion Training via Min-SNR Weighting Strategy", 2023,
     https://arxiv.org/abs/2303.09556.
+
+    >>> import torch
+    >>> MinSNR(gamma=3.0)(torch.tensor([1.0, 1.0]), torch.tensor([0.5, 2.0]))
+    tensor([3.0000, 0.2500])
 
     Args:
         gamma: largest weight, > 0.

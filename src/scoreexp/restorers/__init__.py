@@ -1,6 +1,8 @@
 """From an observation to a restored image."""
 
+from scoreexp.restorers.averaged import Averaged
 from scoreexp.restorers.base import Restoration, Restorer
+from scoreexp.restorers.bilateral import Bilateral
 from scoreexp.restorers.by_sampling import BySampling
 from scoreexp.restorers.ddnm import DDNM
 from scoreexp.restorers.ddrm import DDRM
@@ -8,8 +10,12 @@ from scoreexp.restorers.dds import DDS
 from scoreexp.restorers.diffpir import DiffPIR
 from scoreexp.restorers.gradient import DPS, STSL, HIRDiff
 from scoreexp.restorers.likelihood import MMPS, PiGDM
+from scoreexp.restorers.non_local_means import NonLocalMeans
 from scoreexp.restorers.pnp_admm import PnPADMM
 from scoreexp.restorers.red_diff import REDDiff
+from scoreexp.restorers.renoise import Renoise
+from scoreexp.restorers.stabilised import Stabilised
+from scoreexp.restorers.tv import TV
 from scoreexp.restorers.zs_n2n import ZSN2N
 
 __all__ = [
@@ -19,13 +25,19 @@ __all__ = [
     "DPS",
     "MMPS",
     "STSL",
+    "TV",
     "ZSN2N",
+    "Averaged",
+    "Bilateral",
     "BySampling",
     "DiffPIR",
     "HIRDiff",
+    "NonLocalMeans",
     "PiGDM",
     "PnPADMM",
     "REDDiff",
+    "Renoise",
     "Restoration",
     "Restorer",
+    "Stabilised",
 ]

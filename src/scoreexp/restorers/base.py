@@ -16,6 +16,18 @@ from scoreexp.samplers.base import Callback
 class Restoration(NamedTuple):
     """What a restorer returns.
 
+    >>> import torch
+    >>> import scoreexp as se
+    >>> from scoreexp.core.streams import ImageStreams
+    >>> oracle = se.oracles.Gaussian(torch.zeros(2), torch.ones(2))
+    >>> model = se.denoisers.OracleDenoiser(oracle, se.schedules.VP())
+    >>> observation = se.Observation(
+    ...     torch.ones(1, 2), se.observations.Identity(), se.observations.GaussianNoise(1.0))
+    >>> restorer = se.restorers.PiGDM(se.samplers.DDIM(se.samplers.UniformGrid(10)))
+    >>> restored = restorer(observation, model, streams=ImageStreams([0]), keep=2)
+    >>> restored.x.shape, restored.nfe, len(restored.trajectory)
+    (torch.Size([1, 2]), 10, 2)
+
     Attributes:
         x: the estimate ``[B, *]``, in the units of the model.
         nfe: evaluations of the network for each sample; 0 for a restorer without one.
@@ -34,6 +46,19 @@ class Restorer(ABC):
 
     A new restorer writes ``restore``; what holds for all of them (the number of seeds, whether there is a model, the count
     of evaluations, the time) is seen to here.
+
+    >>> import torch
+    >>> import scoreexp as se
+    >>> from scoreexp.core.streams import ImageStreams
+    >>> class Wiener(se.restorers.Restorer):
+    ...     '''E[x | y] for x ~ N(0, 1) and white noise.'''
+    ...     needs_model = False
+    ...     def restore(self, observation, model, streams, cond, keep, callback):
+    ...         return observation.y / (1 + observation.noise.sigma**2), []
+    >>> observation = se.Observation(
+    ...     torch.ones(1, 2), se.observations.Identity(), se.observations.GaussianNoise(1.0))
+    >>> Wiener()(observation, streams=ImageStreams([0])).x
+    tensor([[0.5000, 0.5000]])
 
     Attributes:
         needs_model: whether it takes a denoiser as its prior. A restorer that fits the one observation takes none.

@@ -44,6 +44,22 @@ class Chain(Restorer):
 
     A new one writes ``step``; what it computes once goes into ``prepare``. The result is the estimate at the last time.
 
+    >>> import torch
+    >>> import scoreexp as se
+    >>> from scoreexp.core.streams import ImageStreams
+    >>> from scoreexp.restorers.chain import Chain, renoised
+    >>> class Average(Chain):
+    ...     '''The posterior mean moved half way to the data.'''
+    ...     def step(self, problem, state, t, s, prepared):
+    ...         x_0 = (problem.denoise(state, t) + problem.y) / 2
+    ...         return x_0, x_0 if s is None else renoised(problem, x_0, torch.zeros_like(x_0), s, 1.0)
+    >>> oracle = se.oracles.Gaussian(torch.zeros(2), torch.zeros(2))
+    >>> model = se.denoisers.OracleDenoiser(oracle, se.schedules.VP())
+    >>> observation = se.Observation(
+    ...     torch.ones(1, 2), se.observations.Identity(), se.observations.GaussianNoise(0.5))
+    >>> Average(se.samplers.UniformGrid(10))(observation, model, streams=ImageStreams([0])).x
+    tensor([[0.5000, 0.5000]])
+
     Attributes:
         uses_sigma: whether the noise level of y enters, which then must be white Gaussian.
         divides_by_sigma: whether it must not be 0.

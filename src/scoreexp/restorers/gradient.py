@@ -41,6 +41,22 @@ from scoreexp.samplers.grids import TimeGrid
 class GradientChain(Chain):
     """Base: a new one writes ``loss``. Two passes through the network (one of them backward) for each time of the grid.
 
+    >>> import torch
+    >>> import scoreexp as se
+    >>> from scoreexp.core.streams import ImageStreams
+    >>> from scoreexp.restorers.gradient import GradientChain, squared_residual
+    >>> class Pull(GradientChain):
+    ...     '''A gradient of half the weight that the noise of y calls for.'''
+    ...     def loss(self, problem, x_t, x0_hat, t):
+    ...         return squared_residual(problem, x0_hat) / 4
+    >>> oracle = se.oracles.Gaussian(torch.zeros(2), torch.ones(2))
+    >>> model = se.denoisers.OracleDenoiser(oracle, se.schedules.VP())
+    >>> observation = se.Observation(
+    ...     torch.ones(1, 2), se.observations.Identity(), se.observations.GaussianNoise(1.0))
+    >>> restored = Pull(se.samplers.UniformGrid(20))(observation, model, streams=ImageStreams([0]))
+    >>> restored.x.shape, restored.nfe
+    (torch.Size([1, 2]), 20)
+
     Args:
         grid: the times visited.
         eta: share of fresh noise as in DDIM, in [0, 1]; 1 is ancestral sampling.

@@ -46,6 +46,23 @@ Product = Callable[[Tensor], Tensor]
 class LikelihoodRestorer(Restorer):
     """Base: a new one writes ``solve``, and so chooses ``V``.
 
+    >>> import torch
+    >>> import scoreexp as se
+    >>> from scoreexp.core.streams import ImageStreams
+    >>> from scoreexp.restorers.likelihood import LikelihoodRestorer
+    >>> class Certain(LikelihoodRestorer):
+    ...     '''V = 0: x_0 is taken to be x0_hat.'''
+    ...     def solve(self, observed, residual, jacobian_t, alpha, sigma):
+    ...         return observed.operator.adjoint(residual) / observed.noise.sigma**2
+    >>> oracle = se.oracles.Gaussian(torch.zeros(2), torch.ones(2))
+    >>> model = se.denoisers.OracleDenoiser(oracle, se.schedules.VP())
+    >>> observation = se.Observation(
+    ...     torch.ones(1, 2), se.observations.Identity(), se.observations.GaussianNoise(1.0))
+    >>> restorer = Certain(se.samplers.DDIM(se.samplers.UniformGrid(20)))
+    >>> restored = restorer(observation, model, streams=ImageStreams([0]))
+    >>> restored.x.shape, restored.nfe
+    (torch.Size([1, 2]), 20)
+
     Args:
         sampler: what draws from the posterior; it begins at the prior.
     """

@@ -23,7 +23,15 @@ _PROBE = 2**20  # bytes
 
 
 def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
-    """Write ``checkpoint`` so that ``path`` is either the whole new file or what it was before."""
+    """Write ``checkpoint`` so that ``path`` is either the whole new file or what it was before.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder, "checkpoints", "last.ckpt")
+    ...     write_checkpoint({"state_dict": {}, "scoreexp": {"format": FORMAT, "config": {}}}, path)
+    ...     read_checkpoint(path)["scoreexp"]["format"] == FORMAT
+    True
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as temporary:
         try:
@@ -47,6 +55,13 @@ def _refusal(path: Path) -> int:
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """Read and verify a checkpoint, on the CPU, admitting tensors and plain data only.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     torch.save({"weights": torch.zeros(2)}, f"{folder}/other.ckpt")
+    ...     read_checkpoint(f"{folder}/other.ckpt")
+    Traceback (most recent call last):
+    scoreexp.runs.checkpoint_path.CheckpointError: ...other.ckpt was not written by scoreexp: ...
 
     Raises:
         CheckpointError: the file is missing, torn, altered, holds foreign objects, or was not written by scoreexp.
@@ -101,6 +116,15 @@ def newest_intact(folder: Path) -> tuple[Path | None, list[str]]:
     """The newest intact checkpoint of a run in ``folder``, and what was wrong with those that were passed over.
 
     ``best.ckpt`` counts only where others are damaged: a run that was killed before its first ``last.ckpt`` begins anew.
+
+    >>> import tempfile
+    >>> checkpoint = {"state_dict": {}, "scoreexp": {"format": FORMAT, "config": {}}}
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_checkpoint(checkpoint, Path(folder, "previous.ckpt"))
+    ...     Path(folder, "last.ckpt").touch()  # of a run that was killed
+    ...     found, problems = newest_intact(Path(folder))
+    >>> found.name, len(problems)
+    ('previous.ckpt', 1)
     """
     problems: list[str] = []
     for name in NAMES:

@@ -10,11 +10,20 @@ _ZIP = b"PK\x03\x04"  # how a zip archive begins
 
 
 class CheckpointError(UserError, ValueError):
-    """A checkpoint is missing, damaged, or not one of ours."""
+    """A checkpoint is missing, damaged, or not one of ours.
+
+    >>> require_checkpoint("run/checkpoints/none.ckpt")
+    Traceback (most recent call last):
+    scoreexp.runs.checkpoint_path.CheckpointError: no checkpoint at run/checkpoints/none.ckpt: give a .ckpt file, ...
+    """
 
 
 def require_checkpoint(path: str | Path) -> Path:
     """``path``, if a file lies there that is a zip archive to its end.
+
+    >>> require_checkpoint("https://host/best.ckpt")
+    Traceback (most recent call last):
+    scoreexp.runs.checkpoint_path.CheckpointError: https://host/best.ckpt is an address: download the checkpoint ...
 
     Raises:
         CheckpointError: it is an address, a folder, nothing or no archive; the message names checkpoints nearby.
@@ -46,7 +55,14 @@ def require_checkpoint(path: str | Path) -> Path:
 
 
 def neighbours(path: Path) -> str:
-    """What to use instead of a checkpoint that cannot be read: others of the same run, if there are any."""
+    """What to use instead of a checkpoint that cannot be read: others of the same run, if there are any.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     Path(folder, "best.ckpt").touch()
+    ...     neighbours(Path(folder, "last.ckpt"))
+    'use best.ckpt beside it'
+    """
     found = [name for name in NAMES if name != path.name and (path.parent / name).is_file()]
     return f"use {' or '.join(found)} beside it" if found else "use another checkpoint"
 

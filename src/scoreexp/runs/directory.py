@@ -23,7 +23,11 @@ PACKAGES = ("scoreexp", "torch", "pytorch-lightning", "hydra-core", "torchmetric
 
 
 def shown(path: Path) -> str:
-    """``path`` as a user would type it: relative to the current folder where it lies below it."""
+    """``path`` as a user would type it: relative to the current folder where it lies below it.
+
+    >>> shown(Path.cwd() / "best.ckpt")
+    'best.ckpt'
+    """
     try:
         return str(path.relative_to(Path.cwd()))
     except ValueError:
@@ -33,6 +37,12 @@ def shown(path: Path) -> str:
 @contextlib.contextmanager
 def new_folder(folder: Path, remedy: str) -> Iterator[None]:
     """Make a folder for what the body writes, and remove it again where the body fails or is stopped before it does.
+
+    >>> with tempfile.TemporaryDirectory() as parent:
+    ...     with contextlib.suppress(KeyError), new_folder(Path(parent, "new"), "give another folder"):
+    ...         raise KeyError("nothing to write")
+    ...     list(Path(parent).iterdir())
+    []
 
     Raises:
         UserError: it cannot be made; the message ends with ``remedy``.
@@ -67,7 +77,11 @@ def git_revision() -> str | None:
 
 
 def device_name(device: torch.device) -> str:
-    """A name that makes timings comparable: the GPU's, or the processor's with its thread count."""
+    """A name that makes timings comparable: the GPU's, or the processor's with its thread count.
+
+    >>> device_name(torch.device("cpu"))
+    '..., ... threads'
+    """
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
@@ -75,6 +89,13 @@ def device_name(device: torch.device) -> str:
 
 class RunDirectory:
     """A run's directory; nothing is written before ``opened``.
+
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     run = RunDirectory(f"{folder}/run", resume="never")
+    ...     with run.opened():
+    ...         run.describe("seed: 7", torch.device("cpu"), seed=7)
+    ...     sorted(path.name for path in run.path.iterdir())
+    ['.lock', 'checkpoints', 'config.yaml', 'manifest.json', 'pictures']
 
     Args:
         path: the directory.
@@ -192,7 +213,11 @@ class RunDirectory:
 
 
 def package_version(package: str) -> str | None:
-    """Installed version of a package, or None."""
+    """Installed version of a package, or None.
+
+    >>> package_version("torch") is None, package_version("no such package")
+    (False, None)
+    """
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

@@ -26,6 +26,10 @@ def model_record(
 ) -> dict[str, Any]:
     """What a checkpoint says of its model: plain data, enough to rebuild it.
 
+    >>> record = model_record({"seed": 7}, event_shape=(3, 32, 32), num_classes=None)
+    >>> record["config"], record["event_shape"]
+    ({'seed': 7}, [3, 32, 32])
+
     Args:
         config: resolved run configuration.
         event_shape: shape of one sample, from the data.
@@ -40,7 +44,17 @@ def model_record(
 
 
 def build_denoiser(record: Mapping[str, Any]) -> Denoiser:
-    """The untrained model that ``record`` describes."""
+    """The untrained model that ``record`` describes.
+
+    >>> config = {
+    ...     "network": {"_target_": "scoreexp.networks.MLP", "width": 8},
+    ...     "precond": {"_target_": "scoreexp.denoisers.VPrediction"},
+    ...     "schedule": {"_target_": "scoreexp.schedules.VP"},
+    ... }
+    >>> model = build_denoiser(model_record(config, event_shape=(2,), num_classes=None))
+    >>> model(torch.zeros(1, 2), torch.tensor([0.5])).shape
+    torch.Size([1, 2])
+    """
     config = record["config"]
     network = construct(
         config["network"],
@@ -56,7 +70,12 @@ def build_denoiser(record: Mapping[str, Any]) -> Denoiser:
 
 
 def require_trusted(node: Any, where: str, trust: Collection[str]) -> None:
-    """Refuse a configuration that names anything but classes of the model's packages and those of ``trust``."""
+    """Refuse a configuration that names anything but classes of the model's packages and those of ``trust``.
+
+    >>> require_trusted({"_target_": "os.system"}, "network", trust=())
+    Traceback (most recent call last):
+    scoreexp.runs.checkpoint_path.CheckpointError: the checkpoint's network is built by 'os.system', outside ...
+    """
     if isinstance(node, Mapping):
         for key, value in node.items():
             require_trusted(value, f"{where}.{key}", trust)
@@ -88,7 +107,11 @@ def require_trusted_target(target: str, where: str, trust: Collection[str]) -> N
 
 
 def foreign_packages(config: Mapping[str, Any]) -> list[str]:
-    """The packages besides scoreexp whose classes a run's model and sampler are made of."""
+    """The packages besides scoreexp whose classes a run's model and sampler are made of.
+
+    >>> foreign_packages({"network": {"_target_": "mine.Net"}, "schedule": {"_target_": "scoreexp.schedules.VP"}})
+    ['mine']
+    """
 
     def targets(node: Any) -> Iterator[str]:
         if isinstance(node, Mapping):
@@ -119,7 +142,12 @@ def _strip(key: str) -> str:
 def model_weights(
     checkpoint: Mapping[str, Any], weights: Literal["averaged", "raw"] = "averaged"
 ) -> dict[str, Any]:
-    """The denoiser's weights in a checkpoint; ``averaged`` falls back to raw where there is no average."""
+    """The denoiser's weights in a checkpoint; ``averaged`` falls back to raw where there is no average.
+
+    >>> state = {"denoiser.network.w": torch.zeros(1), "averaged.network.w": torch.ones(1)}
+    >>> model_weights({"state_dict": state}), model_weights({"state_dict": state}, "raw")
+    ({'network.w': tensor([1.])}, {'network.w': tensor([0.])})
+    """
     state = {_strip(key): value for key, value in checkpoint["state_dict"].items()}
     prefix = (
         "averaged."
@@ -147,6 +175,21 @@ def load(
 
     Nothing in the file is executed: tensors and plain data only are read, and only classes of scoreexp are built from
     its configuration unless ``trust`` admits another package. ``model.record`` holds the run's configuration.
+
+    >>> import tempfile
+    >>> from scoreexp.runs.checkpoint_file import write_checkpoint
+    >>> config = {
+    ...     "network": {"_target_": "scoreexp.networks.MLP", "width": 8},
+    ...     "precond": {"_target_": "scoreexp.denoisers.VPrediction"},
+    ...     "schedule": {"_target_": "scoreexp.schedules.VP"},
+    ... }
+    >>> record = model_record(config, event_shape=(2,), num_classes=None)
+    >>> trained = {f"denoiser.{key}": value for key, value in build_denoiser(record).state_dict().items()}
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_checkpoint({"state_dict": trained, "scoreexp": record}, Path(folder, "best.ckpt"))
+    ...     model = load(f"{folder}/best.ckpt")
+    >>> model.event_shape, model.training
+    ((2,), False)
 
     Args:
         path: a ``.ckpt`` file of a run directory.

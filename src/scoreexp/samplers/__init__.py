@@ -4,7 +4,10 @@ from scoreexp.samplers.base import Sampler, SampleResult
 from scoreexp.samplers.clamped_euler import ClampedEulerMaruyama
 from scoreexp.samplers.ddim import DDIM
 from scoreexp.samplers.ddpm import DDPM
+from scoreexp.samplers.deis import DEIS
 from scoreexp.samplers.dpm_solver_pp import DPMSolverPP
+from scoreexp.samplers.dpm_solver_pp_3m import DPMSolverPP3M
+from scoreexp.samplers.dpm_solver_pp_singlestep import DPMSolverPPSinglestep
 from scoreexp.samplers.draw import draw
 from scoreexp.samplers.euler_maruyama import EulerMaruyama
 from scoreexp.samplers.grids import (
@@ -23,16 +26,23 @@ from scoreexp.samplers.one_more_step import OneMoreStep
 from scoreexp.samplers.pndm import PNDM
 from scoreexp.samplers.predictor_corrector import PredictorCorrector
 from scoreexp.samplers.probability_flow import ProbabilityFlow
+from scoreexp.samplers.sa_solver import SASolver
+from scoreexp.samplers.sde_dpm_solver_pp import SDEDPMSolverPP
 from scoreexp.samplers.starts import start_from_observation, start_from_prior
+from scoreexp.samplers.unipc import UniPC
+from scoreexp.samplers.unipc_velocity import UniPCVelocity
 
 __all__ = [
     "DDIM",
     "DDPM",
+    "DEIS",
     "PNDM",
     "AnnealedLangevin",
     "ClampedEulerMaruyama",
     "ConstantGrid",
     "DPMSolverPP",
+    "DPMSolverPP3M",
+    "DPMSolverPPSinglestep",
     "DiscreteGrid",
     "EulerMaruyama",
     "Heun",
@@ -43,9 +53,13 @@ __all__ = [
     "PredictorCorrector",
     "ProbabilityFlow",
     "QuadraticGrid",
+    "SASolver",
+    "SDEDPMSolverPP",
     "SampleResult",
     "Sampler",
     "TimeGrid",
+    "UniPC",
+    "UniPCVelocity",
     "UniformGrid",
     "draw",
     "knows_null_label",

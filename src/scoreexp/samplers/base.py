@@ -32,6 +32,14 @@ Callback = Callable[[int, int, Tensor, Tensor | None], None]
 class SampleResult(NamedTuple):
     """What a sampler returns.
 
+    >>> import torch
+    >>> import scoreexp as se
+    >>> oracle = se.oracles.Gaussian(torch.zeros(2), torch.ones(2))
+    >>> model = se.denoisers.OracleDenoiser(oracle, se.schedules.VP())
+    >>> result = se.samplers.draw(model, se.samplers.DDIM(se.samplers.UniformGrid(10)), seeds=[0], keep=3)
+    >>> result.nfe, len(result.trajectory), torch.equal(result.trajectory[-1], result.x)
+    (10, 3, True)
+
     Attributes:
         x: the samples ``[B, *]``.
         nfe: evaluations of the network for each sample, whatever wraps it.
@@ -60,6 +68,19 @@ class _Bound(Wrapper):
 
 class Sampler(ABC):
     """Base of all samplers.
+
+    >>> import torch
+    >>> import scoreexp as se
+    >>> from scoreexp.samplers.base import batch_of
+    >>> class Renoise(se.samplers.Sampler):
+    ...     '''x_s = alpha_s x0_hat + sigma_s z'''
+    ...     def step(self, model, x_t, t, s, state, streams):
+    ...         alpha_s, sigma_s = model.schedule.at(s)
+    ...         return alpha_s * model(x_t, batch_of(t, x_t)) + sigma_s * streams.normal(x_t), state
+    >>> oracle = se.oracles.Gaussian(torch.zeros(2), torch.ones(2))
+    >>> model = se.denoisers.OracleDenoiser(oracle, se.schedules.VP())
+    >>> se.samplers.draw(model, Renoise(se.samplers.UniformGrid(10)), seeds=[0, 1]).x.shape
+    torch.Size([2, 2])
 
     Args:
         grid: the times visited.
@@ -198,5 +219,9 @@ def step_from_noise(
 
 
 def batch_of(t: float, x: Tensor) -> Tensor:
-    """The time ``t`` of every sample of ``x[B, *]``: ``[B]``, float64 on the CPU."""
+    """The time ``t`` of every sample of ``x[B, *]``: ``[B]``, float64 on the CPU.
+
+    >>> batch_of(0.5, torch.zeros(2, 3, 8, 8))
+    tensor([0.5000, 0.5000], dtype=torch.float64)
+    """
     return torch.full((x.shape[0],), t, dtype=torch.float64)

@@ -27,6 +27,16 @@ class ClampedEulerMaruyama(Sampler):
     Reference: K. Lau, A. Na, J. Wan, "Efficient Score Pre-computation for Diffusion Models via Cross-Matrix Krylov
     Projection", 2025, https://arxiv.org/abs/2511.17634.
 
+    >>> import torch
+    >>> import scoreexp as se
+    >>> from scoreexp.core.streams import ImageStreams
+    >>> oracle = se.oracles.Gaussian(torch.zeros(2), torch.full((2,), 0.01))
+    >>> model = se.denoisers.OracleDenoiser(oracle, se.schedules.ConstantNoise(0.2))
+    >>> sampler = se.samplers.ClampedEulerMaruyama(se.samplers.UniformGrid(51), g=0.3, noise=0.0)
+    >>> x, t = sampler.start(model.schedule, torch.tensor([[0.5, -0.5]]), sigma=0.2)
+    >>> sampler(model, x, streams=ImageStreams([0]), t_start=t).x.round(decimals=2)
+    tensor([[ 0.0800, -0.0800]])
+
     Args:
         grid: the times visited, from ``t_max`` to 0 in the paper.
         g: diffusion coefficient in units of the [-1, 1] range (1 is the paper's 0.5 of [0, 1]).

@@ -28,6 +28,15 @@ class DDIM(Sampler):
     Reference: J. Song, C. Meng, S. Ermon, "Denoising Diffusion Implicit Models", 2021,
     https://arxiv.org/abs/2010.02502, equations (12) and (16).
 
+    >>> import torch
+    >>> import scoreexp as se
+    >>> oracle = se.oracles.Gaussian(torch.zeros(2), torch.ones(2))
+    >>> model = se.denoisers.OracleDenoiser(oracle, se.schedules.VP())
+    >>> sampler = se.samplers.DDIM(se.samplers.UniformGrid(20), eta=0.5)
+    >>> samples = se.samplers.draw(model, sampler, seeds=[0, 1, 2])
+    >>> samples.x.shape, samples.nfe
+    (torch.Size([3, 2]), 20)
+
     Args:
         grid: the times visited.
         eta: share of fresh noise, in [0, 1].

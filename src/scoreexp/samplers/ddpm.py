@@ -30,6 +30,15 @@ class DDPM(Sampler):
     Reference: J. Ho, A. Jain, P. Abbeel, "Denoising Diffusion Probabilistic Models", 2020,
     https://arxiv.org/abs/2006.11239, equations (6), (7) and algorithm 2.
 
+    >>> import torch
+    >>> import scoreexp as se
+    >>> oracle = se.oracles.Gaussian(torch.zeros(2), torch.ones(2))
+    >>> model = se.denoisers.OracleDenoiser(oracle, se.schedules.DDPM())
+    >>> sampler = se.samplers.DDPM(se.samplers.DiscreteGrid(20), variance="beta")
+    >>> samples = se.samplers.draw(model, sampler, seeds=[0, 1, 2])
+    >>> samples.x.shape, samples.nfe
+    (torch.Size([3, 2]), 20)
+
     Args:
         grid: the times visited.
         variance: ``beta_tilde`` or ``beta``.

@@ -33,6 +33,15 @@ class DPMSolverPP(Sampler):
     Reference: C. Lu et al., "DPM-Solver++: Fast Solver for Guided Sampling of Diffusion Probabilistic Models", 2022,
     https://arxiv.org/abs/2211.01095, algorithm 2.
 
+    >>> import torch
+    >>> import scoreexp as se
+    >>> oracle = se.oracles.Gaussian(torch.zeros(2), torch.ones(2))
+    >>> model = se.denoisers.OracleDenoiser(oracle, se.schedules.VP())
+    >>> sampler = se.samplers.DPMSolverPP(se.samplers.LogSNRGrid(10))
+    >>> samples = se.samplers.draw(model, sampler, seeds=[0, 1, 2])
+    >>> samples.x.shape, samples.nfe
+    (torch.Size([3, 2]), 10)
+
     Args:
         grid: the times visited; ``LogSNRGrid`` makes all ``h_i`` equal.
         denoise_last: end with ``E[x_0 | x_t]`` at the last time.

@@ -35,6 +35,15 @@ class EulerMaruyama(Sampler):
     Reference: Y. Song, J. Sohl-Dickstein, D. Kingma, A. Kumar, S. Ermon, B. Poole, "Score-Based Generative
     Modeling through Stochastic Differential Equations", 2021, https://arxiv.org/abs/2011.13456, equation (6).
 
+    >>> import torch
+    >>> import scoreexp as se
+    >>> oracle = se.oracles.Gaussian(torch.zeros(2), torch.ones(2))
+    >>> model = se.denoisers.OracleDenoiser(oracle, se.schedules.VP())
+    >>> sampler = se.samplers.EulerMaruyama(se.samplers.UniformGrid(50))
+    >>> samples = se.samplers.draw(model, sampler, seeds=[0, 1, 2])
+    >>> samples.x.shape, samples.nfe
+    (torch.Size([3, 2]), 50)
+
     Args:
         grid: the times visited.
         denoise_last: end with ``E[x_0 | x_t]`` at the last time.

@@ -19,6 +19,15 @@ from scoreexp.schedules import Schedule
 class TimeGrid(ABC):
     """Base of all grids.
 
+    >>> import torch
+    >>> import scoreexp as se
+    >>> class Halving(se.samplers.TimeGrid):
+    ...     def __call__(self, schedule, *, t_start=None):
+    ...         start = schedule.t_max if t_start is None else t_start
+    ...         return start * 0.5 ** torch.arange(self.steps, dtype=torch.float64)
+    >>> Halving(3)(se.schedules.VP())
+    tensor([1.0000, 0.5000, 0.2500], dtype=torch.float64)
+
     Args:
         steps: number of times ``N``, >= 1.
 
@@ -37,6 +46,13 @@ class TimeGrid(ABC):
 
 class SpacedGrid(TimeGrid):
     """Base of the grids that are evenly spaced in some coordinate.
+
+    >>> import scoreexp as se
+    >>> class CubicGrid(SpacedGrid):
+    ...     def _between(self, schedule, start, end, fraction):
+    ...         return end + (start - end) * (1 - fraction) ** 3
+    >>> CubicGrid(3, t_end=0.2)(se.schedules.VP())
+    tensor([1.0000, 0.3000, 0.2000], dtype=torch.float64)
 
     Args:
         steps: number of times ``N``, >= 1; with one step the grid is ``t_start`` alone.
@@ -81,7 +97,12 @@ class SpacedGrid(TimeGrid):
 
 
 class UniformGrid(SpacedGrid):
-    """Evenly spaced in time."""
+    """Evenly spaced in time.
+
+    >>> import scoreexp as se
+    >>> se.samplers.UniformGrid(3, t_end=0.5)(se.schedules.VP())
+    tensor([1.0000, 0.7500, 0.5000], dtype=torch.float64)
+    """
 
     def _between(self, schedule: Schedule, start: float, end: float, fraction: Tensor) -> Tensor:
         return start + fraction * (end - start)
@@ -92,6 +113,10 @@ class QuadraticGrid(SpacedGrid):
 
     Reference: J. Song, C. Meng, S. Ermon, "Denoising Diffusion Implicit Models", 2021,
     https://arxiv.org/abs/2010.02502, appendix D.2.
+
+    >>> import scoreexp as se
+    >>> se.samplers.QuadraticGrid(3, t_end=0.25)(se.schedules.VP())
+    tensor([1.0000, 0.5625, 0.2500], dtype=torch.float64)
     """
 
     def _between(self, schedule: Schedule, start: float, end: float, fraction: Tensor) -> Tensor:
@@ -104,6 +129,13 @@ class NoiseLevelGrid(SpacedGrid):
     No spacing is even from infinity. From ``alpha = 0`` the N times are ``t_start`` and N - 1 from the level N on (N times
     the last level, if that is above 1): for the probability flow a first step of the angle 1 / N, whose error falls
     with N like theirs.
+
+    >>> import scoreexp as se
+    >>> class LinearNoiseGrid(NoiseLevelGrid):
+    ...     def _levels(self, first, last, fraction):
+    ...         return first + fraction * (last - first)
+    >>> LinearNoiseGrid(3, t_end=20.0)(se.schedules.EDM())
+    tensor([80., 50., 20.], dtype=torch.float64)
     """
 
     def _between(self, schedule: Schedule, start: float, end: float, fraction: Tensor) -> Tensor:
@@ -125,6 +157,10 @@ class KarrasGrid(NoiseLevelGrid):
 
     Reference: T. Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models", 2022,
     https://arxiv.org/abs/2206.00364, equation (5).
+
+    >>> import scoreexp as se
+    >>> se.samplers.KarrasGrid(3, rho=2.0, t_end=5.0)(se.schedules.EDM())
+    tensor([80.0000, 31.2500,  5.0000], dtype=torch.float64)
 
     Args:
         steps: number of times, >= 1.
@@ -156,6 +192,10 @@ class LogSNRGrid(NoiseLevelGrid):
 
     Reference: C. Lu et al., "DPM-Solver: A Fast ODE Solver for Diffusion Probabilistic Model Sampling in
     Around 10 Steps", 2022, https://arxiv.org/abs/2206.00927.
+
+    >>> import scoreexp as se
+    >>> se.samplers.LogSNRGrid(3, t_end=0.8)(se.schedules.EDM())
+    tensor([80.0000,  8.0000,  0.8000], dtype=torch.float64)
     """
 
     def _levels(self, first: Tensor, last: Tensor, fraction: Tensor) -> Tensor:
@@ -172,6 +212,10 @@ class DiscreteGrid(TimeGrid):
     Reference: J. Ho, A. Jain, P. Abbeel, "Denoising Diffusion Probabilistic Models", 2020,
     https://arxiv.org/abs/2006.11239, algorithm 2; J. Song et al., 2021, https://arxiv.org/abs/2010.02502,
     section 4.2.
+
+    >>> import scoreexp as se
+    >>> se.samplers.DiscreteGrid(4)(se.schedules.DDPM())
+    tensor([1.0000, 0.7500, 0.5000, 0.2500], dtype=torch.float64)
 
     Args:
         steps: number of times from ``t_max`` on, a divisor of ``total_steps``.

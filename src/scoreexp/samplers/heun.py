@@ -33,6 +33,15 @@ class Heun(Sampler):
     Reference: T. Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models", 2022,
     https://arxiv.org/abs/2206.00364, algorithm 2.
 
+    >>> import torch
+    >>> import scoreexp as se
+    >>> oracle = se.oracles.Gaussian(torch.zeros(2), torch.ones(2))
+    >>> model = se.denoisers.OracleDenoiser(oracle, se.schedules.EDM())
+    >>> sampler = se.samplers.Heun(se.samplers.KarrasGrid(10))
+    >>> samples = se.samplers.draw(model, sampler, seeds=[0, 1, 2])
+    >>> samples.x.shape, samples.nfe
+    (torch.Size([3, 2]), 19)
+
     Args:
         grid: the times visited; ``KarrasGrid`` in the paper.
         s_churn: amount of fresh noise, 0 for the deterministic sampler of algorithm 1.

@@ -25,6 +25,9 @@ def labels_for(
 ) -> Tensor | None:
     """Labels ``[B]`` of samples to be drawn, one per seed; None for a model without classes and for the null label.
 
+    >>> labels_for([0, 1, 2, 3], {"num_classes": 3})
+    tensor([0, 1, 2, 0])
+
     Args:
         seeds: one per sample.
         record: of the model, as its checkpoint has it (``model.record``).
@@ -46,6 +49,10 @@ def labels_for(
 def label_of_observed(record: Mapping[str, Any], seed: int, label: Label = None) -> tuple[Label, str | None]:
     """The label with which an image of unknown class is restored, and what must be said of it, or None.
 
+    >>> record = {"num_classes": 3, "config": {"model": {"label_dropout": 0.1}}}
+    >>> label_of_observed(record, seed=0)
+    ('none', None)
+
     Raises:
         UserError: as ``labels_for``.
     """
@@ -62,7 +69,11 @@ def label_of_observed(record: Mapping[str, Any], seed: int, label: Label = None)
 
 
 def knows_null_label(record: Mapping[str, Any]) -> bool:
-    """Whether training has left labels out, so that the null label stands for all classes."""
+    """Whether training has left labels out, so that the null label stands for all classes.
+
+    >>> knows_null_label({"num_classes": 3, "config": {"model": {"label_dropout": 0.1}}})
+    True
+    """
     model = record.get("config", {}).get("model") or {}
     return record.get("num_classes") is not None and float(model.get("label_dropout") or 0) > 0
 

@@ -34,6 +34,10 @@ from scoreexp.schedules import Schedule
 class ConstantGrid(TimeGrid):
     """One time, again and again: ``steps`` updates at it are ``steps + 1`` equal times.
 
+    >>> import scoreexp as se
+    >>> se.samplers.ConstantGrid(2)(se.schedules.VP(), t_start=0.5)
+    tensor([0.5000, 0.5000, 0.5000], dtype=torch.float64)
+
     Args:
         steps: number of updates, >= 1.
 
@@ -63,6 +67,15 @@ class Langevin(Sampler):
     References: Nguyen, Senequier, Arthaud, "Score-Based Denoising with Reverse-Time SDEs", for denoising with
     ``eta = 1e-4`` in squared units of [0, 1], 100 steps, ``kappa`` equal to the noise level and the clamp; the
     module's for the algorithm.
+
+    >>> import torch
+    >>> import scoreexp as se
+    >>> from scoreexp.core.streams import ImageStreams
+    >>> oracle = se.oracles.Gaussian(torch.ones(2), torch.zeros(2))
+    >>> model = se.denoisers.OracleDenoiser(oracle, se.schedules.ConstantNoise(0.2))
+    >>> sampler = se.samplers.Langevin(se.samplers.ConstantGrid(100), step_size=0.01, noise=0.0)
+    >>> sampler(model, torch.zeros(1, 2), streams=ImageStreams([0])).x
+    tensor([[1.0000, 1.0000]])
 
     Args:
         grid: how many updates: a ``ConstantGrid``.
@@ -141,6 +154,15 @@ class AnnealedLangevin(Sampler):
 
     Reference: Y. Song, S. Ermon, "Generative Modeling by Estimating Gradients of the Data Distribution", 2019,
     https://arxiv.org/abs/1907.05600, algorithm 1.
+
+    >>> import torch
+    >>> import scoreexp as se
+    >>> oracle = se.oracles.Gaussian(torch.zeros(2), torch.ones(2))
+    >>> model = se.denoisers.OracleDenoiser(oracle, se.schedules.VE())
+    >>> sampler = se.samplers.AnnealedLangevin(se.samplers.LogSNRGrid(10), updates=5)
+    >>> samples = se.samplers.draw(model, sampler, seeds=[0, 1, 2])
+    >>> samples.x.shape, samples.nfe
+    (torch.Size([3, 2]), 46)
 
     Args:
         grid: the times visited, one per noise level.

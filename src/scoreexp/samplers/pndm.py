@@ -38,6 +38,15 @@ class PNDM(Sampler):
     Reference: L. Liu, Y. Ren, Z. Lin, Z. Zhao, "Pseudo Numerical Methods for Diffusion Models on Manifolds", 2022,
     https://arxiv.org/abs/2202.09778, sections 3.2 to 3.4.
 
+    >>> import torch
+    >>> import scoreexp as se
+    >>> oracle = se.oracles.Gaussian(torch.zeros(2), torch.ones(2))
+    >>> model = se.denoisers.OracleDenoiser(oracle, se.schedules.VP())
+    >>> sampler = se.samplers.PNDM(se.samplers.UniformGrid(10), form="S")
+    >>> samples = se.samplers.draw(model, sampler, seeds=[0, 1, 2])
+    >>> samples.x.shape, samples.nfe
+    (torch.Size([3, 2]), 11)
+
     Args:
         grid: the times visited.
         form: ``S`` or ``F``.

@@ -42,6 +42,15 @@ class PredictorCorrector(Sampler):
     Modeling through Stochastic Differential Equations", 2021, https://arxiv.org/abs/2011.13456, algorithms 1-5
     and equation (46).
 
+    >>> import torch
+    >>> import scoreexp as se
+    >>> oracle = se.oracles.Gaussian(torch.zeros(3, 8, 8), torch.ones(3, 8, 8))
+    >>> model = se.denoisers.OracleDenoiser(oracle, se.schedules.VP())
+    >>> sampler = se.samplers.PredictorCorrector(se.samplers.UniformGrid(20), corrections=1)
+    >>> samples = se.samplers.draw(model, sampler, seeds=[0, 1])
+    >>> samples.x.shape, samples.nfe
+    (torch.Size([2, 3, 8, 8]), 39)
+
     Args:
         grid: the times visited.
         predictor: ``reverse_diffusion`` or ``euler``.

@@ -26,6 +26,15 @@ class ProbabilityFlow(Sampler):
     Reference: Y. Song et al., "Score-Based Generative Modeling through Stochastic Differential Equations", 2021,
     https://arxiv.org/abs/2011.13456, section 4.3 and appendix D.4.
 
+    >>> import torch
+    >>> import scoreexp as se
+    >>> from scoreexp.numerics.ode import RK45
+    >>> oracle = se.oracles.Gaussian(torch.ones(2), torch.zeros(2))
+    >>> model = se.denoisers.OracleDenoiser(oracle, se.schedules.VP())
+    >>> sampler = se.samplers.ProbabilityFlow(se.samplers.UniformGrid(2), RK45(rtol=1e-3, atol=1e-3))
+    >>> se.samplers.draw(model, sampler, seeds=[0]).x
+    tensor([[1., 1.]])
+
     Args:
         grid: the times at which the solution is wanted.
         solver: the Runge-Kutta solver; its tolerances are in the units of the data ([-1, 1]).

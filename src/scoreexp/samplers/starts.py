@@ -21,6 +21,14 @@ def start_from_prior(
 ) -> Tensor:
     """``x_T ~ N(0, prior_std^2 I)``, the state at ``t_max``.
 
+    >>> import torch
+    >>> import scoreexp as se
+    >>> from scoreexp.core.streams import ImageStreams
+    >>> oracle = se.oracles.Gaussian(torch.zeros(2), torch.ones(2))
+    >>> model = se.denoisers.OracleDenoiser(oracle, se.schedules.VP())
+    >>> se.samplers.start_from_prior(model, (2,), ImageStreams([0, 1, 2])).shape
+    torch.Size([3, 2])
+
     Args:
         model: whose schedule gives ``prior_std``.
         event_shape: shape ``*`` of one sample.
@@ -41,6 +49,11 @@ def start_from_observation(schedule: Schedule, y: Tensor, sigma: float) -> tuple
     At ``t*`` with ``sigma(t*) / alpha(t*) = sigma`` the marginal is ``x_t = alpha(t*) (x_0 + sigma z)``, so
     ``alpha(t*) y`` is a draw of it and a reverse chain from there draws from the posterior of ``x_0`` given
     ``y``.
+
+    >>> import torch
+    >>> import scoreexp as se
+    >>> se.samplers.start_from_observation(se.schedules.EDM(), torch.ones(1, 2), sigma=0.5)
+    (tensor([[1., 1.]]), 0.5)
 
     Args:
         schedule: the noise schedule.

@@ -39,6 +39,18 @@ class Schedule(ABC):
     A new schedule writes the five abstract functions, in float64 and without checks; one whose ``alpha`` reaches 0
     writes ``_alpha`` too, for the derivative of ``exp(log alpha)`` does not exist there.
 
+    >>> import torch
+    >>> class OrnsteinUhlenbeck(Schedule):
+    ...     '''dx = -x dt + dW'''
+    ...     def _log_alpha(self, t): return -t
+    ...     def _sigma(self, t): return (-torch.expm1(-2 * t) / 2).sqrt()
+    ...     def _drift(self, t): return -torch.ones_like(t)
+    ...     def _diffusion(self, t): return torch.ones_like(t)
+    ...     def _t_of_sigma(self, ratio): return torch.log1p(2 * ratio**2) / 2
+    >>> schedule = OrnsteinUhlenbeck(t_min=1e-3, t_max=3.0)
+    >>> schedule.t_of_sigma(schedule.noise_level(torch.tensor([0.5, 2.0])))
+    tensor([0.5000, 2.0000])
+
     Args:
         t_min: the smallest time, >= 0; ``sigma(t_min) > 0``.
         t_max: the largest time, > ``t_min``.
@@ -152,6 +164,16 @@ class VariancePreserving(Schedule):
     """``alpha^2 + sigma^2 = 1``, hence ``g^2 = -2 a``.
 
     A schedule adds ``log alpha``, its derivative and its inverse.
+
+    >>> import torch
+    >>> class OrnsteinUhlenbeck(VariancePreserving):
+    ...     '''dx = -x dt + sqrt(2) dW'''
+    ...     def _log_alpha(self, t): return -t
+    ...     def _drift(self, t): return -torch.ones_like(t)
+    ...     def _t_of_log_alpha(self, log_alpha): return -log_alpha
+    >>> alpha, sigma = OrnsteinUhlenbeck(t_min=1e-3, t_max=3.0)(torch.tensor([1.0]))
+    >>> alpha, alpha**2 + sigma**2
+    (tensor([0.3679]), tensor([1.]))
     """
 
     @abstractmethod
@@ -168,7 +190,17 @@ class VariancePreserving(Schedule):
 
 
 class VarianceExploding(Schedule):
-    """``alpha = 1``, hence no drift. A schedule adds ``sigma``, ``g`` and the inverse of ``sigma``."""
+    """``alpha = 1``, hence no drift. A schedule adds ``sigma``, ``g`` and the inverse of ``sigma``.
+
+    >>> import torch
+    >>> class Brownian(VarianceExploding):
+    ...     '''dx = dW'''
+    ...     def _sigma(self, t): return t.sqrt()
+    ...     def _diffusion(self, t): return torch.ones_like(t)
+    ...     def _t_of_sigma(self, ratio): return ratio**2
+    >>> Brownian(t_min=1e-4, t_max=100.0).at(4.0)
+    (1.0, 2.0)
+    """
 
     def _log_alpha(self, t: Tensor) -> Tensor:
         return 0 * t

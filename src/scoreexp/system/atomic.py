@@ -30,6 +30,13 @@ class WriteError(OSError, UserError):
 def naming(path: str | Path) -> Iterator[None]:
     """Name the file that is written in the body where the disk refuses it.
 
+    >>> try:
+    ...     with naming("picture.png"):
+    ...         raise OSError(errno.ENOSPC, "no space")
+    ... except WriteError as error:
+    ...     print(str(error)[:24])
+    cannot write picture.png
+
     Raises:
         WriteError: instead of the body's OSError.
     """
@@ -48,6 +55,13 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     The temporary file is hidden, lies in the same folder (a rename is atomic only within one file system) and
     keeps the suffix, for libraries that choose a format by it. Its data reach the disk before the rename. If
     the body raises, the temporary file is removed and whatever was at ``path`` stays as it was.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     with atomic_write(Path(folder, "note.txt")) as temporary:
+    ...         _ = temporary.write_text("whole or not at all")
+    ...     os.listdir(folder)
+    ['note.txt']
 
     Arguments:
         path: the file to write; its folder must exist. A symbolic link is followed: its target is replaced.
@@ -86,6 +100,13 @@ def clear_orphans(folder: Path, name: str = "*") -> None:
     """Remove what ``atomic_write`` left of files called ``name`` in ``folder`` when its process was killed.
 
     For the only process that writes these files; it would take another's file away from under its hands.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     Path(folder, ".note.0123456789ab.txt").touch()
+    ...     clear_orphans(Path(folder), "note.txt")
+    ...     os.listdir(folder)
+    []
     """
     stem, suffix = os.path.splitext(name)
     for orphan in folder.glob(f".{stem[:40]}.{'[0-9a-f]' * _RANDOM_DIGITS}{suffix or '.*'}"):

@@ -8,6 +8,9 @@ from scoreexp.core.errors import UserError
 def choose_device(name: str) -> torch.device:
     """``auto`` is a CUDA device if there is one, then Apple's GPU, then the CPU; anything else is taken at its word.
 
+    >>> choose_device("cpu")
+    device(type='cpu')
+
     Raises:
         UserError: the device does not exist here.
     """

@@ -18,6 +18,12 @@ def write_json(path: Path, data: Mapping[str, Any]) -> None:
 
     Numbers that are infinite or NaN are written as null, and ``not_finite`` says which they are:
     ``{"metrics": {"val/psnr": null}, "not_finite": {"/metrics/val~1psnr": "infinite"}}``.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_json(Path(folder, "metrics.json"), {"psnr": math.inf})
+    ...     json.loads(Path(folder, "metrics.json").read_text())
+    {'psnr': None, 'not_finite': {'/psnr': 'infinite'}}
     """
     reasons: dict[str, str] = {}
     plain = _finite(data, "", reasons)
@@ -30,6 +36,12 @@ def write_json(path: Path, data: Mapping[str, Any]) -> None:
 
 def read_json(path: Path) -> dict[str, Any]:
     """The content of a JSON file; empty where there is none.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_json(Path(folder, "metrics.json"), {"psnr": math.inf})
+    ...     read_json(Path(folder, "metrics.json")), read_json(Path(folder, "none.json"))
+    ({'psnr': inf}, {})
 
     Raises:
         UserError: it is not a JSON object.

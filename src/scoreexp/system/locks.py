@@ -26,6 +26,12 @@ def hold(folder: Path, key: str = "run_dir") -> Iterator[None]:
 
     Where the file system has no locks the body runs without.
 
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     with hold(Path(folder)):
+    ...         os.listdir(folder)
+    ['.lock']
+
     Args:
         folder: an existing folder.
         key: the setting that names the folder, for the message.

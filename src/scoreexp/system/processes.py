@@ -26,7 +26,11 @@ def _in_slurm_step(environment: Mapping[str, str]) -> bool:
 
 
 def is_first_process(environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether this is the only or the first process of a run; known before Lightning is."""
+    """Whether this is the only or the first process of a run; known before Lightning is.
+
+    >>> is_first_process({}), is_first_process({"RANK": "1", "WORLD_SIZE": "2"})
+    (True, False)
+    """
     if "RANK" in environment:  # torchrun
         return environment["RANK"] == "0"
     if _in_slurm_step(environment):
@@ -35,7 +39,11 @@ def is_first_process(environment: Mapping[str, str] = os.environ) -> bool:
 
 
 def independent_launcher(environment: Mapping[str, str] = os.environ) -> str | None:
-    """What has started several processes of this run independently of each other: torchrun, Slurm, or None."""
+    """What has started several processes of this run independently of each other: torchrun, Slurm, or None.
+
+    >>> independent_launcher({"RANK": "0", "WORLD_SIZE": "2"})
+    'torchrun'
+    """
     if "RANK" in environment:
         return "torchrun" if int(environment.get("WORLD_SIZE", 1)) > 1 else None
     return "Slurm" if _in_slurm_step(environment) and int(environment["SLURM_NTASKS"]) > 1 else None
@@ -43,6 +51,10 @@ def independent_launcher(environment: Mapping[str, str] = os.environ) -> str | N
 
 def require_all_processes(world_size: int, environment: Mapping[str, str] = os.environ) -> None:
     """Refuse processes that would each train alone, into the same folder.
+
+    >>> require_all_processes(4, {"RANK": "0", "WORLD_SIZE": "2"})
+    Traceback (most recent call last):
+    scoreexp.core.errors.UserError: torchrun has started 2 processes, the run is for 4: ...
 
     Raises:
         UserError: the launcher has started another number of processes than ``world_size``.
@@ -64,6 +76,13 @@ def failing_together(trainer: Any, folder: Path) -> Iterator[None]:
 
     When one process fails, the others fail in their next exchange with it, with an error that says nothing about the cause:
     they leave silently with exit code 1.
+
+    >>> import tempfile
+    >>> from types import SimpleNamespace
+    >>> trainer = SimpleNamespace(is_global_zero=True, world_size=1)  # Lightning's has these too
+    >>> with tempfile.TemporaryDirectory() as folder, failing_together(trainer, Path(folder)):
+    ...     print("trained")
+    trained
 
     Args:
         trainer: Lightning's, which starts its processes inside of this context.

@@ -8,7 +8,11 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 
 def stays_inside(name: str) -> bool:
-    """Whether a name in an archive or list stays below the folder it belongs to: neither absolute nor with ``..``."""
+    """Whether a name in an archive or list stays below the folder it belongs to: neither absolute nor with ``..``.
+
+    >>> stays_inside("faces/1.png"), stays_inside("../1.png"), stays_inside("/faces/1.png")
+    (True, False, False)
+    """
     return not any(path.anchor or ".." in path.parts for path in (PurePosixPath(name), PureWindowsPath(name)))
 
 
@@ -17,6 +21,14 @@ def require_stored(path: Path) -> None:
 
     ``torch.save`` and ``numpy.savez`` store their records as they are, so a compressed record, or several of the
     same bytes, come from elsewhere and may unpack to any size.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     with zipfile.ZipFile(Path(folder, "a.zip"), "w", zipfile.ZIP_DEFLATED) as archive:
+    ...         archive.writestr("zeros", bytes(10**6))
+    ...     require_stored(Path(folder, "a.zip"))
+    Traceback (most recent call last):
+    ValueError: its records are compressed or overlap
 
     Raises:
         ValueError: records are compressed or overlap.

@@ -7,57 +7,51 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from PIL import Image
 
-from scoreexp.app.early_checks import require_input
+from scoreexp.app.picture_files import (
+    input_and_output,
+    require_absent,
+    require_none_failed,
+    require_writable,
+    with_each,
+)
 from scoreexp.app.progress import StepProgress
 from scoreexp.app.run_settings import (
-    guided,
+    label_of_pictures,
+    model_of_pictures,
     nearest_level,
     own_sigma,
     require_reachable,
+    restorer_of,
     sampler_settings,
 )
 from scoreexp.app.terminal import say, say_labelled
-from scoreexp.core.construct import construct
 from scoreexp.core.errors import UserError
-from scoreexp.core.kinds import Images, kind_of
 from scoreexp.core.ranges import sigma_to_model, to_uint8
-from scoreexp.data.image_io import (
-    WRITABLE,
-    Picture,
-    check_writable,
-    few_bits,
-    list_images,
-    read_image,
-    write_image,
-)
+from scoreexp.data.image_io import Picture, few_bits, read_image, write_image
 from scoreexp.denoisers import DenoiserBase
-from scoreexp.guidance.base import LabelGuidance
 from scoreexp.observations import GaussianNoise
 from scoreexp.observations.noise.level import estimate_sigma
 from scoreexp.restorers import BySampling, Restorer
 from scoreexp.restorers.images import Tiles, restore_pixels
 from scoreexp.runs.directory import shown
-from scoreexp.runs.model import load
-from scoreexp.samplers import label_of_observed, sampler_of_one_level
+from scoreexp.samplers import sampler_of_one_level
 from scoreexp.samplers.labels import Label
 from scoreexp.system.atomic import atomic_write
 from scoreexp.system.devices import choose_device
 
 GIF_STATES = 24  # between the first and the last, where their number is not given
 GIF_FRAME, GIF_LAST = 100, 1500  # milliseconds
-MAX_NAMED = 3  # files in the last line about those that failed
 
 
 class Denoised(NamedTuple):
-    """One picture's way through the command: files, noise level in [0, 1] units, and an error if it failed."""
+    """One picture's way through the command: its files, and the noise level in [0, 1] units."""
 
     source: Path
     target: Path
     sigma: float
-    error: str | None = None
 
 
 class _Task(NamedTuple):
@@ -75,26 +69,12 @@ def denoise(cfg: DictConfig) -> list[Denoised]:
 
     One bad file in a folder does not end the batch; it is named at the end and makes the exit code 1.
     """
-    pairs = _files(Path(cfg.input).expanduser(), cfg.output)
+    pairs = input_and_output(Path(cfg.input).expanduser(), cfg.output, "_denoised")
     for _, target in pairs:
-        _require_writable(target, cfg.overwrite)
+        require_writable(target, cfg.overwrite)
     task = _task(cfg)
-    done = []
-    for source, target in pairs:
-        try:
-            done.append(_denoise_file(task, source, target))
-        except (ValueError, OSError, FloatingPointError) as error:
-            if len(pairs) == 1:
-                raise
-            done.append(Denoised(source, target, float("nan"), str(error)))
-            said = str(error) if str(source) in str(error) else f"{shown(source)}: {error}"
-            say_labelled("failed", said)
-    failed = [shown(item.source) for item in done if item.error]
-    if failed:
-        more = f" and {len(failed) - MAX_NAMED} more" if len(failed) > MAX_NAMED else ""
-        raise UserError(
-            f"{len(failed)} of {len(done)} pictures failed: {', '.join(failed[:MAX_NAMED])}{more} (see above)"
-        )
+    done, failed = with_each(pairs, lambda source, target: _denoise_file(task, source, target))
+    require_none_failed(failed, len(pairs))
     ideas = [] if cfg.get("restorer") else ["another strength (sigma=...)", "another sampler (sampler=ddpm)"]
     if ideas := ideas + ["strip=true for a comparison"] * (not cfg.strip):
         say_labelled("try next", ", ".join(ideas))
@@ -103,15 +83,10 @@ def denoise(cfg: DictConfig) -> list[Denoised]:
 
 def _task(cfg: DictConfig) -> _Task:
     """What restores, and its model: used as its run says, as far as ``cfg`` does not."""
-    restorer = _restorer(cfg)
+    restorer = restorer_of(cfg)
     if restorer is not None and not restorer.needs_model:
         return _Task(restorer, None, None if cfg.sigma is None else _sigma(cfg, {}), None, cfg)
-    device = str(choose_device(cfg.device))
-    model = guided(load(cfg.ckpt, weights=cfg.weights, device=device, trust=tuple(cfg.trust)), cfg)
-    if not isinstance(kind_of(model.event_shape), Images):
-        raise UserError(
-            f"{cfg.ckpt} models samples of shape {model.event_shape}, not pictures: give another checkpoint"
-        )
+    model = model_of_pictures(cfg)
     record = model.record
     if restorer is None:
         sampler = None if cfg.get("sampler") else sampler_of_one_level(model.schedule)
@@ -119,36 +94,8 @@ def _task(cfg: DictConfig) -> _Task:
     sigma = _sigma(cfg, record)
     if sigma is not None and isinstance(restorer, BySampling):
         require_reachable(restorer.sampler, model.schedule, sigma)
-    label, doubt = label_of_observed(record, cfg.seed, cfg.label)
-    if isinstance(model, LabelGuidance) and not isinstance(label, int):
-        raise UserError(
-            f"guidance leads towards a class: give that of the picture, label=0 to {record['num_classes'] - 1}"
-        )
-    if doubt is not None:
-        say_labelled("warning", doubt)
-    if trained_on_one_picture(record.get("config", {})):
-        say_labelled("note", "this model was trained on 1 picture: it knows no other")
+    label = label_of_pictures(cfg, model)
     return _Task(restorer, model, sigma, label, cfg)
-
-
-def _restorer(cfg: DictConfig) -> Restorer | None:
-    """The restorer of ``cfg``, or None where it names none, which means by sampling.
-
-    Raises:
-        UserError: it needs a model that is not given, or something is given that it does not use.
-    """
-    if not cfg.get("restorer"):
-        return None
-    restorer: Restorer = construct(OmegaConf.to_container(cfg.restorer, resolve=True), "restorer")
-    name = type(restorer).__name__
-    if restorer.needs_model and cfg.ckpt is None:
-        raise UserError(f"restorer: {name} needs a model: add ckpt=RUN_DIR/checkpoints/best.ckpt")
-    unused = ["sampler"] if restorer.needs_model else ["sampler", "ckpt", "guidance", "label"]
-    if given := [key for key in unused if cfg.get(key) is not None]:
-        raise UserError(
-            f"restorer: {name} takes no {' and no '.join(given)}: leave {' and '.join(given)} out"
-        )
-    return restorer
 
 
 def _sigma(cfg: DictConfig, record: Mapping[str, Any]) -> float | None:
@@ -171,77 +118,17 @@ def _sigma(cfg: DictConfig, record: Mapping[str, Any]) -> float | None:
     return sigma
 
 
-def trained_on_one_picture(config: Mapping[str, Any]) -> bool:
-    """Whether the configuration of a run says that its training set was a single picture."""
-    data = config.get("data") or {}
-    if data.get("num_images") == 1 or len(data.get("indices") or ()) == 1:
-        return True
-    if not str(data.get("_target_")).endswith(".Photo"):
-        return False
-    names = data.get("name")
-    pictures = 1 if names is None or isinstance(names, str) else len(names)
-    return pictures * (data.get("crops", 16) if data.get("crop") == "random" else 1) == 1
-
-
-def _files(source: Path, output: str | None) -> list[tuple[Path, Path]]:
-    """Pairs of input and output file; a folder's tree and names are kept.
-
-    Raises:
-        UserError: there is no input, or two of them would be written to one file.
-    """
-    require_input(source)
-    target = None if output is None else Path(output).expanduser()
-    if not source.is_dir():
-        if target is not None and target.is_dir():
-            return [(source, _writable_name(target / source.name))]
-        return [
-            (source, target or _writable_name(source.with_name(f"{source.stem}_denoised{source.suffix}")))
-        ]
-    folder = target or source.with_name(source.name + "_denoised")
-    found = list_images(source)
-    names = [path for path in found if not path.resolve().is_relative_to(folder.resolve())]
-    if len(names) < len(found):
-        if not names:
-            raise UserError(f"input={source} is the output folder itself: give output=DIR outside of it")
-        say_labelled(
-            "note", f"{len(found) - len(names)} pictures below the output {shown(folder)} are left out"
-        )
-    pairs = [(path, _writable_name(folder / path.relative_to(source))) for path in names]
-    first: dict[Path, Path] = {}
-    for path, made in pairs:
-        if (other := first.setdefault(made, path)) is not path:
-            raise UserError(
-                f"{shown(other)} and {shown(path)} would both be written to {shown(made)}: rename one of them"
-            )
-    return pairs
-
-
-def _writable_name(path: Path) -> Path:
-    """``path``, as PNG where its format can be read but not written."""
-    return path if path.suffix.lower() in WRITABLE else path.with_suffix(".png")
-
-
-def _require_absent(path: Path, overwrite: bool) -> None:
-    if path.exists() and not overwrite:
-        raise UserError(f"output {path} exists: add overwrite=true to replace it, or give another output")
-
-
-def _require_writable(path: Path, overwrite: bool, like: Picture | None = None) -> None:
-    _require_absent(path, overwrite)
-    check_writable(path, like=like, overwrite=overwrite)
-
-
 def _denoise_file(task: _Task, source: Path, target: Path) -> Denoised:
     cfg = task.cfg
     picture = read_image(source, white_level=cfg.white_level)
     if (doubt := few_bits(picture)) is not None:
         say_labelled("warning", f"{source.name}: {doubt} Then give white_level=4095")
-    _require_writable(target, cfg.overwrite, like=picture)
+    require_writable(target, cfg.overwrite, like=picture)
     strip, gif = target.with_name(f"{target.stem}_strip.png"), target.with_name(f"{target.stem}.gif")
     folder = target.with_name(f"{target.stem}_intermediate")
     for path, asked in ((strip, cfg.strip), (gif, cfg.gif), (folder, cfg.intermediate)):
         if asked:
-            _require_absent(path, cfg.overwrite)
+            require_absent(path, cfg.overwrite)
     sigma = _estimated(task, picture, source) if task.sigma is None else task.sigma
     kept = cfg.intermediate or GIF_STATES * cfg.gif
     with StepProgress(f"denoising {source.name}", part="tile") as progress:

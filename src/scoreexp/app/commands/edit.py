@@ -8,11 +8,10 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from scoreexp.app.run_settings import guided
+from scoreexp.app.run_settings import label_of_pictures, model_of_pictures
 from scoreexp.app.terminal import say_labelled
 from scoreexp.core.construct import construct
 from scoreexp.core.errors import UserError
-from scoreexp.core.kinds import Images, kind_of
 from scoreexp.core.ranges import to_model, to_unit
 from scoreexp.core.streams import ImageStreams
 from scoreexp.data.image_io import read_image, write_image
@@ -20,11 +19,8 @@ from scoreexp.denoisers import DenoiserBase
 from scoreexp.denoisers.counting import counting
 from scoreexp.editing import Editor
 from scoreexp.figures.images import comparison
-from scoreexp.guidance.base import LabelGuidance
 from scoreexp.runs.directory import new_folder, shown
-from scoreexp.runs.model import load
-from scoreexp.samplers import label_of_observed, labels_for
-from scoreexp.system.devices import choose_device
+from scoreexp.samplers import labels_for
 from scoreexp.system.json_files import write_json
 
 
@@ -40,10 +36,9 @@ def edit(cfg: DictConfig) -> Path:
         remedy = "add other=PICTURE" if editor.inputs > 1 else "leave other out, or give editor=interpolation"
         raise UserError(f"editor: {type(editor).__name__} takes {editor.inputs} of input and other: {remedy}")
     folder = _folder(cfg, sources[0])
-    device = choose_device(cfg.device)
-    model = guided(load(cfg.ckpt, weights=cfg.weights, device=str(device), trust=tuple(cfg.trust)), cfg)
-    images = [_read(source, model).to(device) for source in sources]
-    cond, target = _labels(cfg, model, editor, device)
+    model = model_of_pictures(cfg)
+    images = [_read(source, model).to(model.device) for source in sources]
+    cond, target = _labels(cfg, model, editor)
     streams = ImageStreams([cfg.seed])
     with new_folder(folder, "give another with out=DIR"), counting() as evaluations:
         strip = editor.strip(model, images, streams=streams, cond=cond, target=target)[:, 0]
@@ -68,10 +63,6 @@ def _folder(cfg: DictConfig, source: Path) -> Path:
 
 def _read(source: Path, model: DenoiserBase) -> Tensor:
     """The picture ``[1, C, H, W]`` in the range of the model, whose size it must have."""
-    if not isinstance(kind_of(model.event_shape), Images):
-        raise UserError(
-            f"the checkpoint models samples of shape {model.event_shape}, not pictures: give another"
-        )
     pixels = torch.from_numpy(np.moveaxis(read_image(source).pixels, -1, 0).copy())
     if tuple(pixels.shape) != tuple(model.event_shape or ()):
         raise UserError(
@@ -81,22 +72,16 @@ def _read(source: Path, model: DenoiserBase) -> Tensor:
     return to_model(pixels)[None]
 
 
-def _labels(
-    cfg: DictConfig, model: DenoiserBase, editor: Editor, device: torch.device
-) -> tuple[Tensor | None, Tensor | None]:
+def _labels(cfg: DictConfig, model: DenoiserBase, editor: Editor) -> tuple[Tensor | None, Tensor | None]:
     """Those of the picture, and those that are wanted."""
-    label, doubt = label_of_observed(model.record, cfg.seed, cfg.label)
+    label = label_of_pictures(cfg, model)
     classes = model.record.get("num_classes")
-    if isinstance(model, LabelGuidance) and not isinstance(label, int):
-        raise UserError(f"guidance leads towards a class: give that of the picture, label=0 to {classes - 1}")
     if editor.inputs == 1 and cfg.to is None:
         raise UserError(
             "a picture comes back as it was where no class is wanted: give to=K, with a model of classes"
             if classes is None
             else f"a picture comes back as it was where no class is wanted: give to=0 to {classes - 1}"
         )
-    if doubt is not None:
-        say_labelled("warning", doubt)
-    cond = labels_for([cfg.seed], model.record, label, device=device)
-    wanted = None if cfg.to is None else labels_for([cfg.seed], model.record, cfg.to, device=device)
+    cond = labels_for([cfg.seed], model.record, label, device=model.device)
+    wanted = None if cfg.to is None else labels_for([cfg.seed], model.record, cfg.to, device=model.device)
     return cond, wanted

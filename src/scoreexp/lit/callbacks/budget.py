@@ -18,6 +18,13 @@ class StopAtBudget(RunCallback):
     when it is resumed; with a larger budget it goes on. At least one step is made, however long the pre-computation was.
     On several devices all stop at the same step: the first at which one of them has spent its seconds.
 
+    >>> spent = {"reason": "budget of 60 s spent at step 100", "seconds": 60.0}
+    >>> same, larger = StopAtBudget(seconds=60.0), StopAtBudget(seconds=90.0)
+    >>> same.load_state_dict(spent), larger.load_state_dict(spent)  # as in a run that is resumed
+    (None, None)
+    >>> same.reason, larger.reason
+    ('budget of 60 s spent at step 100', None)
+
     Args:
         seconds: the budget, over all resumes of a run, or None for no limit.
     """

@@ -23,6 +23,10 @@ class Checkpoints(RunCallback, pl.callbacks.Checkpoint):
     ``every_n_steps`` steps, after every evaluation, at the end of training, when a signal stops the run, and on an
     exception if the last step had been completed. Weights that are not finite are never written.
 
+    >>> checkpoints = Checkpoints(folder="run/checkpoints", monitor="val/mse")
+    >>> checkpoints.mode, checkpoints.best_path.as_posix()
+    ('min', 'run/checkpoints/best.ckpt')
+
     Args:
         folder: where the files go.
         every_n_steps: interval of ``last.ckpt``.

@@ -8,6 +8,9 @@ from scoreexp.metrics.spec import Mode
 def mode_of(monitored: str, mode: Mode | None, key: str) -> Mode:
     """Whether the larger or the smaller value is the better one: as its metric says.
 
+    >>> mode_of("val/mse", None, "stop.mode"), mode_of("train/loss", "min", "stop.mode")
+    ('min', 'min')
+
     Args:
         monitored: name of the logged value.
         mode: ``max`` or ``min`` of one that no metric describes, such as ``train/loss``; None asks the metric.

@@ -40,6 +40,18 @@ class DistributionMonitor(pl.Callback):
     A model with classes draws the label ``seed % classes``. The weights of a published network may be missing: training
     goes on without the metric, and the log says at its beginning and end that it was not run.
 
+    >>> from scoreexp.metrics import RandomConvFeatures
+    >>> from scoreexp.samplers import DDIM, UniformGrid
+    >>> monitor = DistributionMonitor(
+    ...     sampler=DDIM(UniformGrid(20)),
+    ...     features=RandomConvFeatures,
+    ...     folder="pictures",
+    ...     metric="kernel",
+    ...     n=100,
+    ... )
+    >>> monitor.metric, monitor.n, monitor.split
+    ('kernel', 100, 'train')
+
     Args:
         sampler: how pictures are drawn.
         features: makes the extractor (a Hydra ``_partial_``); only that of the published Inception network makes

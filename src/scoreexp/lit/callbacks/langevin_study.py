@@ -43,6 +43,15 @@ def langevin_table(
 ) -> list[Row]:
     """MSE and PSNR after every Langevin step, means over the pictures.
 
+    >>> from scoreexp.denoisers import OracleDenoiser
+    >>> from scoreexp.numerics.oracles import Gaussian
+    >>> from scoreexp.schedules import VP
+    >>> model = OracleDenoiser(Gaussian(torch.zeros(1, 4, 4), torch.full((1, 4, 4), 0.01)), VP())
+    >>> clean, observed = torch.zeros(1, 1, 4, 4), torch.full((1, 1, 4, 4), 0.2)
+    >>> rows = langevin_table(model, clean, observed, sigma=0.1, step_sizes=[1e-3], steps=2, noise=0.0)
+    >>> [f"{row['method']} {row['mse']:.4f}" for row in rows]
+    ['noisy 0.0100', 'posterior_mean 0.0004', 'langevin 0.0084', 'langevin 0.0071']
+
     Args:
         model: the denoiser, in evaluation mode.
         clean: ``[B, C, H, W]`` in [-1, 1].
@@ -90,7 +99,19 @@ def langevin_table(
 
 @freed_at_once()
 def draw_langevin(rows: Sequence[Mapping[str, Any]], path: str | Path, title: str) -> None:
-    """MSE and PSNR over the steps, a curve per step size, with the noisy picture and the posterior mean as lines."""
+    """MSE and PSNR over the steps, a curve per step size, with the noisy picture and the posterior mean as lines.
+
+    >>> import tempfile
+    >>> rows = [
+    ...     {"method": "noisy", "step_size": None, "step": 0, "mse": 0.01, "psnr": 20.0},
+    ...     {"method": "posterior_mean", "step_size": None, "step": 1, "mse": 0.001, "psnr": 30.0},
+    ...     {"method": "langevin", "step_size": 1e-3, "step": 1, "mse": 0.005, "psnr": 23.0},
+    ... ]
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     draw_langevin(rows, f"{folder}/langevin.png", "one step")
+    ...     Path(folder, "langevin.png").is_file()
+    True
+    """
     figure = Figure(figsize=(9, 4.2), layout="constrained")
     axes = figure.subplots(1, 2)
     chains = [row for row in rows if row["method"] == "langevin"]
@@ -110,7 +131,14 @@ def draw_langevin(rows: Sequence[Mapping[str, Any]], path: str | Path, title: st
 
 
 def write_table(rows: Sequence[Mapping[str, Any]], path: str | Path) -> None:
-    """The rows as a CSV file, whole or not at all."""
+    """The rows as a CSV file, whole or not at all.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_table([{"step": 1, "mse": 0.5}], f"{folder}/table.csv")
+    ...     Path(folder, "table.csv").read_text().split()
+    ['step,mse', '1,0.5']
+    """
     with atomic_write(path) as temporary, Path(temporary).open("w", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()
@@ -122,6 +150,11 @@ class LangevinStudy(pl.Callback):
 
     The pictures and their noise are those of the monitor, the weights those of the last step. It writes
     ``langevin.csv`` into the run's directory and ``langevin.png`` among its pictures.
+
+    >>> from scoreexp.samplers import DDIM, UniformGrid
+    >>> monitor = DenoisingMonitor(sampler=DDIM(UniformGrid(20)), folder="pictures", sigma=0.1)
+    >>> study = LangevinStudy(step_sizes=[1e-4, 1e-3], steps=50)
+    >>> trainer = pl.Trainer(callbacks=[monitor, study], logger=False, enable_checkpointing=False)
 
     Args:
         step_sizes: ``eta`` of each chain, in squared units of the [0, 1] range.

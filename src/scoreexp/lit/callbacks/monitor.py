@@ -41,6 +41,13 @@ class DenoisingMonitor(RunCallback):
     and ``val/ssim_global_confirmed`` are the minima of the last ``confirm`` evaluations, logged once there are that many:
     a single lucky evaluation does not count.
 
+    >>> from scoreexp.samplers import DDIM, UniformGrid
+    >>> from scoreexp.schedules import VP
+    >>> monitor = DenoisingMonitor(sampler=DDIM(UniformGrid(20)), folder="pictures", sigma=0.2)
+    >>> monitor.require_reachable(VP())
+    >>> sorted(monitor.metrics)
+    ['mse', 'psnr', 'ssim', 'ssim_global']
+
     Args:
         sampler: how pictures are denoised.
         sigma: noise level of the observation, in units of the [0, 1] range (twice that in the model's [-1, 1]).

@@ -53,6 +53,13 @@ class PointsMonitor(RunCallback):
     The picture ``<data set>.png`` is that of the evaluation with the smallest ``val/score_error`` (the smallest distance
     where there is none): the distance of a trained model differs from the floor by chance only.
 
+    >>> from scoreexp.samplers import Heun, KarrasGrid
+    >>> from scoreexp.schedules import VP
+    >>> monitor = PointsMonitor(sampler=Heun(KarrasGrid(10)), folder="pictures", levels=(0.1, 1.0))
+    >>> monitor.require_reachable(VP())
+    >>> monitor.next_commands()[0].name
+    'sample'
+
     Args:
         sampler: how samples are drawn.
         folder: where the pictures go.

@@ -20,6 +20,11 @@ _SHOWN = {"train/loss": "loss"} | {
 class TrainingProgress(pl.Callback):
     """Show step, speed, time left, loss and the last evaluation.
 
+    >>> progress = TrainingProgress(line_seconds=60.0)
+    >>> trainer = pl.Trainer(
+    ...     callbacks=[progress], enable_progress_bar=False, logger=False, enable_checkpointing=False
+    ... )
+
     Args:
         line_seconds: where there is no terminal (a log file, a pipe), seconds between two lines.
     """

@@ -16,6 +16,12 @@ from scoreexp.system.signals import stop_signals
 class Interrupted(BaseException):
     """A signal asked the run to stop.
 
+    >>> try:
+    ...     raise Interrupted(signal.SIGTERM, between_steps=True)
+    ... except Interrupted as stop:
+    ...     print(stop, stop.exit_code)
+    stopped by SIGTERM 143
+
     Attributes:
         exit_code: 128 + the signal's number (130 for Ctrl-C, 143 for SIGTERM, 129 for a closed terminal).
         between_steps: whether the step under way was finished first, so that the state may be saved.
@@ -30,6 +36,8 @@ class StopOnSignal(pl.Callback):
     """Let the step under way finish, then leave through ``Interrupted``; a second signal stops at once.
 
     ``Checkpoints`` writes ``last.ckpt`` when it sees that exception.
+
+    >>> trainer = pl.Trainer(callbacks=[StopOnSignal()], logger=False, enable_checkpointing=False)
     """
 
     def __init__(self) -> None:

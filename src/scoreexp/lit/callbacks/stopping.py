@@ -40,6 +40,10 @@ class StopOnTarget(RunCallback):
     Watch a confirmed value (``val/ssim_confirmed``): one evaluation that touches the target by luck is then not enough. A
     run stopped this way stays stopped when it is resumed.
 
+    >>> stop = StopOnTarget(monitor="val/psnr", target=30.0)
+    >>> stop.mode, stop.targets()
+    ('max', {'val/psnr': 30.0})
+
     Args:
         monitor: name of the logged value.
         target: the value to reach, or None to train to the end.

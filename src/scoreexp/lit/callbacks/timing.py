@@ -14,6 +14,11 @@ class StageTimer(RunCallback):
 
     Logged as ``time/train`` and ``time/evaluate``, and ``time/total`` with the stages that came before training, which
     ``book_before`` adds; a comparison at equal cost uses them as its axis.
+
+    >>> timer = StageTimer()
+    >>> timer.book_before({"pre-computation": 2.5})
+    >>> timer.stage_seconds()
+    {'pre-computation': 2.5, 'train': 0.0, 'evaluate': 0.0}
     """
 
     def __init__(self) -> None:

@@ -23,7 +23,14 @@ PIVOT_THRESHOLD = (
 
 @dataclass(frozen=True)
 class Direct:
-    """Picard iteration (see ``picard.py``) with one sparse LU factorisation per image and iteration."""
+    """Picard iteration (see ``picard.py``) with one sparse LU factorisation per image and iteration.
+
+    >>> import numpy as np
+    >>> from scoreexp.numerics.fokker_planck import solve_log_density
+    >>> field = solve_log_density(np.zeros((8, 8)), g=0.5, times=[0.0, 0.1], boundary="zero", solver=Direct())
+    >>> field.solver, field.converged.tolist()
+    ('direct', [True])
+    """
 
     name: ClassVar[str] = "direct"
     boundaries: ClassVar[tuple[Boundary, ...]] = ("neumann", "zero")

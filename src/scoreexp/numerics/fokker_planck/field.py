@@ -16,6 +16,12 @@ class ScoreField:
     pixel-space score of a diffusion model. ``...`` are the leading axes of the starting log-density (images,
     channels). K is the number of kept times, N the number of steps, I the number of Picard iterations allowed
     (0 for the solvers of the linear equation, which do not iterate).
+
+    >>> import numpy as np
+    >>> from scoreexp.numerics.fokker_planck import solve_log_density
+    >>> field = solve_log_density(np.zeros((3, 8, 8)), g=0.5, times=[0.0, 0.1, 0.2], keep=[0, -1])
+    >>> field.times, field.log_p.shape, field.score.shape, field.convergence_warning()
+    (array([0. , 0.2]), (2, 3, 8, 8), (2, 3, 2, 8, 8), None)
     """
 
     times: Array  # [K]

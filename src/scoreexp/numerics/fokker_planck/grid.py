@@ -21,7 +21,12 @@ MIN_SIDE = 3  # a second-order one-sided difference needs three nodes
 
 @dataclass(frozen=True)
 class Grid:
-    """Grid of ``shape`` (H, W) with ``spacing`` (h_row, h_col)."""
+    """Grid of ``shape`` (H, W) with ``spacing`` (h_row, h_col).
+
+    >>> grid = Grid.of((3, 5))
+    >>> grid.spacing, float(grid.weights.sum()), grid.points[:, -1, -1]
+    ((0.5, 0.25), 1.0, array([1., 1.]))
+    """
 
     shape: tuple[int, int]
     spacing: tuple[float, float]
@@ -82,7 +87,12 @@ class Grid:
 
 
 def mass(log_p: ArrayLike, spacing: float | tuple[float, float] | None = None) -> Array:
-    """Mass sum_ij w_ij exp(log_p_ij) of log_p[..., H, W] under the trapezoid weights, shape [...]."""
+    """Mass sum_ij w_ij exp(log_p_ij) of log_p[..., H, W] under the trapezoid weights, shape [...].
+
+    >>> import numpy as np
+    >>> mass(np.log(np.full((2, 5, 5), 3.0))).round(6)
+    array([3., 3.])
+    """
     log_p = np.asarray(log_p, dtype=np.float64)
     grid = Grid.of(log_p.shape[-2:], spacing)
     return (grid.weights * np.exp(log_p)).sum(axis=(-2, -1))

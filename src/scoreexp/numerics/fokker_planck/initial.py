@@ -55,6 +55,13 @@ def initial_log_density(
     histogram is smoothed with Scott's bandwidth (at least one bin) and the log-density read back at each
     pixel (not normalised over the image plane). A constant image gives a constant log-density.
 
+    >>> import numpy as np
+    >>> image = np.zeros((9, 9))
+    >>> image[4, 4] = 1.0
+    >>> log_p0 = initial_log_density(image)
+    >>> [int(i) for i in np.unravel_index(log_p0.argmax(), log_p0.shape)]
+    [4, 4]
+
     Args:
         image: [H, W] or [H, W, C], values in [0, 1], both sides at least 3.
         method: see above.
@@ -83,7 +90,12 @@ def initial_log_density(
 
 
 def sample_positions(image: ArrayLike, rng: np.random.Generator, *, samples: int = SAMPLES) -> Array:
-    """Positions [samples, 2] as drawn by ``sampled_kde``: by brightness, jittered, clipped to [0, 1]."""
+    """Positions [samples, 2] as drawn by ``sampled_kde``: by brightness, jittered, clipped to [0, 1].
+
+    >>> import numpy as np
+    >>> sample_positions(np.ones((9, 9)), np.random.default_rng(0), samples=5).shape
+    (5, 2)
+    """
     image = _checked(image)
     weights = (image if image.ndim == 2 else image.mean(axis=-1)) + BACKGROUND
     return _draw(weights / weights.sum(), Grid.of(image.shape[:2]), rng, samples)

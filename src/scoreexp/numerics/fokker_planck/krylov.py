@@ -117,6 +117,14 @@ def march(
 class BiCGSTAB:
     """Picard iteration with BiCGSTAB for all images together.
 
+    >>> import numpy as np
+    >>> from scoreexp.numerics.fokker_planck import solve_log_density
+    >>> log_p0 = -8 * np.linspace(-1, 1, 9)[:, None] ** 2 * np.ones(9)
+    >>> solver = BiCGSTAB(preconditioner="jacobi")
+    >>> field = solve_log_density(log_p0, g=0.5, times=[0.0, 0.01], max_iter=20, solver=solver)
+    >>> field.solver, field.converged.all().item()
+    ('bicgstab', True)
+
     Args:
         preconditioner: "jacobi" (a scaling here), "ilu" or "lu" of the matrix that the images share.
         linear_tol: relative residual |b - A x| / |b| at which a linear solve stops, at most the Picard tolerance;
@@ -145,7 +153,15 @@ class BiCGSTAB:
 @checked
 @dataclass(frozen=True)
 class GMRES:
-    """Picard iteration with restarted GMRES for all images together; arguments as for ``BiCGSTAB``, and ``restart``."""
+    """Picard iteration with restarted GMRES for all images together; arguments as for ``BiCGSTAB``, and ``restart``.
+
+    >>> import numpy as np
+    >>> from scoreexp.numerics.fokker_planck import solve_log_density
+    >>> log_p0 = -8 * np.linspace(-1, 1, 9)[:, None] ** 2 * np.ones(9)
+    >>> field = solve_log_density(log_p0, g=0.5, times=[0.0, 0.01], max_iter=20, solver=GMRES(restart=10))
+    >>> field.solver, field.converged.all().item()
+    ('gmres', True)
+    """
 
     preconditioner: PreconditionerName = "lu"
     linear_tol: PositiveFloat | None = None
@@ -176,6 +192,14 @@ class GMRES:
 @dataclass(frozen=True)
 class KrylovProjection:
     """Cross-matrix Krylov projection (see the module docstring), then the iterative solver to the same tolerance.
+
+    >>> import numpy as np
+    >>> from scoreexp.numerics.fokker_planck import solve_log_density
+    >>> images = -np.array([4.0, 6.0, 8.0])[:, None, None] * np.linspace(-1, 1, 9)[:, None] ** 2 * np.ones(9)
+    >>> solver = KrylovProjection(basis_size=5, enrich=2)
+    >>> field = solve_log_density(images, g=0.5, times=[0.0, 0.01], max_iter=20, solver=solver)
+    >>> field.solver, field.converged.all().item()
+    ('krylov_projection', True)
 
     Args:
         seed: the image that the basis is built from: "first", or "mean", the one nearest the mean log-density.

@@ -16,7 +16,11 @@ from scoreexp.numerics.fokker_planck.solve import SolverName, make_solver, solve
 
 
 class GeometricDiffusion:
-    """g(t) = sigma^t, whose variance is int_0^t g^2 = (sigma^(2t) - 1) / (2 ln sigma)."""
+    """g(t) = sigma^t, whose variance is int_0^t g^2 = (sigma^(2t) - 1) / (2 ln sigma).
+
+    >>> GeometricDiffusion(25.0)(0.5)
+    5.0
+    """
 
     @checked
     def __init__(self, sigma: FinitePositiveFloat = 5.0) -> None:
@@ -28,6 +32,12 @@ class GeometricDiffusion:
 
 class ScorePrecomputation:
     """Score fields of images: ``initial_log_density`` of each, then one ``solve_log_density`` for all.
+
+    >>> import numpy as np
+    >>> precompute = ScorePrecomputation(g=0.5, horizon=0.2, steps=4)
+    >>> field = precompute(np.random.default_rng(0).random((2, 8, 8, 3)), keep=[-1])
+    >>> field.times, field.score.shape
+    (array([0.2]), (1, 2, 2, 8, 8))
 
     Args:
         g: diffusion coefficient, a number or a callable of t.

@@ -26,7 +26,17 @@ QUADRATURE_NODES = 16
 
 
 class SolverError(ArithmeticError):
-    """A solve failed; ``image`` is the index over the leading axes, ``residual`` the last one."""
+    """A solve failed; ``image`` is the index over the leading axes, ``residual`` the last one.
+
+    >>> import numpy as np
+    >>> from scoreexp.numerics.fokker_planck import BiCGSTAB, SolverError, solve_log_density
+    >>> log_p0 = np.random.default_rng(0).random((2, 9, 9))
+    >>> try:
+    ...     solve_log_density(log_p0, g=0.5, times=[0.0, 0.1], solver=BiCGSTAB("jacobi", linear_max_iter=1))
+    ... except SolverError as error:
+    ...     print(type(error).__name__, error.image, error.time)
+    LinearSolverFailure (0,) 0.1
+    """
 
     def __init__(
         self, what: str, *, image: tuple[int, ...], time: float, residual: float, remedy: str
@@ -46,7 +56,14 @@ class LinearSolverFailure(SolverError):
 
 
 class StageClock:
-    """Seconds per stage, ``seconds[stage]``, of code run under ``with clock(stage):``."""
+    """Seconds per stage, ``seconds[stage]``, of code run under ``with clock(stage):``.
+
+    >>> clock = StageClock()
+    >>> with clock("solve"):
+    ...     pass
+    >>> list(clock.seconds)
+    ['solve']
+    """
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -166,7 +183,15 @@ class Problem:
 
 @dataclass(frozen=True)
 class Step:
-    """Solution at ``times[index]``; the arrays besides log_p are empty for solvers that do not iterate."""
+    """Solution at ``times[index]``; the arrays besides log_p are empty for solvers that do not iterate.
+
+    >>> import numpy as np
+    >>> from scoreexp.numerics.fokker_planck import Problem, Spectral
+    >>> from scoreexp.numerics.fokker_planck.problem import StageClock
+    >>> problem = Problem(np.zeros((3, 8, 8)), g=0.5, times=[0.0, 0.1, 0.2])
+    >>> [(step.index, step.log_p.shape) for step in Spectral()(problem, StageClock())]
+    [(1, (3, 8, 8)), (2, (3, 8, 8))]
+    """
 
     index: int
     log_p: Array  # [B, H, W]
@@ -177,7 +202,27 @@ class Step:
 
 
 class Solver(Protocol):
-    """See the module docstring."""
+    """See the module docstring.
+
+    >>> from dataclasses import dataclass
+    >>> import numpy as np
+    >>> from scoreexp.numerics.fokker_planck import Step, solve_log_density
+    >>> @dataclass(frozen=True)
+    ... class Euler:
+    ...     '''Explicit steps of m_t = (g^2/2) |grad m|^2: the noise without its smoothing.'''
+    ...     name = "euler"
+    ...     boundaries = ("neumann",)
+    ...     supports_drift = False
+    ...     def __call__(self, problem, clock):
+    ...         m = problem.log_p0
+    ...         for index, variance in enumerate(problem.variances, start=1):
+    ...             with clock("solve"):
+    ...                 m = m + variance / 2 * (problem.grid.gradient(m) ** 2).sum(1)
+    ...             yield Step(index, m)
+    >>> field = solve_log_density(np.zeros((8, 8)), g=0.5, times=[0.0, 0.1], solver=Euler())
+    >>> field.solver, field.log_p.shape
+    ('euler', (2, 8, 8))
+    """
 
     name: ClassVar[str]
     boundaries: ClassVar[tuple[Boundary, ...]]

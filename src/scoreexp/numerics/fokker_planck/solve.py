@@ -32,7 +32,13 @@ SOLVERS: dict[str, type[Any]] = {
 
 @dataclass(frozen=True)
 class TimeSlice:
-    """One kept time of a solve: ``index`` among the given times, log_p [..., H, W], score [..., 2, H, W]."""
+    """One kept time of a solve: ``index`` among the given times, log_p [..., H, W], score [..., 2, H, W].
+
+    >>> import numpy as np
+    >>> problem = Problem(np.zeros((3, 8, 8)), g=0.5, times=[0.0, 0.1])
+    >>> [(piece.index, piece.time, piece.score.shape) for piece in iterate_log_density(problem)]
+    [(0, 0.0, (3, 2, 8, 8)), (1, 0.1, (3, 2, 8, 8))]
+    """
 
     index: int
     time: float
@@ -60,6 +66,13 @@ def solve_log_density(
 
     The score is the central difference of log_p, with one-sided differences at the border: of second order
     for ``neumann``, of first order for ``zero`` as in the published scheme.
+
+    >>> import numpy as np
+    >>> from scoreexp.numerics.fokker_planck import mass
+    >>> log_p0 = -8 * np.linspace(-1, 1, 9)[:, None] ** 2 * np.ones(9)
+    >>> field = solve_log_density(log_p0, g=0.5, times=[0.0, 0.1, 0.2])
+    >>> field.score.shape, np.allclose(mass(field.log_p), mass(log_p0))
+    ((3, 2, 9, 9), True)
 
     Args:
         log_p0: [..., H, W], finite, sides of at least 3; leading axes are batches.
@@ -137,6 +150,11 @@ def solve_log_density(
 def iterate_log_density(problem: Problem, solver: SolverName | Solver = "spectral") -> Iterator[TimeSlice]:
     """The same solve, one kept time after the other, for fields that are too large to hold at all times.
 
+    >>> import numpy as np
+    >>> problem = Problem(np.zeros((8, 8)), g=0.5, times=np.linspace(0.0, 1.0, 11), keep=[5, 10])
+    >>> [piece.time for piece in iterate_log_density(problem)]
+    [0.5, 1.0]
+
     Args:
         problem: start, equation and the times to keep.
         solver: as for ``solve_log_density``.
@@ -161,7 +179,11 @@ def iterate_log_density(problem: Problem, solver: SolverName | Solver = "spectra
 
 
 def make_solver(name: str, **parameters: Any) -> Solver:
-    """A solver by its name (not "auto") with its own parameters; ValueError for an unknown name or parameter."""
+    """A solver by its name (not "auto") with its own parameters; ValueError for an unknown name or parameter.
+
+    >>> make_solver("gmres", restart=10)
+    GMRES(preconditioner='lu', linear_tol=None, linear_max_iter=1000, restart=10)
+    """
     if name not in SOLVERS:
         raise ValueError(f"solver {name!r} is unknown: choose one of auto, {', '.join(SOLVERS)}")
     known = [each.name for each in fields(SOLVERS[name])]

@@ -32,6 +32,11 @@ def laplacian_eigenvalues(grid: Grid, kind: Eigenvalues = "grid") -> tuple[Array
 
     ``grid``: those of the three-point stencil, -(4/h^2) sin^2(pi k / (2 (H - 1))); ``continuum``: -(pi k /
     L)^2 with L = (H - 1) h. The modes are cos(pi k i / (H - 1)).
+
+    >>> from scoreexp.numerics.fokker_planck import Grid
+    >>> rows, columns = laplacian_eigenvalues(Grid.of((3, 5)))
+    >>> (-rows).round(6)
+    array([ 0.,  8., 16.])
     """
     axes = []
     for n, h in zip(grid.shape, grid.spacing):
@@ -66,6 +71,14 @@ class Spectral:
     least max(min p_0, 4 eps max p_0), so log-densities more than 34.6 below an image's maximum are floored
     there, and the result is finite for every finite start. Mass under the trapezoid weights is conserved to
     round-off.
+
+    >>> import numpy as np
+    >>> from scoreexp.numerics.fokker_planck import solve_log_density
+    >>> p0 = 1 + 0.5 * np.cos(np.pi * np.linspace(0, 1, 9))[:, None] * np.ones(9)
+    >>> field = solve_log_density(np.log(p0), g=1.0, times=[0.0, 0.1], solver=Spectral("continuum"))
+    >>> exact = 1 + (p0 - 1) * np.exp(-(np.pi**2) * 0.1 / 2)
+    >>> np.allclose(np.exp(field.log_p[-1]), exact)
+    True
     """
 
     eigenvalues: Eigenvalues = "grid"

@@ -13,6 +13,21 @@ class NoiseModel(ABC):
     ``x`` and ``y`` have shape ``[B, *]`` and are in the units of the model, [-1, 1] for images; where a law needs
     intensities they are ``(x + 1) / 2 >= 0``. A new noise model writes the three abstract methods, ``posterior_mean``
     where Tweedie's formula is known for it, and ``stabilise`` with its inverse where the variance depends on ``x``.
+
+    >>> import torch
+    >>> import scoreexp as se
+    >>> from scoreexp.core.streams import ImageStreams
+    >>> class Speckle(se.observations.NoiseModel):
+    ...     '''y = x + x z / 10'''
+    ...     def sample(self, x, streams):
+    ...         return x + x * streams.normal(x) / 10
+    ...     def variance(self, x):
+    ...         return (x / 10) ** 2
+    ...     def log_likelihood(self, y, x):
+    ...         return torch.distributions.Normal(x, x.abs() / 10).log_prob(y).flatten(1).sum(1)
+    >>> x = torch.ones(2, 3, 8, 8)
+    >>> se.Observation.simulate(x, se.observations.Identity(), Speckle(), ImageStreams([0, 1])).y.shape
+    torch.Size([2, 3, 8, 8])
     """
 
     @abstractmethod

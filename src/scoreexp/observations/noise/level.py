@@ -27,9 +27,9 @@ CHANNEL_RATIO = 1.5
 SCALE_RATIO = 1.15
 
 _ROOT3 = 3**0.5
-_LOW = np.array([1 + _ROOT3, 3 + _ROOT3, 3 - _ROOT3, 1 - _ROOT3]) / (4 * 2**0.5)
-_HIGH = _LOW[::-1] * np.array([1, -1, 1, -1])
-_MEDIAN_MAGNITUDE = 0.6744897501960817  # of a standard normal variable
+LOW = np.array([1 + _ROOT3, 3 + _ROOT3, 3 - _ROOT3, 1 - _ROOT3]) / (4 * 2**0.5)
+HIGH = LOW[::-1] * np.array([1, -1, 1, -1])
+MEDIAN_MAGNITUDE = 0.6744897501960817  # of a standard normal variable
 
 
 class NoiseEstimate(NamedTuple):
@@ -45,21 +45,18 @@ def estimate_sigma(pixels: np.ndarray) -> NoiseEstimate:
     """Noise level ``median|d| / 0.6745`` of diagonal wavelet detail d, per channel; sigma is their root mean
     square.
 
+    >>> pixels = 0.5 + 0.1 * np.random.default_rng(0).standard_normal((64, 64, 1))
+    >>> estimate = estimate_sigma(pixels)
+    >>> round(estimate.sigma, 1), estimate.trust
+    (0.1, 'good')
+
     Arguments:
         pixels: ``[H, W, C]`` floating point, nominally in [0, 1], H and W at least 16.
 
     Raises:
         ValueError: another shape or type, a picture that is too small, or values that are not finite.
     """
-    if pixels.ndim != 3 or min(pixels.shape[:2]) < SMALLEST_SIDE or pixels.shape[2] == 0:
-        raise ValueError(
-            f"the noise level of a picture of shape {pixels.shape} cannot be estimated; [H, W, C] with at "
-            f"least {SMALLEST_SIDE} pixels a side is needed: give sigma as a number"
-        )
-    if not np.issubdtype(pixels.dtype, np.floating):
-        raise ValueError(f"pixels have type {pixels.dtype}; floating point values in [0, 1] are needed")
-    if not np.isfinite(pixels).all():
-        raise ValueError("the picture has values that are not finite: repair it before estimating its noise")
+    require_picture(pixels)
     fine, coarse = zip(*(_two_scales(pixels[..., c]) for c in range(pixels.shape[2])))
     sigma, coarse_sigma = (float(np.sqrt(np.mean(np.square(levels)))) for levels in (fine, coarse))
     clipped = float(((pixels == 0) | (pixels == 1)).mean())  # noise that was not clipped goes beyond
@@ -86,19 +83,36 @@ def estimate_sigma(pixels: np.ndarray) -> NoiseEstimate:
     )
 
 
+def require_picture(pixels: np.ndarray) -> None:
+    """Refuse what is no picture ``[H, W, C]`` of finite floating point values, or too small to estimate its noise.
+
+    Raises:
+        ValueError: the message says what is needed.
+    """
+    if pixels.ndim != 3 or min(pixels.shape[:2]) < SMALLEST_SIDE or pixels.shape[2] == 0:
+        raise ValueError(
+            f"the noise level of a picture of shape {pixels.shape} cannot be estimated; [H, W, C] with at "
+            f"least {SMALLEST_SIDE} pixels a side is needed: give sigma as a number"
+        )
+    if not np.issubdtype(pixels.dtype, np.floating):
+        raise ValueError(f"pixels have type {pixels.dtype}; floating point values in [0, 1] are needed")
+    if not np.isfinite(pixels).all():
+        raise ValueError("the picture has values that are not finite: repair it before estimating its noise")
+
+
 def _two_scales(channel: np.ndarray) -> tuple[float, float]:
     """Noise level from the diagonal detail of the finest and of the next scale of ``channel[H, W]``."""
     channel = channel.astype(np.float64)
-    smooth = _filter(_filter(channel, _LOW, 0, 1), _LOW, 1, 1)
+    smooth = correlate(correlate(channel, LOW, 0, 1), LOW, 1, 1)
     return _level(channel, 1), _level(smooth, 2)
 
 
 def _level(x: np.ndarray, step: int) -> float:
-    detail = _filter(_filter(x, _HIGH, 0, step), _HIGH, 1, step)
-    return float(np.median(np.abs(detail))) / _MEDIAN_MAGNITUDE
+    detail = correlate(correlate(x, HIGH, 0, step), HIGH, 1, step)
+    return float(np.median(np.abs(detail))) / MEDIAN_MAGNITUDE
 
 
-def _filter(x: np.ndarray, taps: np.ndarray, axis: int, step: int) -> np.ndarray:
+def correlate(x: np.ndarray, taps: np.ndarray, axis: int, step: int) -> np.ndarray:
     """Correlate ``x[H, W]`` with ``taps`` that lie ``step`` pixels apart, where all of them are inside."""
     x = np.moveaxis(x, axis, 0)
     inside = len(x) - (len(taps) - 1) * step

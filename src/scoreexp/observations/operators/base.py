@@ -11,7 +11,17 @@ from scoreexp.core.streams import generator
 
 
 class Operator(ABC):
-    """``A``: what a measurement makes of clean data, sample by sample and differentiably."""
+    """``A``: what a measurement makes of clean data, sample by sample and differentiably.
+
+    >>> import torch
+    >>> import scoreexp as se
+    >>> class Clip(se.observations.Operator):
+    ...     '''A sensor that saturates.'''
+    ...     def __call__(self, x):
+    ...         return x.clamp(-0.5, 0.5)
+    >>> Clip()(torch.tensor([[-1.0, 0.25]])), Clip().output_shape((3, 8, 8))
+    (tensor([[-0.5000,  0.2500]]), (3, 8, 8))
+    """
 
     @abstractmethod
     def __call__(self, x: Tensor) -> Tensor:
@@ -38,6 +48,13 @@ class SVD(NamedTuple):
 
     The coefficients of real data may be complex (those of a Fourier transform); ``v`` gives real data again.
 
+    >>> import torch
+    >>> import scoreexp as se
+    >>> x = torch.tensor([[[[3.0, 4.0]]]])
+    >>> svd = se.observations.Mask(torch.tensor([[1.0, 0.0]])).svd(x)
+    >>> svd.measured, svd.v(svd.singular * svd.vt(x))
+    (tensor([[ True, False]]), tensor([[[[3., 0.]]]]))
+
     Attributes:
         singular: ``S``, which broadcasts against ``[B, *]``; 0 where nothing is measured.
         vt: ``x [B, *] -> V^T x [B, *]``.
@@ -58,7 +75,20 @@ class SVD(NamedTuple):
 
 
 class LinearOperator(Operator):
-    """A linear ``A`` with its adjoint; ``require_adjoint`` tests that the two belong together."""
+    """A linear ``A`` with its adjoint; ``require_adjoint`` tests that the two belong together.
+
+    >>> import torch
+    >>> import scoreexp as se
+    >>> class EveryOther(se.observations.LinearOperator):
+    ...     '''Every other column.'''
+    ...     def __call__(self, x):
+    ...         return x[..., ::2]
+    ...     def adjoint(self, y):
+    ...         return torch.stack([y, torch.zeros_like(y)], -1).flatten(-2)
+    >>> se.observations.require_adjoint(EveryOther(), (3, 8, 8))
+    >>> EveryOther().output_shape((3, 8, 8)), round(EveryOther().norm((3, 8, 8)), 6)
+    ((3, 8, 4), 1.0)
+    """
 
     @abstractmethod
     def adjoint(self, y: Tensor) -> Tensor:

@@ -95,12 +95,20 @@ class BarChart(NamedTuple):
 
 
 def pens(methods: Iterable[str]) -> dict[str, Pen]:
-    """A colour and a dash for each method."""
+    """A colour and a dash for each method.
+
+    >>> pens(["ddpm", "ours"])["ours"]
+    Pen(colour='#D55E00', dash='7 3')
+    """
     return {m: Pen(PALETTE[i % len(PALETTE)], DASHES[i % len(DASHES)]) for i, m in enumerate(methods)}
 
 
 def ticks(low: float, high: float, about: int = 5) -> list[float]:
-    """Round numbers that cover an interval."""
+    """Round numbers that cover an interval.
+
+    >>> ticks(0, 100)
+    [0, 20, 40, 60, 80, 100]
+    """
     if not high > low:
         return [low]
     raw = (high - low) / about
@@ -114,6 +122,10 @@ def line_chart(
     lines: Sequence[Line], *, xlabel: str, ylabel: str, target: float | None = None, high: float | None = None
 ) -> LineChart | None:
     """Curves over a common axis; None where there is nothing finite to draw.
+
+    >>> chart = line_chart([Line([(0, 0.5), (10, 0.9)], Pen("#000000"))], xlabel="step", ylabel="SSIM")
+    >>> [tick.value for tick in chart.across]
+    [0, 2, 4, 6, 8, 10]
 
     Args:
         lines: drawn in their order.
@@ -154,7 +166,12 @@ def line_chart(
 
 
 def bar_chart(bars: Sequence[Bar], *, xlabel: str) -> BarChart:
-    """Stacked horizontal bars, one per method."""
+    """Stacked horizontal bars, one per method.
+
+    >>> chart = bar_chart([Bar("ours", "#000000", [("#888888", 2.0), ("#444444", 3.0)], "5 s")], xlabel="seconds")
+    >>> [part.length for part in chart.bars[0].parts]
+    [200.0, 300.0]
+    """
     height = ROW * len(bars) + 40
     frame = Frame(width=900, height=height, left=165, right=665, top=0, bottom=height - 34)
     longest = max((sum(value for _, value in bar.parts) for bar in bars), default=0) or 1.0

@@ -54,6 +54,13 @@ def write_report(
 ) -> Path:
     """Write ``report.html`` and ``results.csv`` about the runs in ``folders``.
 
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = Path(folder, "config.yaml").write_text("name: ours")
+    ...     page = write_report([Path(folder)], Path(folder, "report"), title="One run")
+    ...     page.name, "<h1>One run</h1>" in page.read_text(encoding="utf-8")
+    ('report.html', True)
+
     Args:
         folders: run folders, folders that contain some, or the one folder of a comparison.
         out: folder of the two files; made if there is none.

@@ -21,6 +21,12 @@ _MAX_DEPTH = 50
 def read_config(folder: Path) -> dict[str, Any]:
     """``config.yaml`` of a run folder; empty where there is none.
 
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = Path(folder, "config.yaml").write_text("{name: ours, seed: 7}")
+    ...     read_config(Path(folder))
+    {'name': 'ours', 'seed': 7}
+
     Raises:
         UserError: it is no configuration as a run writes it.
     """
@@ -77,6 +83,13 @@ def _read_rows(path: Path) -> list[dict[str, float]]:
 def read_run(folder: Path, method: str | None = None, seed: int | None = None) -> Run:
     """A run folder, which may be empty or absent.
 
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = Path(folder, "config.yaml").write_text("{name: ours, seed: 7}")
+    ...     run = read_run(Path(folder))
+    >>> run.method, run.seed, run.state
+    ('ours', 7, 'not started')
+
     Raises:
         UserError: one of its files is damaged.
     """
@@ -104,6 +117,15 @@ def find_runs(folders: Sequence[Path]) -> tuple[list[Run], Plan | None]:
 
     Runs outside a comparison are named after their configuration: those that differ in more than their seed get
     different names.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     for name in ("ddpm", "ours"):
+    ...         Path(folder, name).mkdir()
+    ...         _ = Path(folder, name, "config.yaml").write_text(f"name: {name}")
+    ...     runs, plan = find_runs([Path(folder)])
+    >>> [run.method for run in runs], plan
+    (['ddpm', 'ours'], None)
 
     Raises:
         UserError: a folder does not exist, or holds a damaged file.

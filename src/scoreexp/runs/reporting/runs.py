@@ -27,6 +27,10 @@ class Point(NamedTuple):
 class Plan:
     """What a comparison set out to do.
 
+    >>> plan = Plan("two", methods={"ddpm": [], "ours": ["ema=null"]}, seeds=[0, 1], target=0.9)
+    >>> plan.cases, plan.folder(Path("outputs"), "ours", seed=1).as_posix()
+    ([(0, None), (1, None)], 'outputs/ours/seed_1')
+
     Attributes:
         name: short name.
         title: what is compared, one line.
@@ -71,7 +75,13 @@ class Plan:
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder as it stands."""
+    """A run folder as it stands.
+
+    >>> rows = [{"step": n, "val/psnr": 16 + n / 25, "time/total": n / 10} for n in (100, 200)]
+    >>> run = Run(Path("outputs/ours/seed_0"), "ours", seed=0, manifest={"seed": 0}, rows=rows)
+    >>> run.state, run.last("val/psnr"), run.reached("val/psnr", 23.0)
+    ('unfinished', 24.0, Point(step=200, seconds=20.0, value=24.0))
+    """
 
     folder: Path
     method: str
@@ -169,7 +179,11 @@ class Run:
 
 
 def slug(method: str) -> str:
-    """A method's name as that of a folder."""
+    """A method's name as that of a folder.
+
+    >>> slug("photo32_ours"), slug("ours, no EMA")[:12]
+    ('photo32_ours', 'ours__no_EMA')
+    """
     kept = "".join(c if c.isascii() and (c.isalnum() or c in "-_.") else "_" for c in method).strip("._")
     if kept == method:
         return kept

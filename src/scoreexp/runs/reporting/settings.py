@@ -15,7 +15,11 @@ _ABSENT = "–"
 
 
 def flattened(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Dotted keys to values."""
+    """Dotted keys to values.
+
+    >>> flattened({"seed": 7, "data": {"size": 32}})
+    {'seed': 7, 'data.size': 32}
+    """
     flat: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, Mapping) and value:
@@ -26,7 +30,11 @@ def flattened(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def method_settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What makes up a method: everything but seed and folders, flat."""
+    """What makes up a method: everything but seed and folders, flat.
+
+    >>> method_settings({"seed": 7, "run_dir": "outputs", "network": {"width": 64}})
+    {'network.width': 64}
+    """
     return {key: value for key, value in flattened(config).items() if key not in _NOT_SETTINGS}
 
 
@@ -34,6 +42,10 @@ def differences(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str,
     """Settings in which the configurations differ: key to value by label; "–" where one has no such key.
 
     What only one side has as a whole, such as an embedding, is one row: the class that it is built by.
+
+    >>> small, large = {"network": {"width": 64, "blocks": 3}}, {"network": {"width": 128, "blocks": 3}}
+    >>> differences({"small": small, "large": large})
+    {'network.width': {'small': '64', 'large': '128'}}
     """
     flat = {label: method_settings(config) for label, config in configs.items()}
     rows: dict[str, dict[str, str]] = {}
@@ -65,7 +77,11 @@ def _show(key: str, value: Any) -> str:
 
 
 def conditions(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What must agree for two results to be comparable: the data and the way they are measured, flat."""
+    """What must agree for two results to be comparable: the data and the way they are measured, flat.
+
+    >>> conditions({"data": {"size": 32, "batch_size": 16}, "callbacks": {"monitor": {"sigma": 0.1}}})
+    {'data.size': 32, 'monitor.sigma': 0.1}
+    """
     data = flattened(config.get("data") or {}, "data.")
     measured = {key: value for key, value in data.items() if key.split(".")[1] not in _NOT_MEASURED}
     monitor = flattened((config.get("callbacks") or {}).get("monitor") or {}, "monitor.")

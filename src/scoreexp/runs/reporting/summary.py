@@ -16,7 +16,11 @@ QUALITY = ("ssim", "ssim_global", "psnr")
 
 
 class Spread(NamedTuple):
-    """Median and range of one value over seeds; infinite values are those that were not reached."""
+    """Median and range of one value over seeds; infinite values are those that were not reached.
+
+    >>> Spread.of([3.0, 1.0, None, 2.0])
+    Spread(median=2.0, low=1.0, high=3.0)
+    """
 
     median: float
     low: float
@@ -38,6 +42,13 @@ class SpeedUp(NamedTuple):
 @dataclass(frozen=True)
 class Summary:
     """The finished runs of one method.
+
+    >>> from pathlib import Path
+    >>> metrics = [{"step": 100, "seconds": {"train": seconds}} for seconds in (10.0, 11.0, 15.0)]
+    >>> runs = [Run(Path(f"seed_{seed}"), "ours", seed, metrics=m) for seed, m in enumerate(metrics)]
+    >>> summary = summarise("ours", runs, monitor="val/ssim", target=None)
+    >>> len(summary.finished), summary.seconds
+    (3, Spread(median=11.0, low=10.0, high=15.0))
 
     Attributes:
         method: its name.
@@ -103,6 +114,16 @@ SECONDS = Column("seconds")
 class Table:
     """Results that may be compared: the same data, observation, target and hardware.
 
+    >>> from pathlib import Path
+    >>> shared = {"config": {"data": {"size": 32}}, "metrics": {"step": 100, "seconds": {"train": 10.0}}}
+    >>> finished = [
+    ...     Run(Path(name), name, 0, rows=[{"step": 100, "val/ssim_confirmed": ssim, "val/ssim": ssim}], **shared)
+    ...     for name, ssim in (("ddpm", 0.8), ("ours", 0.9))
+    ... ]
+    >>> [table] = tables(finished)
+    >>> table.metric, table.conditions, table.at_end.best(table.rows)
+    ('val/ssim', {'data.size': 32}, {'ours'})
+
     Attributes:
         conditions: what all its runs share, flat.
         device: on what they ran.
@@ -136,7 +157,11 @@ class Table:
 
 
 def quality_of(monitor: str) -> str:
-    """The quality that a logged value is about: ``ssim`` for ``val/ssim_confirmed``."""
+    """The quality that a logged value is about: ``ssim`` for ``val/ssim_confirmed``.
+
+    >>> quality_of("val/ssim_confirmed")
+    'ssim'
+    """
     return monitor.removeprefix("val/").removesuffix("_confirmed")
 
 

@@ -12,12 +12,20 @@ NOT_REACHED = "not reached"
 
 
 def label(method: str) -> str:
-    """A method's name as text."""
+    """A method's name as text.
+
+    >>> label("photo32_ours")
+    'photo32 ours'
+    """
     return method.replace("_", " ")
 
 
 def metric_name(monitor: str) -> str:
-    """A logged value's name as text."""
+    """A logged value's name as text.
+
+    >>> metric_name("val/psnr")
+    'PSNR'
+    """
     spec = spec_of(monitor)
     return quality_of(monitor) if spec is None else spec.title
 
@@ -56,5 +64,9 @@ def parameters_text(count: int | None) -> str:
 
 
 def listed(words: Sequence[str]) -> str:
-    """Words as an enumeration: ``a, b and c``."""
+    """Words as an enumeration: ``a, b and c``.
+
+    >>> listed(["a", "b", "c"])
+    'a, b and c'
+    """
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)

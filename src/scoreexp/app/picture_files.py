@@ -1,0 +1,100 @@
+"""The files of a command on the user's own pictures: a picture or a folder in, and the same out."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from scoreexp.app.early_checks import require_input
+from scoreexp.app.terminal import say_labelled
+from scoreexp.core.errors import UserError
+from scoreexp.data.image_io import WRITABLE, Picture, check_writable, list_images
+from scoreexp.runs.directory import shown
+
+MAX_NAMED = 3  # files in the last line about those that failed
+
+T = TypeVar("T")
+
+
+def input_and_output(source: Path, output: str | None, done: str) -> list[tuple[Path, Path]]:
+    """Pairs of input and output file; a folder's tree and names are kept.
+
+    Args:
+        source: picture or folder.
+        output: that is asked for, or None for one beside the input.
+        done: what is added to the input's name there, such as ``_denoised``.
+
+    Raises:
+        UserError: there is no input, or two of them would be written to one file.
+    """
+    require_input(source)
+    target = None if output is None else Path(output).expanduser()
+    if not source.is_dir():
+        if target is not None and target.is_dir():
+            return [(source, writable_name(target / source.name))]
+        return [(source, target or writable_name(source.with_name(f"{source.stem}{done}{source.suffix}")))]
+    folder = output_folder(source, output, done)
+    found = list_images(source)
+    names = [path for path in found if not path.resolve().is_relative_to(folder.resolve())]
+    if len(names) < len(found):
+        if not names:
+            raise UserError(f"input={source} is the output folder itself: give output=DIR outside of it")
+        say_labelled(
+            "note", f"{len(found) - len(names)} pictures below the output {shown(folder)} are left out"
+        )
+    pairs = [(path, writable_name(folder / path.relative_to(source))) for path in names]
+    first: dict[Path, Path] = {}
+    for path, made in pairs:
+        if (other := first.setdefault(made, path)) is not path:
+            raise UserError(
+                f"{shown(other)} and {shown(path)} would both be written to {shown(made)}: rename one of them"
+            )
+    return pairs
+
+
+def output_folder(source: Path, output: str | None, done: str) -> Path:
+    """Where the results of an input folder go."""
+    return source.with_name(source.name + done) if output is None else Path(output).expanduser()
+
+
+def writable_name(path: Path) -> Path:
+    """``path``, as PNG where its format can be read but not written."""
+    return path if path.suffix.lower() in WRITABLE else path.with_suffix(".png")
+
+
+def require_absent(path: Path, overwrite: bool) -> None:
+    if path.exists() and not overwrite:
+        raise UserError(f"output {path} exists: add overwrite=true to replace it, or give another output")
+
+
+def require_writable(path: Path, overwrite: bool, like: Picture | None = None) -> None:
+    require_absent(path, overwrite)
+    check_writable(path, like=like, overwrite=overwrite)
+
+
+def with_each(
+    pairs: Sequence[tuple[Path, Path]], work: Callable[[Path, Path], T]
+) -> tuple[list[T], list[Path]]:
+    """What ``work`` makes of each input and output, and the inputs that failed.
+
+    One bad file in a folder does not end the batch: the error is printed. The error of a single file is raised.
+    """
+    done: list[T] = []
+    failed: list[Path] = []
+    for source, target in pairs:
+        try:
+            done.append(work(source, target))
+        except (ValueError, OSError, FloatingPointError) as error:
+            if len(pairs) == 1:
+                raise
+            failed.append(source)
+            said = str(error) if str(source) in str(error) else f"{shown(source)}: {error}"
+            say_labelled("failed", said)
+    return done, failed
+
+
+def require_none_failed(failed: Sequence[Path], count: int) -> None:
+    """Refuse to end well where some of ``count`` pictures failed, naming the first of them."""
+    if failed:
+        more = f" and {len(failed) - MAX_NAMED} more" if len(failed) > MAX_NAMED else ""
+        names = ", ".join(shown(path) for path in failed[:MAX_NAMED])
+        raise UserError(f"{len(failed)} of {count} pictures failed: {names}{more} (see above)")

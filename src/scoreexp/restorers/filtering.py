@@ -1,0 +1,47 @@
+"""Restorers that filter the noisy image itself: no model, no training, the noise level from the observation."""
+
+from abc import abstractmethod
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from scoreexp.core.kinds import Images, kind_of
+from scoreexp.core.streams import ImageStreams
+from scoreexp.observations import GaussianNoise, Identity, Observation
+from scoreexp.restorers.base import Callback, Restorer
+
+
+class ImageFilter(Restorer):
+    """Base of the filters of white Gaussian noise. A new one writes ``apply``."""
+
+    needs_model: ClassVar[bool] = False
+
+    @abstractmethod
+    def apply(self, y: Tensor, sigma: float) -> Tensor:
+        """The image without its noise of standard deviation ``sigma > 0``: ``[B, C, H, W] -> [B, C, H, W]``."""
+
+    def restore(
+        self,
+        observation: Observation,
+        model: Any,
+        streams: ImageStreams,
+        cond: Tensor | None,
+        keep: int,
+        callback: Callback | None,
+    ) -> tuple[Tensor, list[Tensor]]:
+        name, y, noise = type(self).__name__, observation.y, observation.noise
+        if not isinstance(observation.operator, Identity) or not isinstance(kind_of(y.shape[1:]), Images):
+            raise ValueError(
+                f"{name} denoises images [B, C, H, W], not data {tuple(y.shape)} of {type(observation.operator).__name__}"
+            )
+        if not isinstance(noise, GaussianNoise):
+            raise ValueError(
+                f"{name} is for white Gaussian noise, not {type(noise).__name__}: wrap it as Stabilised({name}()), or give "
+                "GaussianNoise(sigma)"
+            )
+        if not y.isfinite().all():
+            raise ValueError("y holds values that are not finite: find their origin")
+        x = self.apply(y, noise.sigma) if noise.sigma > 0 else y.clone()
+        if callback is not None:
+            callback(1, 1, x, None)
+        return x, [y, x][-keep:] if keep else []
