@@ -11,6 +11,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from scoreexp.app.conf_dir import conf_dir
+from scoreexp.core.batch import are_labels
+from scoreexp.denoisers import Wrapper
 
 os.environ.setdefault("WANDB_MODE", "offline")
 if hasattr(signal, "SIGHUP"):  # tests send it, also where they run under nohup
@@ -29,6 +31,13 @@ TINY = [
     "trainer.log_every_n_steps=1",
     "model.warmup_steps=4",
 ]
+
+
+class Blind(Wrapper):
+    """Does not look at an image that it is conditioned on: a model of data that are independent of it."""
+
+    def __call__(self, x_t, t, cond=None):
+        return self.model(x_t, t, cond if are_labels(cond) else None)
 
 
 class Payload:

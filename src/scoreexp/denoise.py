@@ -1,4 +1,4 @@
-"""``python -m scoreexp.denoise ckpt=FILE input=PICTURE sigma=0.2``: denoise the user's own pictures."""
+"""``python -m scoreexp.denoise ckpt=FILE input=IMAGE sigma=0.2``: denoise the user's own images."""
 
 import sys
 from typing import Any

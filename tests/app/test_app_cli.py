@@ -31,7 +31,7 @@ defaults:
   - hydra: default
 name: toy  # name of the run
 seed: 0
-image: null  # picture to open
+image: null  # image to open
 run_dir: outputs/${name}
 """,
     "open.yaml": "defaults:\n  - train\n  - _self_\nckpt: ???  # checkpoint to open\n",
@@ -89,7 +89,7 @@ class Data:
 def train(cfg):
     match cfg.seed:
         case 1:
-            raise UserError("image=x.png was not found; give a picture")
+            raise UserError("image=x.png was not found; give an image")
         case 2:
             raise RuntimeError("a fault of the program")
         case 3:
@@ -241,7 +241,7 @@ def test_a_run_gets_its_folder_as_an_absolute_path(launch, tmp_path):
 
 def test_user_error_in_the_task(launch, tmp_path):
     code, _, lines = launch("seed=1")
-    assert (code, lines) == (1, ["error: image=x.png was not found; give a picture"])
+    assert (code, lines) == (1, ["error: image=x.png was not found; give an image"])
     assert list(tmp_path.iterdir()) == []
 
 
@@ -287,7 +287,7 @@ def test_full_error_raises(launch, monkeypatch):
 def test_sweep_goes_on_after_a_failed_job_and_fails(launch, tmp_path):
     code, _, lines = launch("-m", "seed=0,1,7")
     assert code == 1
-    assert "error: job 1: image=x.png was not found; give a picture" in lines
+    assert "error: job 1: image=x.png was not found; give an image" in lines
     assert lines[-1] == "error: 1 of 3 jobs failed: job 1"
     sweep = tmp_path / "outputs" / "toy"
     assert sorted(str(path.relative_to(sweep)) for path in sweep.rglob("result")) == ["0/result", "2/result"]

@@ -52,11 +52,11 @@ def test_a_picture_too_small_for_an_estimate_does_not_end_the_batch(checkpoint, 
     picture(tmp_path / "in" / "a.png")
     picture(tmp_path / "in" / "b.png", side=10)
     picture(tmp_path / "in" / "c.png", seed=1)
-    with pytest.raises(UserError, match=r"1 of 3 pictures failed: .*b\.png"):
+    with pytest.raises(UserError, match=r"1 of 3 images failed: .*b\.png"):
         denoise(asked(checkpoint, tmp_path / "in", "sigma=auto"))
     assert sorted(path.name for path in (tmp_path / "in_denoised").iterdir()) == ["a.png", "c.png"]
     assert (
-        "b.png: the noise level of a picture of shape (10, 10, 3) cannot be estimated"
+        "b.png: the noise level of an image of shape (10, 10, 3) cannot be estimated"
         in capsys.readouterr().out
     )
 
@@ -92,7 +92,7 @@ def test_results_inside_of_the_input_are_not_denoised_again(checkpoint, tmp_path
     assert [
         p.relative_to(tmp_path / "in" / "clean").as_posix() for p in (tmp_path / "in/clean").rglob("*")
     ] == ["a.png"]
-    assert "1 pictures below the output" in capsys.readouterr().out
+    assert "1 images below the output" in capsys.readouterr().out
 
 
 def test_noise_level_and_sampler_are_those_of_the_run(checkpoint, tmp_path, capsys, monkeypatch):

@@ -76,8 +76,8 @@ def test_folder_keeps_its_tree_and_one_bad_file_does_not_end_it(checkpoint, nois
     (folder / "deep").mkdir(parents=True)
     (folder / "a.png").write_bytes(noisy.read_bytes())
     (folder / "deep" / "b.png").write_bytes(noisy.read_bytes())
-    (folder / "bad.png").write_bytes(b"not a picture")
-    with pytest.raises(UserError, match=r"1 of 3 pictures failed.*bad\.png"):
+    (folder / "bad.png").write_bytes(b"not an image")
+    with pytest.raises(UserError, match=r"1 of 3 images failed.*bad\.png"):
         denoise(denoise_cfg(checkpoint, folder, f"output={tmp_path / 'out'}"))
     written = sorted(str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out").rglob("*.png"))
     assert written == ["a.png", "deep/b.png"]
@@ -162,7 +162,7 @@ def test_seed_names_a_picture_whatever_the_batch(checkpoint, tmp_path):
     alone = np.asarray(Image.open(tmp_path / "alone" / "seed_000005.png"), int)
     assert np.abs(alone - np.asarray(Image.open(tmp_path / "8" / "seed_000005.png"), int)).max() <= 1
     first, second = (np.asarray(Image.open(tmp_path / "8" / f"seed_00000{s}.png"), int) for s in (0, 1))
-    assert np.abs(first - second).max() > 10, "different seeds, different pictures"
+    assert np.abs(first - second).max() > 10, "different seeds, different images"
 
 
 def test_sample_leaves_pictures_a_grid_and_how_they_were_made(checkpoint, tmp_path):

@@ -65,7 +65,7 @@ def test_langevin_writes_intermediate_pictures_and_an_animation(checkpoint, nois
             # 234 colours fit into a palette of 256
             assert np.abs(np.asarray(animation.convert("RGB"), int) - state).max() <= 1
     said = capsys.readouterr().out
-    assert "clean_intermediate (3 pictures)" in said
+    assert "clean_intermediate (3 images)" in said
     assert "clean.gif (5 frames)" in said
 
 

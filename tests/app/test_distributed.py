@@ -169,7 +169,7 @@ def test_two_processes_do_what_one_does_on_the_same_global_batch(runs):
     assert len(one["loss"]) == 4
     for process in two:
         assert process["loss"] == pytest.approx(one["loss"], rel=1e-6)
-        assert process["ssim"] == pytest.approx(one["ssim"], abs=SAME_METRIC), "five pictures, each once"
+        assert process["ssim"] == pytest.approx(one["ssim"], abs=SAME_METRIC), "five images, each once"
         assert_same_weights(process["weights"], one["weights"], **SAME_WEIGHTS)
     assert {name.partition(".")[0] for name in one["weights"]} == {"denoiser", "averaged"}
 

@@ -3,12 +3,14 @@
 import doctest
 import importlib.util
 import re
+import runpy
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from conftest import composed
 from hydra.utils import instantiate
 
@@ -58,6 +60,26 @@ def test_adding_a_sampler_works_as_written(tmp_path, monkeypatch):
     assert float(result.x.mean()) == pytest.approx(0.3, abs=0.045)
     assert float(result.x.var()) == pytest.approx(variance, abs=0.02 + 0.032)
     sys.modules.pop("euler_maruyama_demo", None)
+
+
+@pytest.mark.parametrize(
+    ("group", "name", "prefix"),
+    [("restorer", "pnp_gradient_demo", "test_a_restorer_"), ("noise", "student_noise_demo", "test_")],
+)
+def test_adding_a_restorer_and_a_noise_model_works_as_written(tmp_path, monkeypatch, group, name, prefix):
+    found = blocks(DOCS / "adding_a_method.md")
+    for file in (f"{name}.py", f"test_{name}.py"):
+        (tmp_path / file).write_text(found[file])
+    monkeypatch.syspath_prepend(str(tmp_path))
+    contract = runpy.run_path(str(DOCS.parent / "tests" / "contracts" / f"test_{group}_configs.py"))
+    checks = [check for key, check in contract.items() if key.startswith(prefix)]
+    assert checks
+    for check in checks:
+        check(yaml.safe_load(found[f"conf/{group}/{name}.yaml"]))
+    own = runpy.run_path(str(tmp_path / f"test_{name}.py"))
+    (test,) = (check for key, check in own.items() if key.startswith("test_"))
+    test()
+    sys.modules.pop(name, None)
 
 
 def test_a_metric_of_ones_own_works_as_written(tmp_path, monkeypatch):

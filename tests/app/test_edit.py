@@ -107,7 +107,7 @@ def test_the_way_to_another_picture(ckpt, pictures):
     [
         ("one", ["label=0"], r"comes back as it was where no class is wanted: give to=0 to 2"),
         ("one", ["to=3"], r"label=3: allowed is 0 to 2"),
-        ("one", ["to=1", "guidance=classifier_free"], "give that of the picture, label=0 to 2"),
+        ("one", ["to=1", "guidance=classifier_free"], "give that of the image, label=0 to 2"),
         ("one", ["editor=interpolation"], "Interpolation takes 2 of input and other: add other=PICTURE"),
         ("one", ["to=1", "other=two.png"], "DDPMInversion takes 1 of input and other: leave other out"),
         ("large", ["to=1"], r"large.png has channels, height and width \(3, 9, 9\), the model \(3, 8, 8\)"),

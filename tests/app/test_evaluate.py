@@ -108,8 +108,8 @@ def test_values_of_one_checkpoint_are_collected_in_its_run_folder(trained, capsy
     evaluate(configured(last(trained.run_dir), "metrics=[frechet]", *few))
     stored = json.loads(file.read_text())
     assert set(stored["values"]) == {"mse", "frechet_random_conv_2"}
-    assert "2 pictures for 224 feature dimensions" in stored["caveats"]["frechet_random_conv_2"]
-    assert "2 pictures for 224 feature dimensions" in capsys.readouterr().out
+    assert "2 images for 224 feature dimensions" in stored["caveats"]["frechet_random_conv_2"]
+    assert "2 images for 224 feature dimensions" in capsys.readouterr().out
     assert not list(trained.run_dir.rglob("seed_*.png"))
     evaluate(configured(last(trained.run_dir), "metrics=[psnr]", "weights=raw"))
     assert set(json.loads(file.read_text())["values"]) == {"psnr"}, "other weights begin anew"
@@ -161,7 +161,7 @@ def test_copies_are_found(exact, tmp_path):
     assert values["memorised_share_pixels16_8"] == 1
     assert (tmp_path / "out" / "samples" / "nearest.png").exists()
     caveats = json.loads((tmp_path / "out" / "evaluation.json").read_text())["caveats"]
-    assert caveats["mse"] == "on the pictures that were trained on"
+    assert caveats["mse"] == "on the images that were trained on"
 
 
 def test_bits_are_those_of_dequantised_pictures(trained, tmp_path, monkeypatch):

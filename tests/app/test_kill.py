@@ -100,7 +100,7 @@ MOMENTS = {
     "the first checkpoint is written": (die_in_the_middle, torch, "save", 1),
     "an optimiser's step": (die_at_call, torch.optim.Adam, "step", "before", 6),
     "an evaluation": (die_at_call, DenoisingMonitor, "on_validation_batch_end", "after", 2),
-    "a picture is written": (die_at_rename, "step_0000006.png", "before"),
+    "an image is written": (die_at_rename, "step_0000006.png", "before"),
     "the best checkpoint is written": (die_in_the_middle, torch, "save", 1),
     "the best checkpoint is saved, the last is not": (die_at_call, Checkpoints, "on_validation_end", "after"),
     "a checkpoint is written": (die_in_the_middle, torch, "save", 1, 2),

@@ -198,8 +198,8 @@ GUIDED = "guidance=classifier_free"
         (None, ["restorer=zs_n2n", GUIDED, "label=1"], "takes no guidance and no label: leave"),
         ("plain", ["restorer=dds", "sampler=ddim"], "DDS takes no sampler: leave sampler out"),
         ("plain", [GUIDED, "label=1"], "the model has no classes"),
-        ("of_classes", [GUIDED], r"give that of the picture, label=0 to 2"),
-        ("of_classes", [GUIDED, "label=none"], r"give that of the picture, label=0 to 2"),
+        ("of_classes", [GUIDED], r"give that of the image, label=0 to 2"),
+        ("of_classes", [GUIDED, "label=none"], r"give that of the image, label=0 to 2"),
         ("of_classes", [GUIDED, "label=1", "guidance.weight=nan"], "guidance: weight=nan: choose a finite"),
     ],
 )

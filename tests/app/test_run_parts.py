@@ -107,7 +107,7 @@ def test_a_callback_is_given_the_parts_of_the_run_and_asked_for_its_say(counting
     shown = str(tmp_path / "run" / "pictures" / "counted.png")
     assert said[4:8] == [
         "counted 2 in pictures and checkpoints",
-        f"picture        {shown}",
+        f"figure         {shown}",
         f"curves         {shown} and loss.png beside it",
         f"table          {tmp_path / 'run' / 'metrics.csv'}",
     ]

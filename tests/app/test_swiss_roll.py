@@ -79,7 +79,7 @@ def test_experiments_run_with_debug_fast_and_say_what_to_do_next(name, tmp_path,
     assert "pictures/swiss_roll.png" in said
     assert "sliced Wasserstein distance of 20 samples" in said
     assert "scoreexp.sample ckpt=" in said
-    assert "denoise" not in said, "points are no pictures"
+    assert "denoise" not in said, "points are no images"
 
 
 def draw(trained, folder, *overrides):
@@ -115,7 +115,7 @@ def test_samples_are_a_table_and_a_seed_names_a_point(trained, tmp_path, capsys)
 
 def test_a_model_of_points_does_not_denoise_pictures(trained, tmp_path):
     (tmp_path / "in.png").write_bytes(b"")
-    with pytest.raises(UserError, match=r"samples of shape \(2,\), not pictures"):
+    with pytest.raises(UserError, match=r"samples of shape \(2,\), not images"):
         denoise(
             composed("denoise", f"ckpt={trained.checkpoint}", f"input={tmp_path / 'in.png'}", "sigma=0.1")
         )

@@ -182,7 +182,7 @@ def test_evaluate_measures_what_is_possible_and_names_the_rest(trained, tmp_path
     values = evaluate(asked("evaluate", trained, metrics, f"out={tmp_path / 'a'}"))
     assert set(values) == {"mse"}
     said = capsys.readouterr().out
-    assert "not measured   frechet, kernel: generated pictures are to be compared with 1 real one" in said
+    assert "not measured   frechet, kernel: generated images are to be compared with 1 real one" in said
     assert "not measured   ms_ssim: " in said
     assert sorted(p.name for p in (tmp_path / "a").iterdir()) == ["evaluation.json"], (
         "nothing is drawn for nobody"
@@ -220,7 +220,7 @@ def test_denoise_says_what_its_model_knows_and_which_folder_it_makes(
     steps = ["sigma=0.2", "+sampler.grid.steps=2"]
     denoise(asked("denoise", trained, f"input={noisy}", "output=new/deep/x.png", "strip=true", *steps))
     said = capsys.readouterr().out
-    assert "this model was trained on 1 picture: it knows no other" in said
+    assert "this model was trained on 1 image and can only return that one" in said
     assert "made folder    new\n" in said
     assert "strip=true" not in said
     denoise(asked("denoise", trained, f"input={noisy}", "output=new/deep/y.png", *steps))
@@ -234,8 +234,8 @@ def test_a_failed_picture_is_named_once(trained, noisy, tmp_path, capsys, monkey
     folder = tmp_path / "pics"
     folder.mkdir()
     (folder / "a.png").write_bytes(noisy.read_bytes())
-    (folder / "bad.png").write_bytes(b"not a picture")
-    with pytest.raises(UserError, match=r"^1 of 2 pictures failed: pics/bad\.png \(see above\)$"):
+    (folder / "bad.png").write_bytes(b"not an image")
+    with pytest.raises(UserError, match=r"^1 of 2 images failed: pics/bad\.png \(see above\)$"):
         denoise(asked("denoise", trained, "input=pics", "sigma=0.2", "+sampler.grid.steps=2"))
     [line] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("failed")]
     assert line.count("bad.png") == 1

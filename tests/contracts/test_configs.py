@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import composed
+from conftest import Blind, composed
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
@@ -50,8 +50,9 @@ SHAPE = (3, 16, 16)
 
 def shrunk(cfg: DictConfig) -> DictConfig:
     """The configuration with few channels in its network."""
-    if isinstance(cfg.network.get("channels"), int):
-        cfg.network.channels = 16
+    inner = cfg.network.get("network", cfg.network)  # of one that is conditioned on an image
+    if isinstance(inner.get("channels"), int):
+        inner.channels = 16
     if "widths" in cfg.network:
         cfg.network.widths = [8 * 2**level for level in range(len(cfg.network.widths))]
     return cfg
@@ -86,7 +87,9 @@ def test_network_contract(name):
     network = instantiate(cfg.network, event_shape=SHAPE, num_classes=None)
     x = torch.randn(2, *SHAPE, generator=generator(0, "x"))
     with torch.no_grad():
-        out = network(x, torch.tensor([-1.0, 0.5]))
+        cond_shape = getattr(network, "cond_shape", None)  # of a network that is conditioned on an image
+        cond = None if cond_shape is None else torch.zeros(2, *cond_shape)
+        out = network(x, torch.tensor([-1.0, 0.5]), cond)
     assert out.shape == x.shape
     assert out.isfinite().all()
     assert all(n % network.downsampling_factor == 0 for n in SHAPE[1:])
@@ -96,7 +99,7 @@ def test_network_contract(name):
 def test_objective_contract(name, oracle):
     cfg = composed("train", f"objective={name}")
     objective = instantiate(cfg.objective)
-    model = OracleDenoiser(oracle, instantiate(cfg.schedule))
+    model = Blind(OracleDenoiser(oracle, instantiate(cfg.schedule)))
     x = oracle.sample(4, generator(0, "x")).float()
     t = torch.tensor([0.2, 0.4, 0.6, 0.8], dtype=torch.float64)
     noise = torch.randn(x.shape, generator=generator(0, "noise"))

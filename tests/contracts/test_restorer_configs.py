@@ -3,18 +3,26 @@
 import pytest
 import torch
 import yaml
+from conftest import Blind
 
 from scoreexp.app.conf_dir import conf_dir
 from scoreexp.core.construct import construct, locate
 from scoreexp.core.streams import ImageStreams
 from scoreexp.denoisers import DenoiserBase, OracleDenoiser
 from scoreexp.numerics.oracles import Gaussian
-from scoreexp.observations import GaussianNoise, Identity, LinearOperator, Observation, require_adjoint
-from scoreexp.restorers import Restorer
+from scoreexp.observations import (
+    GaussianNoise,
+    Identity,
+    LinearOperator,
+    Observation,
+    PoissonNoise,
+    require_adjoint,
+)
+from scoreexp.restorers import Exposure, Restorer
 from scoreexp.schedules import VP
 
 SHAPE = (1, 8, 8)
-MODEL = OracleDenoiser(Gaussian(torch.zeros(SHAPE), torch.full(SHAPE, 0.2)), VP())
+MODEL = Blind(OracleDenoiser(Gaussian(torch.zeros(SHAPE), torch.full(SHAPE, 0.2)), VP()))
 
 
 def nodes(group):
@@ -34,9 +42,8 @@ def with_steps(node, steps):
 def test_a_restorer_denoises_repeats_itself_and_does_not_touch_the_data(node):
     restorer = construct(with_steps(node, 3))
     assert isinstance(restorer, Restorer)
-    observation = Observation.simulate(
-        torch.zeros(3, *SHAPE), Identity(), GaussianNoise(0.3), ImageStreams(range(3))
-    )
+    noise = PoissonNoise(30.0) if isinstance(restorer, Exposure) else GaussianNoise(0.3)
+    observation = Observation.simulate(torch.zeros(3, *SHAPE), Identity(), noise, ImageStreams(range(3)))
     before = observation.y.clone()
     model = MODEL if restorer.needs_model else None
     whole = restorer(observation, model, streams=ImageStreams([5, 6, 7]), keep=2)
@@ -45,7 +52,7 @@ def test_a_restorer_denoises_repeats_itself_and_does_not_touch_the_data(node):
     assert torch.equal(observation.y, before)
     assert (whole.nfe > 0) == restorer.needs_model
     assert torch.equal(whole.trajectory[-1], whole.x)
-    one = Observation(observation.y[1:2], Identity(), GaussianNoise(0.3))
+    one = Observation(observation.y[1:2], Identity(), noise)
     torch.testing.assert_close(restorer(one, model, streams=ImageStreams([6])).x, whole.x[1:2])
     with pytest.raises(ValueError, match="3 observations for 2 seeds"):
         restorer(observation, model, streams=ImageStreams([0, 1]))

@@ -25,7 +25,7 @@ STEPS = 5  # divides the 1000 of a discrete grid
 VARIANTS = {
     "ddim": {"eta": 0.7},
     "ddpm": {"variance": "beta"},
-    "heun": {"s_churn": 2.0, "s_tmax": 2.0},
+    "heun": {"s_churn": 2.0, "s_tmax": 1.0},
     "langevin": {"denoise_last": True},
     "pndm": {"form": "S"},
     "predictor_corrector": {"predictor": "euler", "corrections": 2},

@@ -8,6 +8,7 @@ import yaml
 
 from scoreexp.app.conf_dir import conf_dir
 from scoreexp.core.construct import construct
+from scoreexp.denoisers import Denoiser, EDMPrediction
 
 # Parameters at which a schedule is another curve than its yaml's.
 VARIANTS = {
@@ -52,6 +53,15 @@ def test_drift_and_diffusion_are_the_derivatives_of_the_scales(schedule):
     variance_rate = derivative(lambda t: schedule.sigma(t) ** 2, t)
     g2 = variance_rate - 2 * schedule.drift(t) * sigma**2
     torch.testing.assert_close(schedule.diffusion(t) ** 2, g2, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", NODES)
+def test_a_model_of_shapes_alone_can_be_built_on_it(name):
+    # as a checkpoint is, before memory is spent on it
+    with torch.device("meta"):
+        schedule = construct(NODES[name])
+        Denoiser(torch.nn.Identity(), EDMPrediction(), schedule)
+    assert 0 <= schedule.t_min < schedule.t_max
 
 
 def test_noise_levels_grow_and_name_their_times(schedule):

@@ -9,6 +9,7 @@ import re
 import pytest
 import torch
 import yaml
+from conftest import Blind
 
 from scoreexp.app.conf_dir import conf_dir
 from scoreexp.core.batch import Batch
@@ -18,6 +19,7 @@ from scoreexp.denoisers import Denoiser, EDMPrediction, OracleDenoiser
 from scoreexp.denoisers.counting import counting
 from scoreexp.networks import MLP
 from scoreexp.numerics.oracles import Gaussian
+from scoreexp.schedules import OUVE
 
 SIZE, DRAWS = 64, 100
 MEAN = torch.linspace(-0.6, 0.6, SIZE, dtype=torch.float64)
@@ -102,8 +104,11 @@ def test_a_sampler_runs_on_its_own_grid_or_refuses(schedule, node):
     [pytest.param(schedule, id=name) for name, schedule in SCHEDULES.items() if grows(schedule)],
 )
 def test_a_sampler_draws_from_the_data(schedule, node):
-    node = {**node, "grid": {"_target_": "scoreexp.samplers.LogSNRGrid", "steps": 100}}
-    node |= {"updates": 10} if "updates" in node else {}
+    # updates in proportion to sigma^2 follow an alpha that grows at small sigma only if there are many
+    slow = "updates" in node and isinstance(schedule, OUVE)
+    steps, updates = (300, 40) if slow else (100, 10)
+    node = {**node, "grid": {"_target_": "scoreexp.samplers.LogSNRGrid", "steps": steps}}
+    node |= {"updates": updates} if "updates" in node else {}
     x = samples(node, schedule, DRAWS)
     assert x is not None, "no sampler of the data refuses a schedule whose noise grows"
     slope = ((x.mean(0) * MEAN).sum() / MEAN.square().sum()).item()
@@ -133,7 +138,7 @@ def test_a_loss_and_its_gradient_are_finite_up_to_both_ends_or_refused(schedule,
     model, objective, t = Denoiser(network(), EDMPrediction(), schedule), construct(node), ends(schedule)
     x = torch.randn(len(t), 2, generator=generator(0, "data")) / 2
     noise = torch.randn(len(t), 2, generator=generator(0, "noise"))
-    loss = or_refused(lambda: objective(model, Batch(x=x), t, noise))
+    loss = or_refused(lambda: objective(Blind(model), Batch(x=x), t, noise))
     if loss is None:
         assert not grows(schedule)
     else:
@@ -147,7 +152,8 @@ def test_a_loss_and_its_gradient_are_finite_up_to_both_ends_or_refused(schedule,
 def test_training_times_lie_in_the_schedule_or_are_refused(schedule, node):
     t = or_refused(lambda: construct(node).sample(1000, schedule, generator(0, "t")))
     if t is None:
-        assert reaches_noise_alone(schedule)
+        early = node.get("steps", 1) * schedule.t_min > schedule.t_max  # the first of so many times is
+        assert reaches_noise_alone(schedule) or early
     else:
         assert t.min() >= schedule.t_min
         assert t.max() <= schedule.t_max

@@ -115,7 +115,7 @@ def test_another_recipe_or_source_is_refused(path):
 
 def test_left_out_pictures_must_be_accepted_each_time(path, caplog):
     bad = ("x.png is damaged",)
-    with pytest.raises(DataError, match="without 1 unreadable picture"):
+    with pytest.raises(DataError, match="without 1 unreadable image"):
         prepared(path, "recipe", lambda: contents(skipped=bad))
     with caplog.at_level(logging.WARNING):
         assert len(prepared(path, "recipe", never, allow_skipped=True)) == 20
@@ -141,9 +141,9 @@ def test_every_checksum_counts(path, monkeypatch):
 def test_a_failure_while_preparing_leaves_nothing(path):
     def failing():
         yield Block(values(5))
-        raise DataError("picture 6 is damaged")
+        raise DataError("image 6 is damaged")
 
-    with pytest.raises(DataError, match="picture 6"):
+    with pytest.raises(DataError, match="image 6"):
         prepared(path, "recipe", lambda: Contents(20, failing()))
     assert [file.name for file in path.parent.iterdir()] == ["set.lock"]
 

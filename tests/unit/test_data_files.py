@@ -337,7 +337,7 @@ def test_celeba_bad_pictures_stop_or_are_left_out(tmp_path, caplog):
     assert not list((tmp_path / ".scoreexp-cache").glob("*.cache"))
     skipping = CelebA(root=str(tmp_path), on_bad_image="skip")
     assert list(skipping.split("train").names) == ["000001.jpg", "000006.jpg"]
-    assert "2 unreadable picture(s)" in caplog.text
+    assert "2 unreadable image(s)" in caplog.text
     assert "000002.jpg" in caplog.text
     assert "000003.jpg" in caplog.text
     with pytest.raises(DataError, match=r"prepared without 2 unreadable"):
@@ -446,7 +446,7 @@ def test_folder_reads_every_kind_of_picture_as_a_user_expects(tmp_path):
     Image.fromarray(deep).save(tmp_path / "e.png")
     Image.fromarray(np.rot90(colour)).save(tmp_path / "f.webp", lossless=True, exif=exif)
     Image.fromarray(colour).save(tmp_path / "g.TIFF")
-    (tmp_path / "notes.txt").write_text("no picture")
+    (tmp_path / "notes.txt").write_text("no image")
     (tmp_path / ".thumbs").mkdir()
     (tmp_path / ".thumbs" / "h.png").write_bytes(b"hidden")
     data = Folder(root=str(tmp_path), val_fraction=0, test_fraction=0)
@@ -492,7 +492,7 @@ def test_folder_faults_are_one_line(tmp_path):
         Folder().split("train")
     with pytest.raises(DataError, match="is not a folder"):
         Folder(root=str(tmp_path / "missing")).split("train")
-    with pytest.raises(DataError, match="no picture in"):
+    with pytest.raises(DataError, match="no image in"):
         Folder(root=str(tmp_path)).split("train")
     write_folder(tmp_path, 2)
     with pytest.raises(DataError, match="too few to hold some out"):

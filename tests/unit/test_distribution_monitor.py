@@ -117,7 +117,7 @@ def test_a_metric_of_ones_own_is_given_by_its_class(tmp_path):
     assert callback.names == ["seen_pixels2_10"]
     with pytest.raises(UserError, match="nowhere"):
         monitor(tmp_path, metric="nowhere.Seen")
-    with pytest.raises(ValueError, match="needs pairs, not generated pictures"):
+    with pytest.raises(ValueError, match="needs pairs, not generated images"):
         monitor(tmp_path, metric="scoreexp.metrics.SSIM")
 
 
@@ -141,7 +141,7 @@ def test_two_processes_give_the_value_of_one(metric, tmp_path):
     found = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
     assert found[0] == found[1]
     for name, value in expected.items():
-        assert found[0][name] == pytest.approx(value, rel=1e-3), "batches of other pictures: 8-bit rounding"
+        assert found[0][name] == pytest.approx(value, rel=1e-3), "batches of other images: 8-bit rounding"
 
 
 def test_intervals():
@@ -176,7 +176,7 @@ def test_missing_weights_do_not_stop_training(tmp_path, caplog):
         callback.on_train_end(trainer, module)
     assert callback.not_run == "the weights are not here"
     assert [r.message for r in caplog.records] == [
-        "the frechet distance of generated pictures is not run: the weights are not here"
+        "the frechet distance of generated images is not measured: the weights are not here"
     ] * 2
 
 

@@ -96,7 +96,7 @@ def test_grey_pictures_are_repeated_and_others_refused(extractor):
     assert torch.equal(extractor(grey), extractor(grey.repeat(1, 3, 1, 1)))
     assert not extractor(grey).requires_grad
     for bad in (grey.float() / 255, pictures(2, channels=2), grey[0]):
-        with pytest.raises(ValueError, match="give uint8 pictures"):
+        with pytest.raises(ValueError, match="give uint8 images"):
             extractor(bad)
     with pytest.raises(ValueError, match="at least 8 x 8"):
         extractor(pictures(2, size=7))
@@ -276,7 +276,7 @@ def test_unlike_values_cannot_be_sorted():
 
 def test_caveats():
     few = a_value(48)
-    assert "48 pictures for 48 feature dimensions" in few.caveat
+    assert "48 images for 48 feature dimensions" in few.caveat
     assert "biased upwards" in str(few)
     assert a_value(60).caveat == ""
     grey = a_value(60, channels=1)
@@ -457,7 +457,7 @@ def test_a_reference_is_computed_once_and_again_if_damaged(tmp_path, caplog):
 
 
 def test_a_reference_needs_enough_pictures_of_one_size(tmp_path):
-    with pytest.raises(ValueError, match="has 30 pictures, 31 were asked for"):
+    with pytest.raises(ValueError, match="has 30 images, 31 were asked for"):
         reference_of(pictures(30), n=31)
     mixed = [pictures(3), pictures(3, size=32)]
     with pytest.raises(ValueError, match="give one size"):

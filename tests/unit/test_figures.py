@@ -85,6 +85,6 @@ def test_no_figure_is_kept(tmp_path):
             log=True,
         )
         assert not [kept for kept in gc.get_objects() if type(kept) is Figure]
-        assert gc.collect() < 2000, "nor anything else of it: a drawn picture is some 8,000 objects"
+        assert gc.collect() < 2000, "nor anything else of it: a drawn image is some 8,000 objects"
     finally:
         gc.enable()

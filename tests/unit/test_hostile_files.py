@@ -383,7 +383,7 @@ def readers() -> dict[str, Reader]:
     whole = checkpoint()
     return {
         "image": Reader(pictures(), (PLAIN, PNG), lambda p: read_image(p, max_pixels=2**16), (ImageError,)),
-        "archived picture": Reader(
+        "archived image": Reader(
             [saved(small, "PNG"), saved(small, "JPEG")],
             (PLAIN, PNG),
             lambda p: decode_rgb(p.read_bytes(), p),
@@ -433,7 +433,7 @@ def readers() -> dict[str, Reader]:
 NAMES = (
     *(
         "image",
-        "archived picture",
+        "archived image",
         "surveyed folder",
         "idx",
         "tar",
@@ -667,7 +667,7 @@ def test_a_zip_member_is_read_to_its_stated_size_only(tmp_path, quiet):
     content = bytearray(zipped({"a": bytes(1 << 27)}, zipfile.ZIP_DEFLATED))
     place = content.rindex(b"PK\x01\x02")
     (tmp_path / "bomb.zip").write_bytes(content)
-    with pytest.raises(DataError, match="more than any picture"):
+    with pytest.raises(DataError, match="more than any image"):
         FileTree(tmp_path / "bomb.zip").read("a")
     content[place + 24 : place + 28] = struct.pack("<I", 100)  # the directory says 100 bytes
     (tmp_path / "bomb.zip").write_bytes(content)
@@ -747,7 +747,7 @@ def test_picture_bombs_and_formats_that_run_programs(tmp_path, quiet):
     with pytest.raises(DataError, match="2100 x 2100 pixels"):
         decode_rgb(saved(np.zeros((2100, 2100), np.uint8), "PNG"), "a")
     program = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n"
-    with pytest.raises(DataError, match="not a picture"):
+    with pytest.raises(DataError, match="not an image"):
         decode_rgb(program, "a")
     (tmp_path / "a.png").write_bytes(program)
     assert not Folder(root=str(tmp_path)).survey().sizes

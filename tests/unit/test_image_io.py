@@ -374,8 +374,8 @@ def test_arrays(tmp_path):
     [
         (np.full((4, 4, 3), np.nan), "not finite"),
         (np.zeros((4, 4, 2)), r"shape \(4, 4, 2\)"),
-        (np.zeros((3, 4, 4, 1)), "no picture"),
-        (np.zeros((0, 4)), "no picture"),
+        (np.zeros((3, 4, 4, 1)), "no image"),
+        (np.zeros((0, 4)), "no image"),
         (np.zeros((4, 4), int), "int64"),
     ],
 )
@@ -445,8 +445,8 @@ def test_files_that_are_not_pictures(tmp_path):
     for suffix in READABLE:
         (tmp_path / f"empty{suffix}").write_bytes(b"")
         assert "0 bytes" in refusal(tmp_path / f"empty{suffix}")
-        (tmp_path / f"text{suffix}").write_text("not a picture, and longer than the header of any format")
-        assert "not a picture of a supported kind" in refusal(tmp_path / f"text{suffix}")
+        (tmp_path / f"text{suffix}").write_text("not an image, and longer than the header of any format")
+        assert "not an image of a supported kind" in refusal(tmp_path / f"text{suffix}")
 
 
 @pytest.mark.parametrize("suffix", READABLE)
@@ -496,7 +496,7 @@ def test_several_pictures_in_a_file(tmp_path):
     frames = [pillow(values(3, seed=i)) for i in range(3)]
     for suffix in (".gif", ".webp", ".tif", ".png"):
         frames[0].save(tmp_path / f"a{suffix}", save_all=True, append_images=frames[1:])
-        assert "holds 3 pictures" in refusal(tmp_path / f"a{suffix}")
+        assert "holds 3 images" in refusal(tmp_path / f"a{suffix}")
     frames[0].save(tmp_path / "phone.jpg", format="MPO", save_all=True, append_images=frames[1:])
     assert read_image(tmp_path / "phone.jpg").pixels.shape == (HEIGHT, WIDTH, 3)
     with tifffile.TiffWriter(tmp_path / "preview.tif") as file:
@@ -547,7 +547,7 @@ def test_list_images_in_natural_order(tmp_path):
 
 
 def test_list_images_refuses(tmp_path):
-    with pytest.raises(ImageError, match="holds no pictures"):
+    with pytest.raises(ImageError, match="holds no images"):
         list_images(tmp_path)
     with pytest.raises(ImageError, match="is not a folder"):
         list_images(tmp_path / "missing")
@@ -689,8 +689,8 @@ def test_stacks_and_signed_values_are_refused(tmp_path):
     one_directory[next_at : next_at + 4] = bytes(4)
     assert second
     (tmp_path / "one.tif").write_bytes(one_directory)
-    assert "5 pictures" in refusal(tmp_path / "one.tif")
-    assert "5 pictures" in refusal(tmp_path / "ij.tif")
+    assert "5 images" in refusal(tmp_path / "one.tif")
+    assert "5 images" in refusal(tmp_path / "ij.tif")
     tifffile.imwrite(tmp_path / "signed.tif", values(1)[..., 0].astype(np.int8))
     assert "int8" in refusal(tmp_path / "signed.tif")
 
@@ -699,7 +699,7 @@ def test_the_number_of_directories_that_are_read_is_bounded(tmp_path):
     with tifffile.TiffWriter(tmp_path / "many.tif") as file:
         for _ in range(70):
             file.write(values(1)[:2, :2, 0], photometric="minisblack", metadata=None)
-    assert "more than 64 pictures" in refusal(tmp_path / "many.tif")
+    assert "more than 64 images" in refusal(tmp_path / "many.tif")
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])

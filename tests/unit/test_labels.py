@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from scoreexp.core.batch import Batch
+from scoreexp.core.batch import Batch, are_labels
 from scoreexp.core.errors import UserError
 from scoreexp.denoisers import Denoiser, EDMPrediction
 from scoreexp.lit.module import ScoreModule
@@ -85,6 +85,14 @@ def test_a_share_of_the_labels_is_left_out_in_training():
     assert torch.equal(step(*module(0.1), 5, cond), seen[-1]), "a function of seed and step"
     assert not torch.equal(step(*module(0.1), 6, cond), seen[-1])
     assert torch.equal(step(*module(0.0), 5, cond), cond)
+
+
+def test_images_that_condition_a_model_are_not_left_out():
+    images = torch.linspace(-1, 1, 50 * 3 * 16).reshape(50, 3, 4, 4)
+    assert torch.equal(step(*module(1.0), 5, images), images)
+    assert not are_labels(images)
+    assert not are_labels(None)
+    assert are_labels(torch.arange(3))
 
 
 def test_the_number_of_devices_does_not_change_which_are_left_out():

@@ -60,7 +60,7 @@ def test_a_folder_stands_for_its_pictures(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="twice"):
         pictures_of(["a.jpg", "a.jpg"])
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="holds no picture"):
+    with pytest.raises(UserError, match="holds no image"):
         pictures_of(str(tmp_path / "empty"))
 
 

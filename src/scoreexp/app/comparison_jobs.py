@@ -78,7 +78,7 @@ def _number(value: float | None) -> str:
 
 
 def checked_configs(cases: Sequence[Case], jobs: Sequence[Job]) -> dict[str, dict[str, Any]]:
-    """The configuration of each method, of which its seeds and pictures need not be composed again.
+    """The configuration of each method, of which its seeds and images need not be composed again.
 
     Raises:
         UserError: one cannot be composed or does not pass the check, or a job's folder holds a run with other settings.

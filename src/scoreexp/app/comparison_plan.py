@@ -1,4 +1,4 @@
-"""What a comparison sets out to do, read from its configuration: a sweep of methods, or experiments and pictures."""
+"""What a comparison sets out to do, read from its configuration: a sweep of methods, or experiments and images."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -138,15 +138,15 @@ def _value(value: Any) -> str:
 
 
 def pictures_of(path: str | Sequence[str] | None) -> list[str]:
-    """The pictures that ``data.path`` of a comparison names: files, and those in folders, in order of their names.
+    """The images that ``data.path`` of a comparison names: files, and those in folders, in order of their names.
 
     Raises:
-        UserError: a folder holds no picture, or one is given twice.
+        UserError: a folder holds no image, or one is given twice.
     """
     given = [] if path is None else [path] if isinstance(path, str) else list(path)
     found = [picture for name in given for picture in _pictures_in(name)]
     if twice := next((name for name in found if found.count(name) > 1), None):
-        raise UserError(f"data.path names {twice} twice: give each picture once")
+        raise UserError(f"data.path names {twice} twice: give each image once")
     return found
 
 
@@ -156,5 +156,5 @@ def _pictures_in(name: str) -> list[str]:
         return [name]
     inside = sorted(str(path) for path in folder.iterdir() if path.suffix.lower() in READABLE)
     if not inside:
-        raise UserError(f"data.path={name} holds no picture ({', '.join(READABLE)})")
+        raise UserError(f"data.path={name} holds no image ({', '.join(READABLE)})")
     return inside

@@ -34,7 +34,7 @@ _COMMA = re.compile(r",(?![^(]*\))")  # not one between parentheses
 
 
 class CommandLine(NamedTuple):
-    """What is composed: `overrides` (see `readable`) of the primary configuration `config_name` in a folder."""
+    """What is composed: ``overrides`` (see ``readable``) of the primary configuration ``config_name`` in a folder."""
 
     hydra: Hydra
     folder: Path

@@ -6,7 +6,7 @@ from scoreexp.core.errors import UserError
 
 
 def conf_dir() -> Path:
-    """The folder that holds `train.yaml` and the configuration groups.
+    """The folder that holds ``train.yaml`` and the configuration groups.
 
     Raises:
         UserError: if the installation has none; names the places where it was looked for.

@@ -1,6 +1,6 @@
 """Check a composed configuration against the signatures of what it constructs, before anything is imported.
 
-The schema of a node with `_target_` is the signature of that class or function: an unknown parameter, a
+The schema of a node with ``_target_`` is the signature of that class or function: an unknown parameter, a
 missing one and a value of the wrong type or outside its range are reported by key, with what is allowed.
 The other top-level keys are declared by the entry point, in the same notation as annotations.
 """
@@ -86,9 +86,9 @@ def check_config(
     """Everything wrong with a resolved configuration, one line each; an empty list if it is sound.
 
     Args:
-        config: plain dictionaries, lists and scalars, interpolations resolved, `"???"` for a missing value.
-        schema: annotation of every allowed top-level key: `{"seed": "NonNegativeInt", "network": "Node"}`.
-            Besides types, `Node` is a mapping with `_target_`, `Nodes` a mapping or list of them.
+        config: plain dictionaries, lists and scalars, interpolations resolved, ``"???"`` for a missing value.
+        schema: annotation of every allowed top-level key: ``{"seed": "NonNegativeInt", "network": "Node"}``.
+            Besides types, ``Node`` is a mapping with ``_target_``, ``Nodes`` a mapping or list of them.
             Dotted keys describe plain nested mappings. None leaves the top level unchecked.
         provided: parameters that the program passes itself, by configuration path (shell patterns allowed), besides
             those that are annotated so (``FromRun``).
@@ -196,7 +196,7 @@ def _declaration_scope() -> Module:
 def _check_nodes(
     node: Any, path: str, provided: Mapping[str, Collection[str]], lenient: bool
 ) -> Iterator[str]:
-    """Problems of every node with `_target_` below; `lenient` where a parent fills in parameters."""
+    """Problems of every node with ``_target_`` below; ``lenient`` where a parent fills in parameters."""
     if isinstance(node, list):
         for index, value in enumerate(node):
             yield from _check_nodes(value, f"{path}[{index}]", provided, lenient)
@@ -437,7 +437,7 @@ def _literals(annotation: ast.expr, module: Module) -> list[Any]:
 
 
 def _describe(annotation: ast.expr, module: Module) -> str:
-    """What an annotation allows, in words: `an int >= 1 or null`."""
+    """What an annotation allows, in words: ``an int >= 1 or null``."""
     choices = _literals(annotation, module)
     words = [", ".join(dict.fromkeys(map(_show, choices)))] if choices else []
     if len(choices) > 1:

@@ -72,7 +72,7 @@ def require_input(source: str | Path) -> Path:
     """The input, refused where it is not there."""
     path = Path(source).expanduser()
     if not path.exists():
-        raise UserError(f"input={source} does not exist: give a picture or a folder of pictures")
+        raise UserError(f"input={source} does not exist: give an image or a folder of images")
     return path
 
 
@@ -92,7 +92,7 @@ def require_files(cfg: Mapping[str, Any], *keys: str) -> None:
 
 
 def require_output(source: Path, output: str | None) -> None:
-    """Refuse an output for one picture whose name is not that of a picture."""
+    """Refuse an output for one image whose name is not that of an image."""
     if output is None or source.is_dir() or Path(output).expanduser().is_dir():
         return
     if Path(output).suffix.lower() not in WRITABLE:

@@ -133,7 +133,7 @@ def _say_where(callback: RunCallback, run: RunDirectory) -> None:
     """Where the files are that show what a callback has found, as far as the run has come to write them."""
     beside = f" and {LOSS.file} beside it" if (run.pictures / LOSS.file).exists() else ""
     files = [
-        ("picture", callback.picture, ""),
+        ("figure", callback.picture, ""),
         *(("curves", run.pictures / plot.file, beside) for plot in callback.curves),
         ("table", run.path / "metrics.csv", ""),
     ]

@@ -1,4 +1,4 @@
-"""The text of an entry point's `--help`, read from the comments of the configuration files."""
+"""The text of an entry point's ``--help``, read from the comments of the configuration files."""
 
 import re
 import sys
@@ -24,7 +24,7 @@ def help_text(command_line: CommandLine, cfg: DictConfig) -> str:
         width = max(len(key) for key, _ in keys)
         lines += ["Keys:", *(f"  {key:<{width}}  {comment}".rstrip() for key, comment in keys), ""]
     if groups:
-        lines.append("Groups (* is the choice in force):")
+        lines.append("Groups (* marks the current choice):")
         for group in groups:
             options = loader.get_group_options(group.partition("@")[0])
             if group.partition("@")[0].endswith("/base"):  # nothing to choose
@@ -54,7 +54,7 @@ def _first_comment(text: str) -> str:
 
 
 def _commented_keys(text: str) -> list[tuple[str, str]]:
-    """`key=default` and the trailing comment of each scalar at the top level of a yaml file."""
+    """``key=default`` and the trailing comment of each scalar at the top level of a yaml file."""
     rows = re.findall(r"^(\w+):[ \t]*([^#\n]*?)[ \t]*(?:#[ \t]*(.*))?$", text, flags=re.MULTILINE)
     shown = [(key, "REQUIRED" if value == "???" else value, comment) for key, value, comment in rows]
     return [(f"{key}={value}", comment) for key, value, comment in shown if value]

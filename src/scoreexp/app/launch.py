@@ -2,7 +2,7 @@
 
 The configuration is composed and checked before Hydra creates a folder and before the task, and torch with
 it, is imported. What is wrong is said in at most three lines on stderr, with exit code 1.
-`HYDRA_FULL_ERROR=1` lets every exception through instead.
+``HYDRA_FULL_ERROR=1`` lets every exception through instead.
 """
 
 import errno
@@ -56,7 +56,7 @@ MAX_LINES = 3
 
 @dataclass(frozen=True)
 class App:
-    """An entry point, see `run_app`."""
+    """An entry point, see ``run_app``."""
 
     config_name: str
     task: str
@@ -77,13 +77,13 @@ def run_app(
     """Compose and check the configuration that the command line asks for, then run the task with it.
 
     Args:
-        config_name: primary configuration, a file `conf/<config_name>.yaml`.
-        task: `"package.module:function"`, imported after the check and called with the configuration. Its
-            `run_dir`, if it has one, is then the absolute path of the job's own folder, in a sweep too.
-        schema: every allowed top-level key with its annotation, see `config_check.check_config`.
+        config_name: primary configuration, a file ``conf/<config_name>.yaml``.
+        task: ``"package.module:function"``, imported after the check and called with the configuration. Its
+            ``run_dir``, if it has one, is then the absolute path of the job's own folder, in a sweep too.
+        schema: every allowed top-level key with its annotation, see ``config_check.check_config``.
         provided: parameters that the task passes to constructors itself, by configuration path.
         argv: command-line arguments, by default those of the process.
-        module: what a job of a sweep runs as `python -m MODULE`, by default `scoreexp.<config_name>`.
+        module: what a job of a sweep runs as ``python -m MODULE``, by default ``scoreexp.<config_name>``.
 
     Returns:
         The exit code: 0, 1 after an error, 130 after Ctrl-C.
@@ -138,7 +138,7 @@ def _refuse_argument(message: str) -> NoReturn:
     given = next((word for word in words if re.fullmatch(r"--[\w./@-]+=.*", word)), None)
     if given is not None:
         raise UserError(f"{given} is no option: keys are given without dashes, write {given[2:]}")
-    raise UserError(f"{message}; --help lists what can be given")
+    raise UserError(f"{message}; --help lists all keys and choices")
 
 
 def _start_hydra(app: App, args: Namespace) -> CommandLine:

@@ -1,4 +1,4 @@
-"""The files of a command on the user's own pictures: a picture or a folder in, and the same out."""
+"""The files of a command on the user's own images: an image or a folder in, and the same out."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,7 +19,7 @@ def input_and_output(source: Path, output: str | None, done: str) -> list[tuple[
     """Pairs of input and output file; a folder's tree and names are kept.
 
     Args:
-        source: picture or folder.
+        source: image or folder.
         output: that is asked for, or None for one beside the input.
         done: what is added to the input's name there, such as ``_denoised``.
 
@@ -39,7 +39,7 @@ def input_and_output(source: Path, output: str | None, done: str) -> list[tuple[
         if not names:
             raise UserError(f"input={source} is the output folder itself: give output=DIR outside of it")
         say_labelled(
-            "note", f"{len(found) - len(names)} pictures below the output {shown(folder)} are left out"
+            "note", f"{len(found) - len(names)} images below the output {shown(folder)} are left out"
         )
     pairs = [(path, writable_name(folder / path.relative_to(source))) for path in names]
     first: dict[Path, Path] = {}
@@ -93,8 +93,8 @@ def with_each(
 
 
 def require_none_failed(failed: Sequence[Path], count: int) -> None:
-    """Refuse to end well where some of ``count`` pictures failed, naming the first of them."""
+    """Refuse to end well where some of ``count`` images failed, naming the first of them."""
     if failed:
         more = f" and {len(failed) - MAX_NAMED} more" if len(failed) > MAX_NAMED else ""
         names = ", ".join(shown(path) for path in failed[:MAX_NAMED])
-        raise UserError(f"{len(failed)} of {count} pictures failed: {names}{more} (see above)")
+        raise UserError(f"{len(failed)} of {count} images failed: {names}{more} (see above)")

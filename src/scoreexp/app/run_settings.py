@@ -43,19 +43,19 @@ def model_of_pictures(cfg: DictConfig) -> DenoiserBase:
     """The model of ``cfg.ckpt`` with the guidance of ``cfg``.
 
     Raises:
-        UserError: it is none of pictures, or the guidance does not take it.
+        UserError: it is none of images, or the guidance does not take it.
     """
     device = str(choose_device(cfg.device))
     model = guided(load(cfg.ckpt, weights=cfg.weights, device=device, trust=tuple(cfg.trust)), cfg)
     if not isinstance(kind_of(model.event_shape), Images):
         raise UserError(
-            f"{cfg.ckpt} models samples of shape {model.event_shape}, not pictures: give another checkpoint"
+            f"{cfg.ckpt} models samples of shape {model.event_shape}, not images: give another checkpoint"
         )
     return model
 
 
 def label_of_pictures(cfg: DictConfig, model: DenoiserBase) -> Label:
-    """The label with which a model restores the user's pictures; says what is to be said of that and of its training.
+    """The label with which a model restores the user's images; says what is to be said of that and of its training.
 
     Raises:
         UserError: the model has no such class, or there is guidance by labels and no class.
@@ -64,12 +64,12 @@ def label_of_pictures(cfg: DictConfig, model: DenoiserBase) -> Label:
     label, doubt = label_of_observed(record, cfg.seed, cfg.label)
     if isinstance(model, LabelGuidance) and not isinstance(label, int):
         raise UserError(
-            f"guidance leads towards a class: give that of the picture, label=0 to {record['num_classes'] - 1}"
+            f"guidance needs a class: give that of the image, label=0 to {record['num_classes'] - 1}"
         )
     if doubt is not None:
         say_labelled("warning", doubt)
     if trained_on_one_picture(record.get("config", {})):
-        say_labelled("note", "this model was trained on 1 picture: it knows no other")
+        say_labelled("note", "this model was trained on 1 image and can only return that one")
     return label
 
 

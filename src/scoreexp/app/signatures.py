@@ -1,8 +1,8 @@
 """Constructors' signatures, read from source text.
 
-A yaml file's `_target_` names a class or function; its parameters are the schema of that file. Importing it
+A yaml file's ``_target_`` names a class or function; its parameters are the schema of that file. Importing it
 would import torch, which takes seconds, so the source is found on disk and parsed instead. Only the
-top-level package is asked of the import system, which does not execute it; re-exports `from x import Y` are
+top-level package is asked of the import system, which does not execute it; re-exports ``from x import Y`` are
 followed. What cannot be read (compiled modules, generated classes) is reported as unknown and never
 guessed.
 """
@@ -35,7 +35,7 @@ class Module:
     star_imports: list[str] = field(default_factory=list)
 
     def may_create(self, name: str) -> bool:
-        """Whether the module's `__getattr__` may answer to a name that the source does not bind."""
+        """Whether the module's ``__getattr__`` may answer to a name that the source does not bind."""
         dynamic = self.bindings.get("__getattr__")
         if not isinstance(dynamic, ast.FunctionDef):
             return dynamic is not None
@@ -56,7 +56,7 @@ class Definition(NamedTuple):
 
 
 class Imported(NamedTuple):
-    """A name that `from module import name` (or, with an empty name, `import module`) brings in."""
+    """A name that ``from module import name`` (or, with an empty name, ``import module``) brings in."""
 
     module: str
     name: str
@@ -75,7 +75,7 @@ class Parameter(NamedTuple):
 
 
 class Signature(NamedTuple):
-    """Parameters by name; `is_open` when further keyword arguments are accepted that are not named."""
+    """Parameters by name; ``is_open`` when further keyword arguments are accepted that are not named."""
 
     parameters: dict[str, Parameter]
     is_open: bool
@@ -87,7 +87,7 @@ def closest(word: str, choices: Iterable[str]) -> str | None:
 
 
 def suggest(word: str, choices: Iterable[str]) -> str:
-    """`"; did you mean 'x'?"` for the closest choice, or an empty string."""
+    """``"; did you mean 'x'?"`` for the closest choice, or an empty string."""
     choice = closest(word, choices)
     return f"; did you mean '{choice}'?" if choice is not None else ""
 
@@ -139,7 +139,7 @@ def _load(name: str) -> Module | None:
 
 
 def _bind(module: Module, body: Iterable[ast.stmt], override: bool) -> None:
-    """Record the names a block binds; the main branch of `if` and `try` wins over the alternatives."""
+    """Record the names a block binds; the main branch of ``if`` and ``try`` wins over the alternatives."""
 
     def put(name: str, node: ast.AST) -> None:
         if override:
@@ -210,7 +210,7 @@ def look_up(module: Module, name: str, depth: int = 0) -> Definition | Module | 
     if not imported.name:
         return _load(imported.module)
     source = _load(imported.module)
-    if source is module:  # `from package import module` in the package itself
+    if source is module:  # ``from package import module`` in the package itself
         return _load(f"{module.name}.{imported.name}")
     if source is None or depth > 10:
         return None
@@ -317,7 +317,7 @@ def method_resolution_order(definition: Definition) -> list[Definition | None]:
 
 
 def base_name(expression: ast.expr) -> str:
-    """The last component of `x`, `module.x` or `x[T]`."""
+    """The last component of ``x``, ``module.x`` or ``x[T]``."""
     match expression:
         case ast.Name(id=name) | ast.Attribute(attr=name):
             return name
@@ -327,7 +327,7 @@ def base_name(expression: ast.expr) -> str:
 
 
 def look_up_expression(expression: ast.expr, module: Module) -> Definition | None:
-    """What `name` or `module.name` stands for in a module; None if that cannot be told."""
+    """What ``name`` or ``module.name`` stands for in a module; None if that cannot be told."""
     match expression:
         case ast.Name(id=name):
             found = look_up(module, name)
@@ -438,7 +438,7 @@ def _fields(node: ast.ClassDef, module: Module) -> dict[str, Parameter]:
 
 
 def _merge_forwarded(init: FunctionNode, own: Signature, ancestors: list[Definition | None]) -> Signature:
-    """Parameters that `super().__init__(..., **kwargs)` lets through, besides the constructor's own."""
+    """Parameters that ``super().__init__(..., **kwargs)`` lets through, besides the constructor's own."""
     calls = (node for node in ast.walk(init) if isinstance(node, ast.Call))
     call = next((call for call in calls if _forwards_kwargs(call, init)), None)
     inherited = _constructor(ancestors) if call is not None else None

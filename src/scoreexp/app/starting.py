@@ -43,7 +43,7 @@ def starting_point(
             adopt(Path(ckpt), path)
     if path is None:
         if run.continued:
-            say_labelled("resumed", "no checkpoint had been saved yet: begins anew")
+            say_labelled("resumed", "no checkpoint was saved before: starts at step 0")
     elif is_first:
         step = read_checkpoint(path)["global_step"]
         table.continue_from(int(step))

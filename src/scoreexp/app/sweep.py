@@ -71,7 +71,7 @@ def say_offline_runs(folders: Iterable[Path]) -> None:
 
 
 def expand(command_line: CommandLine, shared: DictConfig) -> list[list[str]]:
-    """Overrides of each job; only the part that all share where the sweeper chooses values as it goes."""
+    """Overrides of each job; only the part that all share where the sweeper chooses values as it runs."""
     sweeper = shared.hydra.sweeper
     parser = OverridesParser.create(config_loader=command_line.hydra.config_loader)
     in_files = [f"{key}={values}" for key, values in (sweeper.get("params") or {}).items()]
@@ -79,7 +79,7 @@ def expand(command_line: CommandLine, shared: DictConfig) -> list[list[str]]:
     if not sweeper._target_.endswith("BasicSweeper"):
         if shared.hydra.launcher._target_.startswith("scoreexp."):
             raise UserError(
-                f"{sweeper._target_} chooses values as it goes and needs all jobs in one process: add hydra/launcher=basic"
+                f"{sweeper._target_} chooses values as it runs and needs all jobs in one process: add hydra/launcher=basic"
             )
         parsed = [override for override in parsed if not override.is_sweep_override()]
     return BasicSweeper.split_arguments(parsed, max_batch_size=None)[0]

@@ -16,7 +16,7 @@ _IGNORED = (
     ".*in eval mode at the start of training.*",
     ".*GPU available but not used.*",
     ".*sync_dist=True.*",  # what is logged is the same on all devices, or the first one's time
-    ".*``compute`` method of metric .* was called before.*",  # a process without a picture to validate on
+    ".*``compute`` method of metric .* was called before.*",  # a process without an image to validate on
 )
 
 

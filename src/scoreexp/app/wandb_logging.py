@@ -27,7 +27,7 @@ class RunLogger(WandbLogger):
     """One W&B run for one run directory.
 
     The run is finished when training ends, well or not, so the jobs of a process do not share one. If W&B cannot be
-    reached when it starts, it is logged offline. Pictures are logged beside the evaluation that made them.
+    reached when it starts, it is logged offline. Images are logged beside the evaluation that made them.
     """
 
     pictures: Path
@@ -201,4 +201,6 @@ def _run_id(folder: Path) -> str:
 
 
 def _say_offline(folder: Path, run_id: str) -> None:
-    print(f"W&B offline    send it later with: wandb sync {folder}/wandb/offline-run-*-{run_id}", flush=True)
+    print(
+        f"W&B offline    upload it later with: wandb sync {folder}/wandb/offline-run-*-{run_id}", flush=True
+    )

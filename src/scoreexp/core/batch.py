@@ -16,7 +16,8 @@ class Batch(NamedTuple):
     Attributes:
         x: clean data ``[B, *]`` in [-1, 1].
         y: observed (noisy) data ``[B, *]``, in the units of ``x``.
-        cond: class labels ``[B]`` (long).
+        cond: class labels ``[B]`` (long), or images ``[B, C', H, W]`` (floating point) that ``x`` is conditioned on; see
+            ``are_labels``.
         score: a pre-computed image-plane score field ``[B, 2, H, W]`` (not the pixel-space score).
         index: position of each sample in its data set ``[B]`` (long).
     """
@@ -26,3 +27,8 @@ class Batch(NamedTuple):
     cond: Tensor | None = None
     score: Tensor | None = None
     index: Tensor | None = None  # type: ignore[assignment]  # hides tuple.index, which nothing needs
+
+
+def are_labels(cond: Tensor | None) -> bool:
+    """Whether ``cond`` holds class labels, which are whole numbers; images that condition a model are floating point."""
+    return cond is not None and not cond.is_floating_point()

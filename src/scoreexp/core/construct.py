@@ -1,6 +1,7 @@
 """From plain data to objects: a mapping with ``_target_`` names a class or function and its arguments."""
 
 from collections.abc import Mapping
+from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -29,7 +30,8 @@ def locate(name: str) -> Any:
 
 
 def construct(node: Any, where: str = "", **provided: Any) -> Any:
-    """What ``node`` describes: mappings with ``_target_`` are called with their other items, innermost first.
+    """What ``node`` describes: mappings with ``_target_`` are called with their other items, innermost first; one with
+    ``_partial_: true`` becomes a function of the items that it does not give.
 
     >>> construct({"_target_": "fractions.Fraction", "numerator": 3}, denominator=4)
     Fraction(3, 4)
@@ -47,11 +49,13 @@ def construct(node: Any, where: str = "", **provided: Any) -> Any:
         items = {
             str(key): construct(value, f"{where}.{key}" if where else str(key))
             for key, value in node.items()
-            if key != "_target_"
+            if key not in ("_target_", "_partial_")
         }
         if "_target_" not in node:
             return items
         target = locate(str(node["_target_"]))
+        if node.get("_partial_"):
+            return partial(target, **{**items, **provided})
         try:
             return target(**{**items, **provided})
         except ValueError as error:

@@ -1,6 +1,6 @@
 """The only place where values change their range.
 
-Models, schedules and samplers work with pictures in [-1, 1]; users, files and metrics with pictures in
+Models, schedules and samplers work with images in [-1, 1]; users, files and metrics with images in
 [0, 1]. The map x -> 2x - 1 doubles every difference, so noise of standard deviation sigma in the user's
 units has 2 sigma inside. Noise legitimately leaves both ranges; nothing here clips except ``to_uint8``, the
 last step before a file.
@@ -48,7 +48,7 @@ def to_unit(x: Array) -> Array:
 def to_uint8(x: Array) -> Array:
     """``floor(255 clip(x, 0, 1) + 1/2)``: values of [0, 1] to 0..255, clipped, halves rounded up.
 
-    Every saved picture, grid and feature extractor uses this one conversion. It inverts ``k / 255`` exactly.
+    Every saved image, grid and feature extractor uses this one conversion. It inverts ``k / 255`` exactly.
 
     >>> to_uint8(torch.tensor([-0.1, 0.5, 1.0]))
     tensor([  0, 128, 255], dtype=torch.uint8)
@@ -114,5 +114,5 @@ def _require_floating(x: Tensor | np.ndarray, expected: str) -> None:
 def _require_numbers(has_nan: bool) -> None:
     if has_nan:
         raise ValueError(
-            "the picture has values that are not numbers (NaN), which no file can show: find their origin"
+            "the image has values that are not numbers (NaN), which no file can show: find their origin"
         )

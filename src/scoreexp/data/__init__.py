@@ -17,4 +17,4 @@ if TYPE_CHECKING:
     from scoreexp.data.split import ValueStatistics as ValueStatistics
     from scoreexp.data.swiss_roll import SwissRoll as SwissRoll
 
-on_first_use(__name__)  # pictures are read and written without Lightning
+on_first_use(__name__)  # images are read and written without Lightning

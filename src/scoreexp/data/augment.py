@@ -43,7 +43,7 @@ class Augmentation:
         draws = self._uniform(places)
         if self.flip:
             pixels, flipped = x.numpy(), draws[:, 0].numpy() < 0.5
-            pixels[flipped] = pixels[flipped, ..., ::-1]  # by numpy for the reason given in `Split.samples`
+            pixels[flipped] = pixels[flipped, ..., ::-1]  # by numpy for the reason given in ``Split.samples``
         if self.rotation > 0:
             angle = (2 * draws[:, 1] - 1) * math.radians(self.rotation)
             x = _rotated(x, angle)

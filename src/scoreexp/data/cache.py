@@ -94,11 +94,11 @@ def prepared(
     Args:
         path: the prepared file; its name ends in ``.cache``.
         recipe: preprocessing in words; a file made by another recipe is refused.
-        contents: finds the source, or raises a `DataError` that tells how to get it; called only where
+        contents: finds the source, or raises a ``DataError`` that tells how to get it; called only where
             there is no prepared file.
         fingerprint: identifies the source files that are there; None where only the prepared file is left, or
             where publication fixes their content.
-        allow_skipped: accept a file that was prepared without some unreadable pictures.
+        allow_skipped: accept a file that was prepared without some unreadable images.
 
     Raises:
         DataError: if the file is damaged, of another version, recipe or source, or cannot be written.
@@ -145,13 +145,11 @@ def _open(path: Path, recipe: str, fingerprint: str | None, allow_skipped: bool)
     skipped = description["skipped"]
     if skipped and not allow_skipped:
         raise DataError(
-            f"{path} was prepared without {len(skipped)} unreadable picture(s), such as {skipped[0]}: "
-            "set data.on_bad_image=skip to accept that, or mend the picture and delete this file"
+            f"{path} was prepared without {len(skipped)} unreadable image(s), such as {skipped[0]}: "
+            "set data.on_bad_image=skip to accept that, or mend the image and delete this file"
         )
     if skipped:
-        _log.warning(
-            "%d unreadable picture(s) left out of %s: %s", len(skipped), path.name, "; ".join(skipped)
-        )
+        _log.warning("%d unreadable image(s) left out of %s: %s", len(skipped), path.name, "; ".join(skipped))
     shape = tuple(description["shape"])
     values = np.memmap(path, dtype=np.uint8, mode="r", offset=_DATA_START, shape=shape)
     labels = None if description["labels"] is None else np.array(description["labels"], dtype=np.int64)
@@ -243,7 +241,7 @@ def _write(path: Path, recipe: str, fingerprint: str | None, contents: Contents)
                 advance(len(block.values) + len(block.skipped))
         if writer is None or writer.count == 0:
             raise DataError(
-                f"no readable sample for {path.stem}: check data.root; if only validation lacks pictures, set "
+                f"no readable sample for {path.stem}: check data.root; if only validation lacks images, set "
                 "data.validate_on=train or add some"
             )
         writer.finish(recipe, fingerprint)

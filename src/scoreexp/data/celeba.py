@@ -45,7 +45,7 @@ class CelebA(FileCorpus):
             crop of autoencoder papers), ``dcgan_crop108`` the central 108 x 108 (DCGAN,
             https://arxiv.org/abs/1511.06434), ``ddim_crop128`` the 128 x 128 round row 121, column 89
             (progressive GAN, https://arxiv.org/abs/1710.10196; DDIM, https://arxiv.org/abs/2010.02502).
-        common: the keys of `DataModule`.
+        common: the keys of ``DataModule``.
     """
 
     how_to_get = (
@@ -103,7 +103,7 @@ class CelebA(FileCorpus):
         if pixels.shape != (_HEIGHT, _WIDTH, 3):
             raise DataError(
                 f"{where} has {pixels.shape[1]} x {pixels.shape[0]} pixels instead of {_WIDTH} x {_HEIGHT}: "
-                "use the aligned and cropped pictures, img_align_celeba.zip"
+                "use the aligned and cropped images, img_align_celeba.zip"
             )
         side, top, left = _CROPS[self.recipe]
         square = pixels[top : top + side, left : left + side]
@@ -122,5 +122,5 @@ def _partition(path: Path, split: SplitName) -> list[str]:
         if fields[1] == _PARTITION[split]:
             names.append(fields[0])
     if not names:
-        raise DataError(f"{path} lists no picture of the {split} split: download it again")
+        raise DataError(f"{path} lists no image of the {split} split: download it again")
     return names

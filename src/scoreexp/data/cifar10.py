@@ -43,7 +43,7 @@ class CIFAR10(FileCorpus):
 
     Args:
         classes: give the model the ten classes; the published diffusion models are trained without.
-        common: the keys of `DataModule`.
+        common: the keys of ``DataModule``.
     """
 
     how_to_get = (

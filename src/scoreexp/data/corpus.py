@@ -145,5 +145,5 @@ class FileTree:
         """``size`` bytes and no more, whatever a compressed file unpacks to."""
         with opened as file:
             if size > _MAX_BYTES:
-                raise ValueError(f"{size} bytes, more than any picture of a data set has")
+                raise ValueError(f"{size} bytes, more than any image of a data set has")
             return file.read(size)

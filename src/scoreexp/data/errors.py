@@ -9,5 +9,5 @@ class DataError(UserError, ValueError):
     >>> from scoreexp.data import Photo
     >>> Photo(name="camera", path="mine.png")
     Traceback (most recent call last):
-    scoreexp.data.errors.DataError: data.name=camera is a bundled picture and data.path=mine.png your own: ...
+    scoreexp.data.errors.DataError: data.name=camera is a bundled image and data.path=mine.png your own: ...
     """

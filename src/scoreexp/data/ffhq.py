@@ -35,7 +35,7 @@ class FFHQ(FileCorpus):
         size: side of the images after resizing, in pixels; at most that of the source.
         source: which of the published versions to start from; ``<root>/<source>``, ``<root>/<source>.zip`` or
             ``<root>`` itself holds the files.
-        common: the keys of `DataModule`.
+        common: the keys of ``DataModule``.
     """
 
     @checked

@@ -1,7 +1,7 @@
-"""Any folder of pictures.
+"""Any folder of images.
 
-Whatever `scoreexp.data.image_io` reads: grey, palette, RGB, with or without transparency, 8 and 16 bits,
-turned upright by their camera data. Transparent pictures are put on white; deeper ones are rounded to 8
+Whatever ``scoreexp.data.image_io`` reads: grey, palette, RGB, with or without transparency, 8 and 16 bits,
+turned upright by their camera data. Transparent images are put on white; deeper ones are rounded to 8
 bits, the depth of the prepared file.
 """
 
@@ -30,7 +30,7 @@ from scoreexp.data.pictures import (
 from scoreexp.data.resize import centre_square, resized
 from scoreexp.data.split import Split, SplitName
 
-_LOOKED_AT = 64  # pictures of 16 bits that are decoded for a warning
+_LOOKED_AT = 64  # images of 16 bits that are decoded for a warning
 
 
 class Survey(NamedTuple):
@@ -42,10 +42,10 @@ class Survey(NamedTuple):
 
 
 class Folder(FileCorpus):
-    """Pictures below ``root``, at any depth: their central square, resized by Pillow's antialiased Lanczos
+    """Images below ``root``, at any depth: their central square, resized by Pillow's antialiased Lanczos
     filter.
 
-    Splits go by the hash of a file's path below ``root``, so a picture keeps its split when others are
+    Splits go by the hash of a file's path below ``root``, so an image keeps its split when others are
     added. The prepared file belongs to the files' names, sizes and times: a changed folder is prepared
     anew.
 
@@ -59,20 +59,20 @@ class Folder(FileCorpus):
     ((3, 8, 8), [7, 2, 1])
 
     Args:
-        size: side of the images in pixels; null takes the pictures as they are, if they all have the same
+        size: side of the images in pixels; null takes the images as they are, if they all have the same
             size.
-        channels: 1 (grey) or 3 (colour); null is 1 if all pictures are grey, otherwise 3.
-        val_fraction: share of the pictures for validation, at least one picture; 0 validates on training
-            pictures.
-        test_fraction: share for testing, at least one picture; 0 tests on the validation pictures.
+        channels: 1 (grey) or 3 (colour); null is 1 if all images are grey, otherwise 3.
+        val_fraction: share of the images for validation, at least one image; 0 validates on training
+            images.
+        test_fraction: share for testing, at least one image; 0 tests on the validation images.
         white_level: value of white in files of 16 bits; null is 65535. 4095 is right for cameras of 12 bits.
-        common: the keys of `DataModule`.
+        common: the keys of ``DataModule``.
 
     Raises:
-        DataError: if the folder has too few pictures, or they have several sizes and ``size`` is null.
+        DataError: if the folder has too few images, or they have several sizes and ``size`` is null.
     """
 
-    how_to_get = f"set data.root to a folder with pictures ({', '.join(READABLE)}), nested as you like"
+    how_to_get = f"set data.root to a folder with images ({', '.join(READABLE)}), nested as you like"
 
     @checked
     def __init__(
@@ -89,7 +89,7 @@ class Folder(FileCorpus):
         if not val_fraction + test_fraction < 1:
             raise DataError(
                 f"data.val_fraction={val_fraction} and data.test_fraction={test_fraction}: "
-                "give shares that leave some pictures for training"
+                "give shares that leave some images for training"
             )
         self.size = size
         self.channels = channels
@@ -121,12 +121,12 @@ class Folder(FileCorpus):
         )
 
     def files(self) -> list[str]:
-        """Paths of all pictures below ``root``, sorted; hidden files and folders are left out."""
+        """Paths of all images below ``root``, sorted; hidden files and folders are left out."""
         if self._files is None:
             pictures = (path for path in walk(self.folder) if path.suffix.lower() in READABLE)
             self._files = sorted(path.relative_to(self.folder).as_posix() for path in pictures)
             if not self._files:
-                raise DataError(f"no picture in {self.folder}: {self.how_to_get}")
+                raise DataError(f"no image in {self.folder}: {self.how_to_get}")
         return self._files
 
     def _share(self, files: list[str], split: SplitName) -> list[str]:
@@ -137,7 +137,7 @@ class Folder(FileCorpus):
         vals = _count(held_out - tests, self.val_fraction)
         if tests + vals >= len(files):
             raise DataError(
-                f"{len(files)} picture(s) in {self.folder} are too few to hold some out: add pictures, "
+                f"{len(files)} image(s) in {self.folder} are too few to hold some out: add images, "
                 "or set data.val_fraction=0 data.test_fraction=0 (or data=photo data.path=FILE for one only)"
             )
         shares = {
@@ -157,7 +157,7 @@ class Folder(FileCorpus):
             if size is None and len(survey.sizes) > 1:
                 (common, count), *_ = survey.sizes.most_common(1)
                 raise DataError(
-                    f"the pictures in {self.folder} have {len(survey.sizes)} sizes "
+                    f"the images in {self.folder} have {len(survey.sizes)} sizes "
                     f"({count} of {len(files)} are {common[0]} x {common[1]}): give data.size"
                 )
         blocks = picture_blocks(
@@ -168,7 +168,7 @@ class Folder(FileCorpus):
         return Contents(len(names), blocks)
 
     def survey(self) -> Survey:
-        """Sizes and colour modes of all pictures, from their headers alone; unreadable files are left out."""
+        """Sizes and colour modes of all images, from their headers alone; unreadable files are left out."""
         survey = Survey(Counter(), Counter(), Counter())
         for file in self.files():
             with suppress(ImageError):
@@ -179,7 +179,7 @@ class Folder(FileCorpus):
         return survey
 
     def warnings(self) -> list[str]:
-        """Of the first pictures of 16 bits, those that seem to hold fewer."""
+        """Of the first images of 16 bits, those that seem to hold fewer."""
         found, looked_at = [], 0
         for file in self.files():
             with suppress(ImageError):

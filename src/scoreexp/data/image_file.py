@@ -30,18 +30,18 @@ _UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
 
 
 class ImageError(UserError):
-    """A picture cannot be read or written; the message names the file, what is allowed and the remedy."""
+    """An image cannot be read or written; the message names the file, what is allowed and the remedy."""
 
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture and what its file holds besides the pixels.
+    """An image and what its file holds besides the pixels.
 
     >>> picture = Picture(np.full((8, 8, 3), 0.5, np.float32), bit_depth=16)
     >>> picture.pixels.shape, picture.alpha is None
     ((8, 8, 3), True)
 
-    Arguments:
+    Args:
         pixels: float32 ``[H, W, C]``, C = 1 (gray) or 3 (RGB), values in [0, 1].
         alpha: float32 ``[H, W]`` in [0, 1], 0 is transparent, or None.
         bit_depth: of a channel in the file; 32 is floating point.
@@ -83,7 +83,7 @@ class Kind(NamedTuple):
 def picture_of(
     values: np.ndarray, orientation: int, mode: str, exif: bytes, icc: bytes, white: int = DEEPEST
 ) -> Picture:
-    """The picture of an array ``[H, W]`` or ``[H, W, C]`` as it is stored, C = 2 and 4 with alpha.
+    """The image of an array ``[H, W]`` or ``[H, W, C]`` as it is stored, C = 2 and 4 with alpha.
 
     >>> picture = picture_of(np.zeros((2, 3), np.uint8), orientation=6, mode="L", exif=b"", icc=b"")
     >>> picture.pixels.shape  # turned upright
@@ -137,4 +137,4 @@ def too_large(path: Path, size: tuple[int, int] | None, max_pixels: int) -> Imag
 
 
 def several(path: Path, count: int) -> ImageError:
-    return ImageError(f"{path} holds {count} pictures; one is needed: save the wanted one as its own file")
+    return ImageError(f"{path} holds {count} images; one is needed: save the wanted one as its own file")

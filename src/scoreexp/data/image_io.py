@@ -1,8 +1,8 @@
-"""Pictures from and to files without loss: depth, transparency, colour profile and camera data survive.
+"""Images from and to files without loss: depth, transparency, colour profile and camera data survive.
 
 Read: PNG, JPEG, TIFF, WebP, BMP and GIF with 8 or 16 bits per channel, TIFF also in floating point;
 black-and-white, gray, palette and RGB, with or without transparency. Written: the same except GIF, whose
-palette would add noise of its own. A picture is turned upright when it is read. Refused with one line that
+palette would add noise of its own. An image is turned upright when it is read. Refused with one line that
 says why: CMYK and other colour spaces (converting them needs a profile), further bands, animations, stacks and files of
 several pages (which one is meant?), damaged files and everything else that would have to be guessed.
 
@@ -43,7 +43,7 @@ _GRAY_MODES = ("1", "L", "LA", "I;16", "I;16B", "I")
 
 
 def read_image(path: str | Path, *, max_pixels: int = MAX_PIXELS, white_level: int | None = None) -> Picture:
-    """Read a picture from a file, upright.
+    """Read an image from a file, upright.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -59,7 +59,7 @@ def read_image(path: str | Path, *, max_pixels: int = MAX_PIXELS, white_level: i
         white_level: the value of white in a file of 16 bits, 65535 if it is None; brighter values are kept.
 
     Raises:
-        ImageError: the file is missing, cannot be opened, is not one whole picture of a supported kind, or
+        ImageError: the file is missing, cannot be opened, is not one whole image of a supported kind, or
             has more than ``max_pixels`` pixels.
     """
     white = DEEPEST if white_level is None else white_level
@@ -72,7 +72,7 @@ def read_image(path: str | Path, *, max_pixels: int = MAX_PIXELS, white_level: i
 
 
 def read_kind(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Kind:
-    """What the head of a file says of its picture, without decoding it.
+    """What the head of a file says of its image, without decoding it.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -87,7 +87,7 @@ def read_kind(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Kind:
 
 
 def few_bits(picture: Picture) -> str | None:
-    """A warning that a picture of 16 bits seems to hold fewer, or None.
+    """A warning that an image of 16 bits seems to hold fewer, or None.
 
     A camera of 12 bits writes 0 to 4095 into files of 16, which are then nearly black.
 
@@ -103,10 +103,10 @@ def few_bits(picture: Picture) -> str | None:
 def _opened(path: Path, max_pixels: int, tiff: Callable[[Path], T], other: Callable[[Path, bytes], T]) -> T:
     """What the reader for this kind of file makes of it, every error as ``ImageError``."""
     if os.path.isdir(path):
-        raise ImageError(f"{path} is a folder; give the name of a picture file")
+        raise ImageError(f"{path} is a folder; give the name of an image file")
     try:
         if not path.is_file() and os.path.exists(path):
-            raise ImageError(f"{path} is a device or pipe; give the name of a picture file")
+            raise ImageError(f"{path} is a device or pipe; give the name of an image file")
         with path.open("rb") as file:
             head = file.read(26)
     except ImageError:
@@ -119,7 +119,7 @@ def _opened(path: Path, max_pixels: int, tiff: Callable[[Path], T], other: Calla
         reason = getattr(error, "strerror", None) or error
         raise ImageError(f"{path} cannot be opened ({reason}); check its name and permissions") from None
     if not head:
-        raise ImageError(f"{path} is empty (0 bytes); give a whole picture file")
+        raise ImageError(f"{path} is empty (0 bytes); give a whole image file")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # max_pixels decides
@@ -133,7 +133,7 @@ def _opened(path: Path, max_pixels: int, tiff: Callable[[Path], T], other: Calla
         raise too_large(path, None, max_pixels) from None
     except (Image.UnidentifiedImageError, tifffile.TiffFileError):
         raise ImageError(
-            f"{path} is not a picture of a supported kind or its beginning is damaged; "
+            f"{path} is not an image of a supported kind or its beginning is damaged; "
             f"supported are {listed(READABLE)}: convert it first"
         ) from None
     except Exception as error:  # decoders raise exceptions of any kind on damaged data
@@ -144,7 +144,7 @@ def _opened(path: Path, max_pixels: int, tiff: Callable[[Path], T], other: Calla
 
 
 def list_images(folder: str | Path) -> list[Path]:
-    """All picture files in a folder and the folders in it, by relative path, numbers in their order (2, 10).
+    """All image files in a folder and the folders in it, by relative path, numbers in their order (2, 10).
 
     Hidden files and folders are left out. Links to folders are followed, but into no folder twice.
 
@@ -156,14 +156,14 @@ def list_images(folder: str | Path) -> list[Path]:
     ['2.jpg', '10.png']
 
     Raises:
-        ImageError: ``folder`` is not a folder, or holds no picture of a supported kind.
+        ImageError: ``folder`` is not a folder, or holds no image of a supported kind.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise ImageError(f"{folder} is not a folder; give the name of a folder of pictures")
+        raise ImageError(f"{folder} is not a folder; give the name of a folder of images")
     found = [path for path in walk(folder) if path.suffix.lower() in READABLE]
     if not found:
-        raise ImageError(f"{folder} holds no pictures; supported are {listed(READABLE)}")
+        raise ImageError(f"{folder} holds no images; supported are {listed(READABLE)}")
     return sorted(found, key=lambda path: [_natural(part) for part in path.relative_to(folder).parts])
 
 
@@ -199,7 +199,7 @@ def _read_with_pillow(path: Path, head: bytes, max_pixels: int, white: int) -> P
     with Image.open(path, formats=FORMATS) as image:
         if image.width * image.height > max_pixels:
             raise too_large(path, image.size, max_pixels)
-        # The further pictures of a camera's MPO file belong to the first: a depth or brightness map.
+        # The further images of a camera's MPO file belong to the first: a depth or brightness map.
         if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
             raise several(path, image.n_frames)  # type: ignore[attr-defined]
         mode, icc = image.mode, image.info.get("icc_profile") or b""

@@ -1,4 +1,4 @@
-"""Pictures to files, whole or not at all."""
+"""Images to files, whole or not at all."""
 
 import os
 import struct
@@ -32,7 +32,7 @@ TIFF_TEXT = (270, 271, 272, 305, 306, 315, 316, 33432)  # description, make, mod
 def write_image(
     path: str | Path, picture: Picture | np.ndarray, *, like: Picture | None = None, overwrite: bool = False
 ) -> None:
-    """Write a picture to a file, whole or not at all; folders that are missing are made.
+    """Write an image to a file, whole or not at all; folders that are missing are made.
 
     Values of 8 and 16 bit files are clipped to [0, 1] and rounded, floating point files hold them as they
     are. JPEG is written with quality 95 and full colour resolution, WebP without loss (it has no gray, so
@@ -45,7 +45,7 @@ def write_image(
     ...     Path(folder, "new", "grey.png").is_file()
     True
 
-    Arguments:
+    Args:
         path: the suffix chooses the format, one of ``WRITABLE``.
         picture: the pixels: a ``Picture``, or an array ``[H, W]``, ``[H, W, 1]`` or ``[H, W, 3]`` that is
             floating point in [0, 1] or uint8.
@@ -54,7 +54,7 @@ def write_image(
         overwrite: replace an existing file.
 
     Raises:
-        ImageError: see ``check_writable``; the array is no picture or holds NaN; or the file system refuses.
+        ImageError: see ``check_writable``; the array is no image or holds NaN; or the file system refuses.
     """
     path = Path(path)
     picture = _with_pixels(path, picture, like)
@@ -70,11 +70,11 @@ def write_image(
 
 
 def check_writable(path: str | Path, *, like: Picture | None = None, overwrite: bool = False) -> None:
-    """Refuse, before any work is done, a path to which ``write_image`` cannot write a picture like ``like``.
+    """Refuse, before any work is done, a path to which ``write_image`` cannot write an image like ``like``.
 
     >>> check_writable("new.jpg", like=Picture(np.zeros((8, 8, 3), np.float32), bit_depth=16))
     Traceback (most recent call last):
-    scoreexp.data.image_file.ImageError: cannot write new.jpg: the picture has 16 bits per channel and ...
+    scoreexp.data.image_file.ImageError: cannot write new.jpg: the image has 16 bits per channel and ...
 
     Raises:
         ImageError: the suffix is not one of ``WRITABLE`` or its format cannot hold the depth or the
@@ -88,12 +88,12 @@ def check_writable(path: str | Path, *, like: Picture | None = None, overwrite: 
     if like is not None and suffix not in SUFFIXES[like.bit_depth]:
         depth = "floating point values" if like.bit_depth == 32 else f"{like.bit_depth} bits per channel"
         raise ImageError(
-            f"cannot write {path}: the picture has {depth} and {suffix} holds {depths_of(suffix)}; "
+            f"cannot write {path}: the image has {depth} and {suffix} holds {depths_of(suffix)}; "
             f"choose {listed(SUFFIXES[like.bit_depth])}"
         )
     if like is not None and like.alpha is not None and suffix not in WITH_ALPHA:
         raise ImageError(
-            f"cannot write {path}: the picture is partly transparent, which {suffix} cannot hold; "
+            f"cannot write {path}: the image is partly transparent, which {suffix} cannot hold; "
             f"choose {listed(WITH_ALPHA)}"
         )
     if os.path.isdir(path):
@@ -117,16 +117,14 @@ def _with_pixels(path: Path, picture: Picture | np.ndarray, like: Picture | None
         pixels = unit_values(pixels)
     if pixels.ndim != 3 or pixels.shape[2] not in (1, 3) or 0 in pixels.shape or pixels.dtype.kind != "f":
         raise ImageError(
-            f"cannot write {path}: an array of shape {pixels.shape} and type {pixels.dtype} is no picture; "
+            f"cannot write {path}: an array of shape {pixels.shape} and type {pixels.dtype} is no image; "
             "[H, W], [H, W, 1] or [H, W, 3] in floating point or uint8 is needed"
         )
     if not np.isfinite(pixels).all():
-        raise ImageError(
-            f"cannot write {path}: the picture has values that are not finite; find their origin"
-        )
+        raise ImageError(f"cannot write {path}: the image has values that are not finite; find their origin")
     if like.alpha is not None and like.alpha.shape != pixels.shape[:2]:
         raise ImageError(
-            f"cannot write {path}: the picture has {pixels.shape[:2]} pixels and its transparency "
+            f"cannot write {path}: the image has {pixels.shape[:2]} pixels and its transparency "
             f"{like.alpha.shape}; they must be equal"
         )
     same_colours = like.pixels.reshape(*like.pixels.shape[:2], -1).shape[2] == pixels.shape[2]

@@ -46,7 +46,7 @@ class MNIST(FileCorpus):
         size: 28 as published, or 32 with two black pixels added on every side (for networks that halve the
             size more than twice).
         classes: give the model the ten digits as classes.
-        common: the keys of `DataModule`.
+        common: the keys of ``DataModule``.
     """
 
     how_to_get = (

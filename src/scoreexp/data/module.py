@@ -1,6 +1,6 @@
 """One DataModule: the keys that every data set shares, and the loaders.
 
-A corpus subclasses `DataModule` and says only how one of its splits is opened; order, augmentation,
+A corpus subclasses ``DataModule`` and says only how one of its splits is opened; order, augmentation,
 sharding over ranks and the choice of samples are the same for all. Values are in [-1, 1] from here on.
 """
 
@@ -68,9 +68,9 @@ class Samples(Dataset[Batch]):
 class DataModule(pl.LightningDataModule, ABC):
     """Loaders of one data set.
 
-    Batches are `scoreexp.core.batch.Batch`: ``x`` float32 in [-1, 1], ``cond`` class labels (long) or None,
+    Batches are ``scoreexp.core.batch.Batch``: ``x`` float32 in [-1, 1], ``cond`` class labels (long) or None,
     ``index`` the position in the split. The training loader is infinite; its batch k depends on ``seed``
-    and k only (see `scoreexp.data.order`). It starts at ``first_batch()``, by default the step of the
+    and k only (see ``scoreexp.data.order``). It starts at ``first_batch()``, by default the step of the
     attached trainer.
 
     >>> class Line(DataModule):
@@ -95,7 +95,7 @@ class DataModule(pl.LightningDataModule, ABC):
         num_workers: loader processes per device; 0 loads in the training process.
         augment: flip training images left to right with probability 1/2.
         rotation: rotate training images by an angle uniform in [-rotation, rotation] degrees.
-        on_bad_image: ``error`` stops at an unreadable picture, ``skip`` leaves it out and lists it in the
+        on_bad_image: ``error`` stops at an unreadable image, ``skip`` leaves it out and lists it in the
             log.
         seed: names the order of the samples and their augmentation.
 

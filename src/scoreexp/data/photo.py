@@ -1,7 +1,7 @@
 """A few photographs, or the user's own, for single-image work without a download.
 
-The bundled pictures are those inside the installed scikit-image package. With one picture, validation uses
-the training picture: it measures how well the image has been learnt (memorised), as the single-image
+The bundled images are those inside the installed scikit-image package. With one image, validation uses
+the training image: it measures how well the image has been learnt (memorised), as the single-image
 experiments of the score-model literature do, not generalisation.
 """
 
@@ -48,7 +48,7 @@ def photographs() -> dict[str, Path]:
     folders = package.submodule_search_locations if package is not None else None
     if not folders:
         raise DataError(
-            "data=photo needs scikit-image for its pictures: pip install scikit-image, or set data.path"
+            "data=photo needs scikit-image for its images: pip install scikit-image, or set data.path"
         )
     files = sorted((Path(folders[0]) / "data").iterdir())
     return {
@@ -65,23 +65,23 @@ class Photo(DataModule):
     torch.Size([4, 1, 16, 16])
 
     Args:
-        name: bundled photograph, or a list of them (see `photographs`); null is the astronaut, or ``path``.
-        path: the user's own picture instead.
+        name: bundled photograph, or a list of them (see ``photographs``); null is the astronaut, or ``path``.
+        path: the user's own image instead.
         size: side of the samples in pixels, at least 8.
         channels: 3 for colour, 1 for grey (Rec. 601 luma).
-        crop: ``center`` is the central square, ``random`` draws ``crops`` squares from each picture.
-        crops: number of random crops per picture.
-        crop_side: side of a crop before resizing, in pixels of the picture, at least ``size``; null is the
+        crop: ``center`` is the central square, ``random`` draws ``crops`` squares from each image.
+        crops: number of random crops per image.
+        crop_side: side of a crop before resizing, in pixels of the image, at least ``size``; null is the
             whole shorter side for ``center`` and half of it (or ``size``, if larger) for ``random``.
         crop_seed: names the random crops.
         white_level: value of white in files of 16 bits; null is 65535. 4095 is right for cameras of 12 bits.
 
-        common: the keys of `DataModule`.
+        common: the keys of ``DataModule``.
 
-    Validation and test use the training pictures.
+    Validation and test use the training images.
 
     Raises:
-        DataError: if the picture is unknown, unreadable or smaller than the crop.
+        DataError: if the image is unknown, unreadable or smaller than the crop.
         ValueError: if a value is outside its domain.
     """
 
@@ -103,7 +103,7 @@ class Photo(DataModule):
         super().__init__(**common)
         if name is not None and path is not None:
             raise DataError(
-                f"data.name={name} is a bundled picture and data.path={path} your own: give one of them"
+                f"data.name={name} is a bundled image and data.path={path} your own: give one of them"
             )
         if crop_side is not None and crop_side < size:
             raise DataError(
@@ -139,7 +139,7 @@ class Photo(DataModule):
         return Split(to_model(torch.from_numpy(np.stack(crops))).numpy(), names=names)
 
     def warnings(self) -> list[str]:
-        """Own pictures of 16 bits that seem to hold fewer."""
+        """Own images of 16 bits that seem to hold fewer."""
         pictures = [] if self.path is None else [read_picture(self.path, self.white_level)]
         doubts = [doubt for picture in pictures if (doubt := few_bits(picture)) is not None]
         return [f"{self.path}: {doubt} Then set data.white_level=4095" for doubt in doubts]

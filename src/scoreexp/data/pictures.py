@@ -1,4 +1,4 @@
-"""Reading pictures: one, or many at once.
+"""Reading images: one, or many at once.
 
 Threads do for many: Pillow releases the interpreter while it decodes and resizes.
 """
@@ -22,7 +22,7 @@ from scoreexp.data.image_io import ImageError, Picture, read_image
 WhiteLevel = Annotated[int, (">=", 2), ("<=", 65535), "such as 4095 for 12 bits"]
 
 _PER_BLOCK = 256
-_MAX_PIXELS = 1 << 22  # of a picture of CelebA or FFHQ; the largest has 1024 x 1024
+_MAX_PIXELS = 1 << 22  # of an image of CelebA or FFHQ; the largest has 1024 x 1024
 
 
 def fingerprint(parts: Iterable[object]) -> str:
@@ -46,8 +46,8 @@ def picture_blocks(
 
     Args:
         names: what to decode.
-        decode: name to uint8 ``[C, H, W]``; raises `DataError` for a picture that cannot be used.
-        skip_bad: leave such pictures out instead of raising.
+        decode: name to uint8 ``[C, H, W]``; raises ``DataError`` for an image that cannot be used.
+        skip_bad: leave such images out instead of raising.
     """
 
     def attempt(name: str) -> np.ndarray | DataError:
@@ -79,7 +79,7 @@ def decode_rgb(data: bytes, where: Path | str) -> np.ndarray:
     (2, 3, 3)
 
     Raises:
-        DataError: if the data are empty, cut short, not a picture or one of more than four million pixels.
+        DataError: if the data are empty, cut short, not an image or one of more than four million pixels.
     """
     if not data:
         raise DataError(f"{where} has 0 bytes: copy or unpack it again")
@@ -92,11 +92,11 @@ def decode_rgb(data: bytes, where: Path | str) -> np.ndarray:
                     raise ValueError(f"{image.width} x {image.height} pixels")
                 return np.asarray(image.convert("RGB"))
     except Exception as error:  # decoders raise exceptions of any kind on damaged data
-        raise DataError(f"{where} is damaged or not a picture ({error}): copy or unpack it again") from error
+        raise DataError(f"{where} is damaged or not an image ({error}): copy or unpack it again") from error
 
 
 def read_picture(path: Path, white_level: int | None = None) -> Picture:
-    """`image_io.read_image` with its errors as `DataError`.
+    """``image_io.read_image`` with its errors as ``DataError``.
 
     >>> read_picture(Path("none.png"))
     Traceback (most recent call last):

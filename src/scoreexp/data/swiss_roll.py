@@ -38,7 +38,7 @@ class SwissRoll(DataModule):
         points: number of training points; a tenth as many each for validation and test.
         noise: standard deviation ``s`` about the spiral, in model units; the spiral reaches the radius 0.9.
         data_seed: names the draws. It is apart from ``seed``, so that runs of several seeds share their data.
-        common: the keys of `DataModule`.
+        common: the keys of ``DataModule``.
     """
 
     @checked

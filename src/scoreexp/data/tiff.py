@@ -34,7 +34,7 @@ MAX_DIRECTORIES = 64  # of one file: an image, its previews and its resolutions
 COMPRESSIONS = (1, 2, 3, 4, 5, 7, 8, 32946, 32773, 34925, 50000, 50001)
 _WITH_A_SIZE_OF_THEIR_OWN = (7, 50001)  # formats inside of the format
 _EXIF_BLOCK, _GPS_BLOCK = 0x8769, 0x8825
-# Most tags of a TIFF file describe the layout of that very file; these describe the picture.
+# Most tags of a TIFF file describe the layout of that very file; these describe the image.
 _KEPT = (*TIFF_TEXT, 282, 283, 296, _EXIF_BLOCK, _GPS_BLOCK)
 _GRAY_WHITE_ZERO, _GRAY, _RGB, _PALETTE, _YCBCR = 0, 1, 2, 3, 6
 # Colours, channels, alpha (1: colours are multiplied by it; of four channels without a word the last is alpha).
@@ -101,7 +101,7 @@ def _only_page(path: Path, file: tifffile.TiffFile, max_pixels: int) -> Any:
     for number, page in enumerate(cast(Any, file.pages)):
         if number == MAX_DIRECTORIES:
             raise ImageError(
-                f"{path} holds more than {MAX_DIRECTORIES} pictures; one is needed: save the wanted one as its own file"
+                f"{path} holds more than {MAX_DIRECTORIES} images; one is needed: save the wanted one as its own file"
             )
         if not page.is_reduced:  # a preview
             pages.append(page)
@@ -152,7 +152,7 @@ def _images(file: tifffile.TiffFile, page: Any) -> int:
 
 
 def _check_segments(path: Path, file: tifffile.TiffFile, page: Any, max_pixels: int) -> None:
-    """Refuse strips or tiles that are larger than the picture, before memory is taken for them."""
+    """Refuse strips or tiles that are larger than the image, before memory is taken for them."""
     too_long = sum(page.databytecounts) > file.filehandle.size
     if math.prod(page.chunks) > 8 * max_pixels or too_long:
         raise ImageError(f"{path} is damaged (its strips or tiles are too large); get a whole copy of it")
@@ -218,7 +218,7 @@ def _check_float(path: Path, pixels: np.ndarray) -> None:
 
 
 def _kept(path: Path, page: Any) -> bytes:
-    """The tags that describe the picture, as EXIF data; of a BigTIFF file, which EXIF cannot quote, the text alone."""
+    """The tags that describe the image, as EXIF data; of a BigTIFF file, which EXIF cannot quote, the text alone."""
     kept = Image.Exif()
     if page.parent.is_bigtiff:
         for tag in TIFF_TEXT:

@@ -12,6 +12,7 @@ from scoreexp.denoisers.preconditioning import (
     X0Prediction,
 )
 from scoreexp.denoisers.product import Product
+from scoreexp.denoisers.rendered import Rendered
 
 __all__ = [
     "Coefficients",
@@ -23,6 +24,7 @@ __all__ = [
     "OracleDenoiser",
     "Preconditioning",
     "Product",
+    "Rendered",
     "ScorePrediction",
     "VPrediction",
     "Wrapper",

@@ -145,7 +145,8 @@ class DenoiserBase(ABC):
         Args:
             x_t: noisy data ``[B, *]``.
             t: times ``[B]`` in the schedule's range, best in float64 on the CPU.
-            cond: class labels ``[B]`` (long), or None.
+            cond: class labels ``[B]`` (long), an image ``[B, C', H, W]`` (floating point) that the model is conditioned
+                on, or None.
 
         Returns:
             ``x0_hat [B, *]``, in the dtype and on the device of ``x_t``.

@@ -66,7 +66,7 @@ class LikelihoodResult(NamedTuple):
     def bits_per_dim(self, levels: int = 256) -> Tensor:
         """``metrics.likelihood_metrics.bits_per_dim`` of each sample ``[B]``.
 
-        For pictures after ``dequantise`` the mean is an upper bound on the bits per dimension of a model of the levels
+        For images after ``dequantise`` the mean is an upper bound on the bits per dimension of a model of the levels
         themselves; without it a density on finitely many points may be arbitrarily high.
 
         Args:
@@ -115,7 +115,7 @@ class Likelihood:
         solver: of the flow; the default, ``RK45(1e-5, 1e-5)``, is the reference's. The log-density has the tolerance
             ``atol`` nats per step by itself, whatever the number of dimensions.
         trace: ``rademacher`` or ``gaussian`` probes, fixed along each solution (unbiased; Rademacher probes vary
-            less), or ``exact`` (one backward pass per dimension: for points in the plane, not for pictures).
+            less), or ``exact`` (one backward pass per dimension: for points in the plane, not for images).
         probes: number of probes to average; one backward pass each.
         t_end: the time at which the density is taken; the schedule's ``t_min`` by default.
 

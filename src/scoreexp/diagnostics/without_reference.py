@@ -39,14 +39,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from scoreexp.core.checked import checked
 from scoreexp.core.streams import ImageStreams
 from scoreexp.core.tensors import mean_per_sample
-from scoreexp.core.types import PositiveFloat, PositiveInt
+from scoreexp.core.types import OpenProbability, PositiveFloat, PositiveInt
 from scoreexp.observations import GaussianNoise, Identity, Observation, PoissonNoise
 
 STEP = 0.01  # of the difference quotient, in units of sigma
 
 
+@checked
 def sure(
     f: Callable[[Tensor], Tensor],
     y: Tensor,
@@ -73,10 +75,6 @@ def sure(
     Raises:
         ValueError: a parameter is outside its domain.
     """
-    if not sigma > 0 or probes < 1:
-        raise ValueError(
-            f"sigma={sigma}, probes={probes}: choose a standard deviation > 0 and one probe at least"
-        )
     restored = f(y)
     divergence = torch.zeros(len(y), dtype=y.dtype, device=y.device)
     for _ in range(probes):
@@ -86,8 +84,9 @@ def sure(
     return mean_per_sample((restored - y) ** 2) - sigma**2 + 2 * sigma**2 * divergence
 
 
+@checked
 def split(
-    observation: Observation, streams: ImageStreams, share: PositiveFloat = 0.5
+    observation: Observation, streams: ImageStreams, share: OpenProbability = 0.5
 ) -> tuple[Observation, Observation]:
     """Two observations of one image with independent noise, of ``share`` and ``1 - share`` of the light.
 
@@ -103,8 +102,6 @@ def split(
     Raises:
         ValueError: the noise is of another law, the counts are not whole, or ``share`` is outside its domain.
     """
-    if not 0 < share < 1:
-        raise ValueError(f"share={share}: choose a share between 0 and 1, neither included")
     y, noise = observation.y, observation.noise
     if type(noise) is GaussianNoise:
         z = noise.sigma * streams.normal(y)
@@ -169,6 +166,7 @@ class Whiteness(NamedTuple):
     lags: Tensor
 
 
+@checked
 def whiteness(residual: Tensor, reach: PositiveInt = 2) -> Whiteness:
     """Whether residuals are white, by their autocorrelations over periodic borders.
 
@@ -183,7 +181,7 @@ def whiteness(residual: Tensor, reach: PositiveInt = 2) -> Whiteness:
     Raises:
         ValueError: another shape, or an image too small for these lags, or a residual without variance.
     """
-    if residual.ndim != 4 or reach < 1 or min(residual.shape[-2:]) <= 2 * reach:
+    if residual.ndim != 4 or min(residual.shape[-2:]) <= 2 * reach:
         raise ValueError(
             f"residuals of shape {tuple(residual.shape)} with reach={reach}: give images [B, C, H, W] with more than "
             "2 reach pixels a side, and a reach of 1 at least"
@@ -199,6 +197,7 @@ def whiteness(residual: Tensor, reach: PositiveInt = 2) -> Whiteness:
     return Whiteness(statistic, p_value, rho, torch.tensor(lags))
 
 
+@checked
 def debiased(estimate: Tensor, score: Tensor, error: PositiveFloat) -> Tensor:
     """``x_hat - V grad log p(x_hat)``: estimates without their shrinkage towards the mean.
 
@@ -215,6 +214,4 @@ def debiased(estimate: Tensor, score: Tensor, error: PositiveFloat) -> Tensor:
     Raises:
         ValueError: ``error`` is not positive.
     """
-    if not error > 0:
-        raise ValueError(f"error={error}: give the mean squared error of the estimates, > 0")
     return estimate - error * score

@@ -1,4 +1,4 @@
-"""Pictures of score fields and of the images embedded along them."""
+"""Figures of score fields and of the images embedded along them."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +10,7 @@ from torch import Tensor
 from scoreexp.figures.images import freed_at_once, save_figure
 from scoreexp.numerics.fokker_planck import ScoreField
 
-_SHOWN = 5  # times in a picture
+_SHOWN = 5  # times in a figure
 _ARROWS = 16  # arrows along each axis at most
 
 

@@ -1,4 +1,4 @@
-"""Pictures of results: drawn from arrays, written to a file, never shown on a screen.
+"""Figures of results: drawn from arrays, written to a file, never shown on a screen.
 
 They do without pyplot, which would choose a backend for the whole process and keep every figure until it is closed.
 """
@@ -18,7 +18,7 @@ from scoreexp.core.ranges import to_uint8
 from scoreexp.metrics import psnr, ssim
 from scoreexp.system.atomic import atomic_write
 
-GRID = 64  # pictures in an overview
+GRID = 64  # images in an overview
 
 
 def save_figure(figure: Figure, path: str | Path, dpi: int = 110) -> None:
@@ -68,7 +68,7 @@ def freed_at_once() -> Iterator[None]:
 
 @freed_at_once()
 def denoising_strip(rows: Sequence[Sequence[Tensor]], path: str | Path, title: str = "") -> None:
-    """Rows of pictures ``clean, noisy, intermediate ..., denoised`` with PSNR and SSIM against the clean one.
+    """Rows of images ``clean, noisy, intermediate ..., denoised`` with PSNR and SSIM against the clean one.
 
     >>> import tempfile
     >>> import torch
@@ -79,7 +79,7 @@ def denoising_strip(rows: Sequence[Sequence[Tensor]], path: str | Path, title: s
     True
 
     Args:
-        rows: for each picture its states ``[C, H, W]`` in [0, 1]; the first is the clean one.
+        rows: for each image its states ``[C, H, W]`` in [0, 1]; the first is the clean one.
         path: the PNG to write.
         title: shown above.
     """
@@ -106,7 +106,7 @@ def denoising_strip(rows: Sequence[Sequence[Tensor]], path: str | Path, title: s
 
 
 def save_pixels(image: Tensor, path: str | Path) -> None:
-    """Write a picture ``[C, H, W]`` in [0, 1] as a PNG of its own size, whole or not at all.
+    """Write an image ``[C, H, W]`` in [0, 1] as a PNG of its own size, whole or not at all.
 
     >>> import tempfile
     >>> import torch
@@ -193,7 +193,7 @@ def curves(
 
 @freed_at_once()
 def comparison(pictures: Sequence[np.ndarray], titles: Sequence[str], path: str | Path) -> None:
-    """Pictures ``[H, W, C]`` in [0, 1] side by side.
+    """Images ``[H, W, C]`` in [0, 1] side by side.
 
     >>> import tempfile
     >>> noisy, clean = np.full((8, 8, 3), 0.6), np.full((8, 8, 3), 0.5)

@@ -1,7 +1,7 @@
-"""The picture of a score model of points in the plane, drawn from arrays.
+"""The figure of a score model of points in the plane, drawn from arrays.
 
 All panels are in the units of the clean data: a noisy point is shown as ``x_t / alpha = x_0 + level z`` with the noise
-level ``sigma / alpha``, so that pictures of different schedules can be laid side by side.
+level ``sigma / alpha``, so that figures of different schedules can be compared.
 """
 
 from collections.abc import Mapping, Sequence

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scoreexp.core.batch import are_labels
 from scoreexp.core.errors import UserError
 from scoreexp.denoisers import DenoiserBase, Wrapper
 from scoreexp.denoisers.denoiser import eps_from_x0
@@ -40,7 +41,7 @@ class LabelGuidance(Wrapper):
 
     def labels(self, cond: Tensor | None) -> Tensor:
         """The labels, which must be there."""
-        if cond is None:
+        if cond is None or not are_labels(cond):
             raise ValueError("classifier-free guidance needs labels: give cond, or label=K")
         return cond
 

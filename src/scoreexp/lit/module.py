@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from scoreexp.core.batch import Batch
+from scoreexp.core.batch import Batch, are_labels
 from scoreexp.core.checked import checked
 from scoreexp.core.errors import UserError
 from scoreexp.core.streams import generator, stream_seed
@@ -65,7 +65,7 @@ class ScoreModule(pl.LightningModule):
         warmup_steps: linear warm-up of the learning rate over this many optimiser steps.
         ema: decay law of the averaged weights, or None for none.
         label_dropout: share of the labels that are left out in training, so that the model also knows the null label; of no
-            effect where the data have no classes.
+            effect where the data have no classes; images that condition the model stay.
         compile: run the network through ``torch.compile`` (in place: checkpoint keys stay the same).
         seed: names the random streams; 0 is a seed like any other.
 
@@ -173,7 +173,7 @@ class ScoreModule(pl.LightningModule):
             )
         self._seed_dropout(stream_seed(self.seed, "dropout", batch_idx, self.trainer.global_rank))
         t, noise = self._draws(batch_idx, like)
-        if batch.cond is not None and self.label_dropout:
+        if self.label_dropout and are_labels(batch.cond):
             batch = batch._replace(cond=self._drop_labels(batch.cond, batch_idx))
         losses = self.objective(self.denoiser, self.training_batch(batch, t), t, noise)
         loss = losses.mean()

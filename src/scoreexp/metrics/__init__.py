@@ -1,4 +1,4 @@
-"""Measures of the distance between a picture and its reference, and between generated and real pictures."""
+"""Measures of the distance between an image and its reference, and between generated and real images."""
 
 from typing import TYPE_CHECKING
 

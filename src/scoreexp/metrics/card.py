@@ -1,4 +1,4 @@
-"""What a value measured on sets of pictures means: its card travels with it, and unlike values are never ranked."""
+"""What a value measured on sets of images means: its card travels with it, and unlike values are never ranked."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ ROUNDING = "uint8, floor(255 x + 1/2)"
 
 
 def metric_name(kind: str, extractor: FeatureExtractor, n: int) -> str:
-    """The name of a metric of n generated pictures, such as ``fid_inception_5k`` or ``frechet_random_conv_500``.
+    """The name of a metric of n generated images, such as ``fid_inception_5k`` or ``frechet_random_conv_500``.
 
     Only the Frechet and kernel distances of the published Inception network are called ``fid`` and ``kid``.
 
@@ -29,8 +29,8 @@ def metric_name(kind: str, extractor: FeatureExtractor, n: int) -> str:
 
     Args:
         kind: name of the value, such as ``frechet`` or ``precision``.
-        extractor: what the pictures were compared by.
-        n: number of generated pictures; whole thousands are written with k.
+        extractor: what the images were compared by.
+        n: number of generated images; whole thousands are written with k.
     """
     if extractor.digest == WEIGHTS_SHA256 and (spec := spec_of(kind)) is not None:
         kind = spec.published or kind
@@ -64,12 +64,12 @@ class MetricCard:
 
     Args:
         name: of the metric, see ``metric_name``.
-        n_generated: number of generated pictures.
+        n_generated: number of generated images.
         n_reference: number of real ones.
         split: which split of the data the real ones are.
         recipe: their data set and preprocessing.
-        shape: of a picture, (C, H, W).
-        channels: ``colour``, or how grey pictures were made fit for the extractor.
+        shape: of an image, (C, H, W).
+        channels: ``colour``, or how grey images were made fit for the extractor.
         extractor: its name.
         extractor_digest: its SHA-256.
         resize: how it resizes.
@@ -134,9 +134,9 @@ class MetricValue:
 
     >>> from scoreexp.metrics import MetricCard, MetricValue
     >>> card = MetricCard("fid", 100, 100, "test", "CIFAR-10", (3, 32, 32), "colour", "pixels8", "0f", "box means")
-    >>> values = [MetricValue(12.5, card), MetricValue(3.25, card, caveat="few pictures")]
+    >>> values = [MetricValue(12.5, card), MetricValue(3.25, card, caveat="few images")]
     >>> print(min(values))
-    fid 3.25 (few pictures)
+    fid 3.25 (few images)
 
     Args:
         value: the number.

@@ -1,7 +1,7 @@
 """Distances between two sets of samples, such as generated and real ones; none needs trained weights.
 
 All of them take any event shape, flatten it, and compare the sets as they are given: points in the plane,
-pictures, or the features of pictures. A set is a sample of a distribution, so every value depends on the
+images, or the features of images. A set is a sample of a distribution, so every value depends on the
 number of samples and is comparable only with values for the same numbers.
 """
 
@@ -96,7 +96,7 @@ def sliced_wasserstein(
     >>> se.metrics.sliced_wasserstein(points, points + 3).round(decimals=4)
     tensor(3., dtype=torch.float64)
 
-    Arguments:
+    Args:
         x: ``[N, *]`` samples.
         y: ``[M, *]`` samples of the same event shape.
         projections: number of lines.
@@ -195,7 +195,7 @@ def mmd(x: Tensor, y: Tensor, *, kernel: Kernel | None = None, unbiased: bool = 
     >>> bool(near < far)
     True
 
-    Arguments:
+    Args:
         x: ``[N, *]`` samples.
         y: ``[M, *]`` samples of the same event shape.
         kernel: None is ``gaussian_kernel(median_distance(x, y))``.
@@ -246,8 +246,8 @@ def kid(
     >>> bool(estimate.mean > 0), bool(estimate.std > 0)
     (True, True)
 
-    Arguments:
-        x: ``[N, *]`` features of generated pictures.
+    Args:
+        x: ``[N, *]`` features of generated images.
         y: ``[M, *]`` features of real ones.
         subsets: number of subsets; one is enough, and taken, where it holds all samples of both sets.
         subset_size: samples in a subset of each set, drawn without replacement; None is min(1000, N, M).
@@ -283,7 +283,7 @@ def nearest_neighbours(x: Tensor, y: Tensor, *, k: int = 1) -> Neighbours:
     >>> se.metrics.nearest_neighbours(torch.tensor([[1.0]]), torch.tensor([[4.0], [0.5], [9.0]]), k=2)
     Neighbours(distance=tensor([[0.5000, 3.0000]], dtype=torch.float64), position=tensor([[1, 0]]))
 
-    Arguments:
+    Args:
         x: ``[N, *]`` samples.
         y: ``[M, *]`` samples of the same event shape.
         k: from 1 to M.
@@ -319,7 +319,7 @@ def memorisation(samples: Tensor, train: Tensor, held_out: Tensor | None = None)
     >>> found.ratio.round(decimals=2), found.share
     (tensor([0.1400, 1.0000], dtype=torch.float64), tensor(0.5000, dtype=torch.float64))
 
-    Arguments:
+    Args:
         samples: ``[N, *]`` generated samples.
         train: ``[M, *]`` training samples, at least 2, in the same unit.
         held_out: ``[K, *]`` real samples that were not trained on, or None.
@@ -360,8 +360,8 @@ def precision_recall(generated: Tensor, real: Tensor, *, k: int = 3) -> Manifold
     >>> se.metrics.precision_recall(torch.tensor([[0.0], [0.5], [1.0], [0.2]]), real, k=1)  # one mode of two
     ManifoldOverlap(precision=tensor(1., dtype=torch.float64), recall=tensor(0.5000, dtype=torch.float64))
 
-    Arguments:
-        generated: ``[N, *]`` features of generated pictures, N > k.
+    Args:
+        generated: ``[N, *]`` features of generated images, N > k.
         real: ``[M, *]`` features of real ones, M > k.
         k: at least 1.
 

@@ -1,8 +1,8 @@
-"""Feature extractors: what sets of pictures are compared by.
+"""Feature extractors: what sets of images are compared by.
 
-An extractor maps 8-bit pictures to vectors. Its name, and the digest of all that determines its output, go into
+An extractor maps 8-bit images to vectors. Its name, and the digest of all that determines its output, go into
 every value's card, so values of different extractors are never taken for one another. The ones here need no
-published weights; the network of the published FID is in `scoreexp.metrics.inception`.
+published weights; the network of the published FID is in ``scoreexp.metrics.inception``.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ RESERVED_NAMES = ("inception", "pixels", "random_conv")
 
 
 def as_bytes(images: Tensor) -> Tensor:
-    """Pictures ``[B, C, H, W]`` as 8-bit values: unchanged, or ``to_uint8`` of values in [0, 1].
+    """Images ``[B, C, H, W]`` as 8-bit values: unchanged, or ``to_uint8`` of values in [0, 1].
 
     >>> import torch
     >>> as_bytes(torch.tensor([[[[0.0, 0.5, 1.0]]]]))
@@ -33,16 +33,16 @@ def as_bytes(images: Tensor) -> Tensor:
 
     Raises:
         ValueError: neither 8-bit nor floating point in [0, 1]; samples of a model are clamped to it first, as a
-            saved picture is.
+            saved image is.
     """
     if images.dtype == torch.uint8:
         return images
-    check_unit(images, "the pictures")
+    check_unit(images, "the images")
     return to_uint8(images)
 
 
 class FeatureExtractor(ABC):
-    """Maps 8-bit pictures to feature vectors, without gradients.
+    """Maps 8-bit images to feature vectors, without gradients.
 
     >>> import torch
     >>> import scoreexp as se
@@ -58,8 +58,8 @@ class FeatureExtractor(ABC):
         name: how metrics computed with it are called.
         dimension: length D of a feature vector.
         digest: SHA-256 of what determines its output.
-        resize: how it resizes pictures, in words.
-        device: where it computes; pictures are moved there.
+        resize: how it resizes images, in words.
+        device: where it computes; images are moved there.
     """
 
     name: str
@@ -78,18 +78,18 @@ class FeatureExtractor(ABC):
         """Features ``[B, D]`` (float32) of ``images[B, C, H, W]`` (uint8), C = 3, or 1 and repeated three times.
 
         Raises:
-            ValueError: the pictures have another type or shape, or features are not finite.
+            ValueError: the images have another type or shape, or features are not finite.
         """
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
             raise ValueError(
-                f"extractor {self.name} got {images.dtype} of shape {tuple(images.shape)}: give uint8 pictures "
+                f"extractor {self.name} got {images.dtype} of shape {tuple(images.shape)}: give uint8 images "
                 "[B, 3, H, W] or [B, 1, H, W], such as to_uint8 makes of values in [0, 1]"
             )
         with torch.autocast(self.device.type, enabled=False):
             features = self.features(images.to(self.device).expand(-1, 3, -1, -1)).float()
         if features.shape != (len(images), self.dimension):
             raise ValueError(
-                f"extractor {self.name} made features of shape {tuple(features.shape)} from {len(images)} pictures; "
+                f"extractor {self.name} made features of shape {tuple(features.shape)} from {len(images)} images; "
                 f"[{len(images)}, {self.dimension}] is expected: check its dimension"
             )
         if not bool(features.isfinite().all()):
@@ -112,7 +112,7 @@ class PixelFeatures(FeatureExtractor):
     tensor([[1., 1., 1.]])
 
     Args:
-        size: side of the small picture; D = 3 size^2.
+        size: side of the small image; D = 3 size^2.
     """
 
     @checked
@@ -126,7 +126,7 @@ class PixelFeatures(FeatureExtractor):
     def features(self, images: Tensor) -> Tensor:
         if min(images.shape[-2:]) < self.size:
             raise ValueError(
-                f"{self.name} got pictures of {images.shape[-2]} x {images.shape[-1]} pixels: "
+                f"{self.name} got images of {images.shape[-2]} x {images.shape[-1]} pixels: "
                 f"give at least {self.size} x {self.size}, or a smaller size"
             )
         return F.adaptive_avg_pool2d(images.float() / 255, self.size).flatten(1)
@@ -169,7 +169,7 @@ class RandomConvFeatures(FeatureExtractor):
     def features(self, images: Tensor) -> Tensor:
         if min(images.shape[-2:]) < 8:
             raise ValueError(
-                f"{self.name} got pictures of {images.shape[-2]} x {images.shape[-1]} pixels: give at least 8 x 8"
+                f"{self.name} got images of {images.shape[-2]} x {images.shape[-1]} pixels: give at least 8 x 8"
             )
         x = (images.float() - 128) / 128
         found = []
@@ -183,7 +183,7 @@ class RandomConvFeatures(FeatureExtractor):
 class ExportedExtractor(FeatureExtractor):
     """A network of the user's own from a file: a program of ``torch.export.save`` (.pt2) or TorchScript.
 
-    It is called with uint8 pictures ``[B, 3, H, W]`` and resizes and scales them itself. Such files hold code:
+    It is called with uint8 images ``[B, 3, H, W]`` and resizes and scales them itself. Such files hold code:
     load only those you trust.
 
     >>> import tempfile

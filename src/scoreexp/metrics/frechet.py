@@ -1,7 +1,7 @@
 """Frechet distance between the Gaussians with the moments of two sets of features.
 
 The published FID (M. Heusel et al., 2017) is this distance for the features of one particular network, see
-`scoreexp.metrics.inception`, and a number of samples; with other features it is another quantity of the same kind.
+``scoreexp.metrics.inception``, and a number of samples; with other features it is another quantity of the same kind.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def frechet_distance(mean1: Tensor, covariance1: Tensor, mean2: Tensor, covarian
     >>> se.metrics.frechet_distance(torch.zeros(2), torch.eye(2), torch.ones(2), 4 * torch.eye(2))
     tensor(4., dtype=torch.float64)
 
-    Arguments:
+    Args:
         mean1, mean2: ``[D]``.
         covariance1, covariance2: ``[D, D]``, symmetric and positive semidefinite.
 

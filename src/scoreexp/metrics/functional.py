@@ -1,8 +1,8 @@
-"""Measures of the distance between two pictures, one value per picture.
+"""Measures of the distance between two images, one value per image.
 
 Convention, the same in every table: values in [0, 1] (data range 1), predictions clamped to it, all colour
-channels counted alike (RGB, not luminance). SSIM is computed per picture and then averaged, so no value
-depends on how pictures are put into batches.
+channels counted alike (RGB, not luminance). SSIM is computed per image and then averaged, so no value
+depends on how images are put into batches.
 """
 
 import torch
@@ -20,14 +20,14 @@ SMALLEST_MS_SSIM = (WINDOW_SIZE - 1) * 2 ** (len(SCALE_EXPONENTS) - 1) + 1
 
 
 def mse(prediction: Tensor, target: Tensor) -> Tensor:
-    """Mean squared error ``mean((x - y)^2)`` of each picture.
+    """Mean squared error ``mean((x - y)^2)`` of each image.
 
     >>> import torch
     >>> import scoreexp as se
     >>> se.metrics.mse(torch.full((1, 3, 8, 8), 0.75), torch.full((1, 3, 8, 8), 0.5))
     tensor([0.0625], dtype=torch.float64)
 
-    Arguments:
+    Args:
         prediction: ``[B, *]``, values clamped to [0, 1].
         target: ``[B, *]``, values in [0, 1].
 
@@ -42,9 +42,9 @@ def mse(prediction: Tensor, target: Tensor) -> Tensor:
 
 
 def psnr(prediction: Tensor, target: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio ``-10 log10(mse)`` of each picture in dB, for the peak 1.
+    """Peak signal-to-noise ratio ``-10 log10(mse)`` of each image in dB, for the peak 1.
 
-    It is infinite for equal pictures. Arguments, result and errors are those of ``mse``.
+    It is infinite for equal images. Arguments, result and errors are those of ``mse``.
 
     >>> import torch
     >>> import scoreexp as se
@@ -55,11 +55,11 @@ def psnr(prediction: Tensor, target: Tensor) -> Tensor:
 
 
 def ssim(prediction: Tensor, target: Tensor) -> Tensor:
-    """Structural similarity of each picture: the mean over all 11 x 11 Gaussian windows (sigma 1.5).
+    """Structural similarity of each image: the mean over all 11 x 11 Gaussian windows (sigma 1.5).
 
     ``(2 m_x m_y + c1)(2 s_xy + c2) / ((m_x^2 + m_y^2 + c1)(s_x^2 + s_y^2 + c2))`` with the window's weighted
     means m, variances s^2 and covariance s_xy, ``c1 = 0.01^2``, ``c2 = 0.03^2``; only windows that lie
-    wholly inside the picture count, and channels are averaged. It equals scikit-image's
+    wholly inside the image count, and channels are averaged. It equals scikit-image's
     ``structural_similarity`` with ``gaussian_weights=True, sigma=1.5, use_sample_covariance=False,
     data_range=1``.
 
@@ -72,12 +72,12 @@ def ssim(prediction: Tensor, target: Tensor) -> Tensor:
     >>> bool(se.metrics.ssim(picture + 0.01, picture) > se.metrics.ssim(1 - picture, picture))
     True
 
-    Arguments:
+    Args:
         prediction: ``[B, C, H, W]``, values clamped to [0, 1], H and W at least 11 pixels.
         target: ``[B, C, H, W]``, values in [0, 1].
 
     Returns:
-        ``[B]`` in [-1, 1]; 1 if the pictures are equal.
+        ``[B]`` in [-1, 1]; 1 if the images are equal.
 
     Raises:
         ValueError: the shapes differ, are not ``[B, C, H, W]`` or smaller than the window, or the target is
@@ -86,7 +86,7 @@ def ssim(prediction: Tensor, target: Tensor) -> Tensor:
     x, y = _prepare(prediction, target)
     if x.ndim != 4 or min(x.shape[-2:]) < WINDOW_SIZE:
         raise ValueError(
-            f"ssim got pictures of shape {tuple(x.shape)}; it needs [B, C, H, W] with H and W at least "
+            f"ssim got images of shape {tuple(x.shape)}; it needs [B, C, H, W] with H and W at least "
             f"{WINDOW_SIZE}, the size of its window: use ssim_global for smaller ones"
         )
     luminance, structure = _window_similarities(x, y)
@@ -94,7 +94,7 @@ def ssim(prediction: Tensor, target: Tensor) -> Tensor:
 
 
 def ms_ssim(prediction: Tensor, target: Tensor) -> Tensor:
-    """Multi-scale structural similarity of each picture: ``ssim``'s structure at five scales, luminance at the last.
+    """Multi-scale structural similarity of each image: ``ssim``'s structure at five scales, luminance at the last.
 
     ``prod_j cs_j^(w_j)`` over the scales j = 1..5, with the exponents w of the paper and cs_j the mean over all
     windows of ``(2 s_xy + c2) / (s_x^2 + s_y^2 + c2)``, times the luminance term inside the mean of scale 5.
@@ -111,12 +111,12 @@ def ms_ssim(prediction: Tensor, target: Tensor) -> Tensor:
     >>> se.metrics.ms_ssim(picture, picture).round(decimals=4)
     tensor([1.], dtype=torch.float64)
 
-    Arguments:
+    Args:
         prediction: ``[B, C, H, W]``, values clamped to [0, 1], H and W at least 161 pixels.
         target: ``[B, C, H, W]``, values in [0, 1].
 
     Returns:
-        ``[B]`` in [0, 1]; 1 if the pictures are equal.
+        ``[B]`` in [0, 1]; 1 if the images are equal.
 
     Raises:
         ValueError: the shapes differ, are not ``[B, C, H, W]`` or smaller than the window at the last scale, or
@@ -125,7 +125,7 @@ def ms_ssim(prediction: Tensor, target: Tensor) -> Tensor:
     x, y = _prepare(prediction, target)
     if x.ndim != 4 or min(x.shape[-2:]) < SMALLEST_MS_SSIM:
         raise ValueError(
-            f"ms_ssim got pictures of shape {tuple(x.shape)}; it needs [B, C, H, W] with H and W at least "
+            f"ms_ssim got images of shape {tuple(x.shape)}; it needs [B, C, H, W] with H and W at least "
             f"{SMALLEST_MS_SSIM}, so that its window fits after four halvings: use ssim for smaller ones"
         )
     product = x.new_ones(x.shape[:2])
@@ -139,10 +139,10 @@ def ms_ssim(prediction: Tensor, target: Tensor) -> Tensor:
 
 
 def ssim_global(prediction: Tensor, target: Tensor) -> Tensor:
-    """Structural similarity of each picture with one window: the whole picture and all its channels at once.
+    """Structural similarity of each image with one window: the whole image and all its channels at once.
 
     The formula of ``ssim`` with plain means, variances and covariance (divisor N) over all values of a
-    picture. It is blind to where in the picture structure is lost, so its values are not comparable with
+    image. It is blind to where in the image structure is lost, so its values are not comparable with
     those of ``ssim``.
 
     >>> import torch
@@ -151,12 +151,12 @@ def ssim_global(prediction: Tensor, target: Tensor) -> Tensor:
     >>> se.metrics.ssim_global(picture, picture), se.metrics.ssim_global(1 - picture, picture).round(decimals=2)
     (tensor([1.], dtype=torch.float64), tensor([-1.], dtype=torch.float64))
 
-    Arguments:
+    Args:
         prediction: ``[B, *]``, values clamped to [0, 1].
         target: ``[B, *]``, values in [0, 1].
 
     Returns:
-        ``[B]`` in [-1, 1]; 1 if the pictures are equal.
+        ``[B]`` in [-1, 1]; 1 if the images are equal.
 
     Raises:
         ValueError: the shapes differ, or the target is not in [0, 1].
@@ -178,7 +178,7 @@ def _similarities(
 
 
 def _window_similarities(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Both terms of every window inside the pictures."""
+    """Both terms of every window inside the images."""
     mean_x, mean_y = _window_mean(x), _window_mean(y)
     variance_x = _window_mean(x * x) - mean_x**2
     variance_y = _window_mean(y * y) - mean_y**2
@@ -192,7 +192,7 @@ def _halved(x: Tensor) -> Tensor:
 
 
 def _window_mean(x: Tensor) -> Tensor:
-    """Gaussian-weighted mean over each window inside the picture: ``[B, C, H, W] -> [B, C, H-10, W-10]``."""
+    """Gaussian-weighted mean over each window inside the image: ``[B, C, H, W] -> [B, C, H-10, W-10]``."""
     offset = torch.arange(WINDOW_SIZE, dtype=torch.float64) - WINDOW_SIZE // 2
     weights = torch.exp(-0.5 * (offset / WINDOW_SIGMA) ** 2)
     first, *others = (weights / weights.sum()).tolist()
@@ -209,11 +209,11 @@ def _prepare(prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     if prediction.shape != target.shape:
         raise ValueError(
             f"prediction has shape {tuple(prediction.shape)} and target {tuple(target.shape)}; they must be "
-            "equal: compare pictures of one size"
+            "equal: compare images of one size"
         )
     if target.ndim < 2:
         raise ValueError(
-            f"pictures have shape {tuple(target.shape)}; a batch [B, *] is needed: add the batch axis"
+            f"images have shape {tuple(target.shape)}; a batch [B, *] is needed: add the batch axis"
         )
     check_unit(target, "the target")
     # E[x^2] - E[x]^2 cancels in single precision; Apple's devices have no double precision.

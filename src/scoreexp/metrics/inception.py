@@ -2,7 +2,7 @@
 
 It is the Inception-v3 that M. Heusel et al. (2017) took from TensorFlow's archive of 5 December 2015, in the PyTorch
 copy of its weights that the field uses. It differs from later Inception-v3 networks in three ways: means over
-3 x 3 windows do not count the padding, the last block takes maxima instead of means, and pictures are resized
+3 x 3 windows do not count the padding, the last block takes maxima instead of means, and images are resized
 by TensorFlow 1's bilinear rule, which samples at the corner of a pixel instead of its centre. Each of them
 changes FID visibly, so values computed with another network, other weights or another resize are not FID.
 

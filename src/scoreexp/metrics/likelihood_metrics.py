@@ -37,7 +37,7 @@ class LikelihoodMetric(ABC):
 
 
 class BitsPerDim(LikelihoodMetric):
-    """``bits_per_dim`` of dequantised pictures of 256 levels.
+    """``bits_per_dim`` of dequantised images of 256 levels.
 
     >>> import torch
     >>> BitsPerDim().per_sample(torch.zeros(1), 3)  # log2(255 / 2)
@@ -69,7 +69,7 @@ def bits_per_dim(log_prob: Tensor, dimensions: int, levels: int = 256) -> Tensor
 
     .. math:: -\frac{\log p(x)}{D \log 2} - \log_2 \frac{2}{\text{levels} - 1}
 
-    A picture of 256 levels has them 2/255 apart, so 6.994 bits are added: the change of units from [-1, 1] to levels.
+    An image of 256 levels has them 2/255 apart, so 6.994 bits are added: the change of units from [-1, 1] to levels.
 
     >>> import torch
     >>> bits_per_dim(torch.zeros(1), 3, levels=5)  # a density of 1, and levels 1/2 apart
@@ -87,7 +87,7 @@ def bits_per_dim(log_prob: Tensor, dimensions: int, levels: int = 256) -> Tensor
 
 
 @checked
-def level_spacing(levels: Annotated[AtLeastTwo, "256 for 8-bit pictures"]) -> float:
+def level_spacing(levels: Annotated[AtLeastTwo, "256 for 8-bit images"]) -> float:
     """The distance of neighbouring ones of evenly spaced levels over [-1, 1].
 
     >>> level_spacing(5)

@@ -1,4 +1,4 @@
-"""Means over pictures as torchmetrics objects: running sums, so memory does not grow and devices add up."""
+"""Means over images as torchmetrics objects: running sums, so memory does not grow and devices add up."""
 
 from abc import abstractmethod
 from typing import ClassVar
@@ -12,10 +12,10 @@ from scoreexp.metrics.spec import MetricSpec
 
 
 class PictureMetric(Metric):
-    """Mean over all pictures seen, on all devices, of a value per picture.
+    """Mean over all images seen, on all devices, of a value per image.
 
     ``update(prediction[B, C, H, W], target[B, C, H, W])`` takes values in [0, 1]: predictions are clamped to
-    it, a target outside it is refused. The mean is over pictures, so it does not depend on the batches they
+    it, a target outside it is refused. The mean is over images, so it does not depend on the batches they
     came in.
 
     >>> class MeanAbsoluteError(PictureMetric):
@@ -42,7 +42,7 @@ class PictureMetric(Metric):
 
     @abstractmethod
     def per_picture(self, prediction: Tensor, target: Tensor) -> Tensor:
-        """The value of each picture: ``[B]``."""
+        """The value of each image: ``[B]``."""
 
     def update(self, prediction: Tensor, target: Tensor) -> None:
         """Add a batch; raises the errors of the function of the metric's name."""
@@ -51,12 +51,12 @@ class PictureMetric(Metric):
         self.count += len(values)
 
     def compute(self) -> Tensor:
-        """The mean over pictures, a scalar; not a number before the first picture."""
+        """The mean over images, a scalar; not a number before the first image."""
         return self.total / self.count
 
 
 class MSE(PictureMetric):
-    """Mean over pictures of ``functional.mse``.
+    """Mean over images of ``functional.mse``.
 
     >>> import torch
     >>> import scoreexp as se
@@ -73,9 +73,9 @@ class MSE(PictureMetric):
 
 
 class PSNR(PictureMetric):
-    """Mean over pictures of ``functional.psnr``: of the decibels, not the decibels of the mean error.
+    """Mean over images of ``functional.psnr``: of the decibels, not the decibels of the mean error.
 
-    A picture that is reproduced exactly makes the mean infinite.
+    An image that is reproduced exactly makes the mean infinite.
 
     >>> import torch
     >>> import scoreexp as se
@@ -92,7 +92,7 @@ class PSNR(PictureMetric):
 
 
 class SSIM(PictureMetric):
-    """Mean over pictures of ``functional.ssim``: Gaussian window 11 x 11, sigma 1.5, data range 1, RGB.
+    """Mean over images of ``functional.ssim``: Gaussian window 11 x 11, sigma 1.5, data range 1, RGB.
 
     >>> import torch
     >>> import scoreexp as se
@@ -109,7 +109,7 @@ class SSIM(PictureMetric):
 
 
 class GlobalSSIM(PictureMetric):
-    """Mean over pictures of ``functional.ssim_global``: one window over the picture and all channels.
+    """Mean over images of ``functional.ssim_global``: one window over the image and all channels.
 
     >>> import torch
     >>> import scoreexp as se
@@ -126,7 +126,7 @@ class GlobalSSIM(PictureMetric):
 
 
 class MSSSIM(PictureMetric):
-    """Mean over pictures of ``functional.ms_ssim``: five scales, Gaussian window 11 x 11, at least 161 pixels a side.
+    """Mean over images of ``functional.ms_ssim``: five scales, Gaussian window 11 x 11, at least 161 pixels a side.
 
     >>> import torch
     >>> import scoreexp as se

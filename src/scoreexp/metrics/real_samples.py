@@ -10,7 +10,7 @@ from scoreexp.metrics.reference import Reference, make_reference, split_digest, 
 
 
 class TooFewPicturesError(UserError):
-    """Generated pictures cannot be compared with a single real one."""
+    """Generated images cannot be compared with a single real one."""
 
 
 def real_samples(data: DataModule, split: SplitName, n: int | None) -> tuple[Split, np.ndarray]:
@@ -32,15 +32,15 @@ def data_recipe(data: DataModule, split: Split, positions: np.ndarray) -> str:
 def reference_of(
     data: DataModule, extractor: FeatureExtractor, split: SplitName, n: int | None, *, keep_features: bool
 ) -> Reference:
-    """Features of real pictures, kept in the data set's own cache folder if it has one.
+    """Features of real images, kept in the data set's own cache folder if it has one.
 
     Raises:
-        TooFewPicturesError: there are fewer than two pictures.
+        TooFewPicturesError: there are fewer than two images.
     """
     chosen, positions = real_samples(data, split, n)
     if len(positions) < 2:
         raise TooFewPicturesError(
-            f"generated pictures are to be compared with {len(positions)} real one(s) of the {split} split: "
+            f"generated images are to be compared with {len(positions)} real one(s) of the {split} split: "
             "at least 2 are needed, take other data (data.crop=random for photographs)"
         )
     cache = data.cache or (None if data.root is None else data.root / ".scoreexp-cache")

@@ -1,4 +1,4 @@
-"""Features of the real pictures, computed once and kept on disk."""
+"""Features of the real images, computed once and kept on disk."""
 
 import contextlib
 import hashlib
@@ -30,7 +30,7 @@ _log = logging.getLogger(__name__)
 
 
 class Reference(NamedTuple):
-    """What generated pictures are compared with.
+    """What generated images are compared with.
 
     >>> import torch
     >>> import scoreexp as se
@@ -42,7 +42,7 @@ class Reference(NamedTuple):
     Attributes:
         split: which split of the data it is.
         recipe: data set and preprocessing.
-        shape: of a picture, (C, H, W).
+        shape: of an image, (C, H, W).
         extractor: name of the extractor.
         extractor_digest: its SHA-256.
         resize: how it resizes.
@@ -71,7 +71,7 @@ def make_reference(
     keep_features: bool = False,
     cache: Path | None = None,
 ) -> Reference:
-    """Features of the first n real pictures, from ``cache`` if they were computed before.
+    """Features of the first n real images, from ``cache`` if they were computed before.
 
     The Frechet distance needs only their moments; the kernel distance, precision and recall and the sliced
     Wasserstein distance need ``keep_features``. Several processes may ask at once: one computes, the others
@@ -91,16 +91,16 @@ def make_reference(
 
     Args:
         images: opens a stream of batches ``[B, C, H, W]``, uint8 or in [0, 1]; called only where nothing is cached.
-        extractor: what the pictures are compared by.
-        n: number of pictures, at least 2.
+        extractor: what the images are compared by.
+        n: number of images, at least 2.
         split: which split of the data they are, such as ``train``.
-        recipe: data set and preprocessing in words. It names the file, so it must differ for different pictures:
+        recipe: data set and preprocessing in words. It names the file, so it must differ for different images:
             put ``split_digest`` of them into it.
         keep_features: keep all features, not only their moments.
         cache: folder for the file, created if need be; None computes anew.
 
     Raises:
-        ValueError: there are fewer than n pictures, their shapes differ or values are outside [0, 1].
+        ValueError: there are fewer than n images, their shapes differ or values are outside [0, 1].
         UserError: the file cannot be written.
     """
     if cache is None:
@@ -130,7 +130,7 @@ def make_reference(
 
 
 def split_images(split: Split, positions: np.ndarray, batch_size: int = 250) -> Iterator[Tensor]:
-    """Pictures of a data set's split as 8-bit batches ``[B, C, H, W]``, in the order of ``positions``.
+    """Images of a data set's split as 8-bit batches ``[B, C, H, W]``, in the order of ``positions``.
 
     >>> import numpy as np
     >>> from scoreexp.data import Split
@@ -145,7 +145,7 @@ def split_images(split: Split, positions: np.ndarray, batch_size: int = 250) -> 
 
 
 def split_digest(split: Split, positions: np.ndarray) -> str:
-    """16 hexadecimal digits that name a choice of pictures: the hash of 256 evenly spaced ones and the positions.
+    """16 hexadecimal digits that name a choice of images: the hash of 256 evenly spaced ones and the positions.
 
     >>> import numpy as np
     >>> from scoreexp.data import Split
@@ -209,11 +209,9 @@ def _compute(
         if statistics.count == n:
             break
     if statistics.count < n:
-        raise ValueError(
-            f"the reference has {statistics.count} pictures, {n} were asked for: give a smaller n"
-        )
+        raise ValueError(f"the reference has {statistics.count} images, {n} were asked for: give a smaller n")
     if len(shapes) > 1:
-        raise ValueError(f"the reference has pictures of the shapes {sorted(shapes)}: give one size")
+        raise ValueError(f"the reference has images of the shapes {sorted(shapes)}: give one size")
     return Reference(
         split=split,
         recipe=recipe,

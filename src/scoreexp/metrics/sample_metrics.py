@@ -1,10 +1,10 @@
-"""Distances between generated and real pictures as torchmetrics objects that are right on any number of devices.
+"""Distances between generated and real images as torchmetrics objects that are right on any number of devices.
 
-Every generated picture has a number from 0 to n - 1. Devices draw disjoint numbers; pictures beyond n are left
+Every generated image has a number from 0 to n - 1. Devices draw disjoint numbers; images beyond n are left
 out, and a value is given only when every number was counted exactly once. It does therefore not depend on the
-number of devices or on how pictures were put into batches.
+number of devices or on how images were put into batches.
 
-Computing is done in double precision: on devices without it (Apple's) leave the metric on the CPU; pictures may
+Computing is done in double precision: on devices without it (Apple's) leave the metric on the CPU; images may
 lie anywhere, they are moved to the extractor's device.
 """
 
@@ -32,7 +32,7 @@ from scoreexp.metrics.spec import MetricSpec
 
 
 class SampleMetric(Metric):
-    """Compares n generated pictures with a reference by the features of one extractor.
+    """Compares n generated images with a reference by the features of one extractor.
 
     >>> import torch
     >>> import scoreexp as se
@@ -57,8 +57,8 @@ class SampleMetric(Metric):
 
     Args:
         extractor: the one that the reference was made with.
-        reference: features of the real pictures.
-        n: number of generated pictures.
+        reference: features of the real images.
+        n: number of generated images.
 
     Raises:
         ValueError: the reference was made with another extractor, or n is below 2.
@@ -67,7 +67,7 @@ class SampleMetric(Metric):
     is_differentiable = False
     full_state_update = False
     spec: ClassVar[MetricSpec]
-    needs_features: ClassVar[bool] = False  # of every picture, not only their moments
+    needs_features: ClassVar[bool] = False  # of every image, not only their moments
     seen: Tensor
 
     @checked
@@ -83,11 +83,11 @@ class SampleMetric(Metric):
         self.add_state("seen", torch.zeros(n, dtype=torch.int32), dist_reduce_fx="sum")
 
     def update(self, images: Tensor, index: Tensor | None = None) -> None:
-        """Count a batch of generated pictures.
+        """Count a batch of generated images.
 
         Args:
             images: ``[B, C, H, W]``, uint8 or in [0, 1], of the reference's shape.
-            index: ``[B]`` whole numbers >= 0, the number of each picture among all; None counts them as they
+            index: ``[B]`` whole numbers >= 0, the number of each image among all; None counts them as they
                 come, which only a single process can.
 
         Raises:
@@ -95,12 +95,12 @@ class SampleMetric(Metric):
         """
         if tuple(images.shape[1:]) != self.reference.shape:
             raise ValueError(
-                f"generated pictures have shape {tuple(images.shape[1:])}, the reference {self.reference.shape}: "
-                "compare pictures of one size"
+                f"generated images have shape {tuple(images.shape[1:])}, the reference {self.reference.shape}: "
+                "compare images of one size"
             )
         if index is None:
             if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
-                raise ValueError("several devices generate pictures: give the index of each among all")
+                raise ValueError("several devices generate images: give the index of each among all")
             index = torch.arange(self._next, self._next + len(images))
             self._next += len(images)
         kept = index.cpu() < self.n
@@ -112,7 +112,7 @@ class SampleMetric(Metric):
 
     @abstractmethod
     def add_features(self, features: Tensor, index: Tensor) -> None:
-        """Add ``features[B, D]`` of the pictures numbered ``index[B]`` to the state."""
+        """Add ``features[B, D]`` of the images numbered ``index[B]`` to the state."""
 
     @abstractmethod
     def results(self) -> tuple[MetricValue, ...]:
@@ -124,12 +124,12 @@ class SampleMetric(Metric):
         return tuple(metric_name(name, self.extractor, self.n) for name in self.spec.value_names)
 
     def reset(self) -> None:
-        """Forget all pictures."""
+        """Forget all images."""
         super().reset()
         self._next = 0
 
     def require_all(self) -> None:
-        """Refuse to give a value unless every picture was counted once.
+        """Refuse to give a value unless every image was counted once.
 
         Raises:
             ValueError: otherwise.
@@ -138,7 +138,7 @@ class SampleMetric(Metric):
         if len(wrong):
             first = int(wrong[0])
             raise ValueError(
-                f"{type(self).__name__} of {self.n} pictures: {len(wrong)} were not counted exactly once, such as "
+                f"{type(self).__name__} of {self.n} images: {len(wrong)} were not counted exactly once, such as "
                 f"number {first} ({int(self.seen[first])} times): generate each number from 0 to {self.n - 1} once"
             )
 
@@ -160,7 +160,7 @@ class SampleMetric(Metric):
             resize=self.extractor.resize,
             settings=settings,
         )
-        caveats = [caveat, "grey pictures: not comparable with values of colour pictures" if grey else ""]
+        caveats = [caveat, "grey images: not comparable with values of colour images" if grey else ""]
         return MetricValue(
             float(value), card, "; ".join(filter(None, caveats)), None if spread is None else float(spread)
         )
@@ -169,7 +169,7 @@ class SampleMetric(Metric):
 class FrechetDistance(SampleMetric):
     """``frechet_distance`` between the features' moments: the FID if the extractor is the published network.
 
-    With no more pictures than features have dimensions the covariance is singular and the value much too large;
+    With no more images than features have dimensions the covariance is singular and the value much too large;
     it is given with a caveat.
 
     >>> import torch
@@ -209,7 +209,7 @@ class FrechetDistance(SampleMetric):
         caveat = ""
         if fewest <= self.extractor.dimension:
             caveat = (
-                f"{fewest} pictures for {self.extractor.dimension} feature dimensions: the covariance is singular and "
+                f"{fewest} images for {self.extractor.dimension} feature dimensions: the covariance is singular and "
                 "the value biased upwards, so compare it only for equal n, or use the kernel distance"
             )
         return (self._with_card(self.spec.name, self.compute(), caveat=caveat),)
@@ -238,7 +238,7 @@ class _FeatureMetric(SampleMetric):
         self.index.append(index)
 
     def sync(self, *args: Any, **kwargs: Any) -> None:
-        # A device without pictures must still take part in the gathering, with arrays of the right type.
+        # A device without images must still take part in the gathering, with arrays of the right type.
         device = self.seen.device
         self.add_features(
             torch.zeros(0, self.extractor.dimension, device=device),
@@ -254,7 +254,7 @@ class _FeatureMetric(SampleMetric):
 
 
 class KernelDistance(_FeatureMetric):
-    """``kid``: unbiased for any number of pictures; called KID if the extractor is the published Inception network.
+    """``kid``: unbiased for any number of images; called KID if the extractor is the published Inception network.
 
     >>> import torch
     >>> import scoreexp as se
@@ -268,10 +268,10 @@ class KernelDistance(_FeatureMetric):
 
     Args:
         extractor: the one that the reference was made with.
-        reference: features of the real pictures, all kept.
-        n: number of generated pictures.
+        reference: features of the real images, all kept.
+        n: number of generated images.
         subsets: number of random subsets.
-        subset_size: pictures in each; null is min(1000, n, number of real ones).
+        subset_size: images in each; null is min(1000, n, number of real ones).
     """
 
     spec = MetricSpec("kernel", "lower", needs="pictures", usual=True, published="kid")
@@ -292,7 +292,7 @@ class KernelDistance(_FeatureMetric):
         if not 2 <= self.subset_size <= most:
             raise ValueError(
                 f"KernelDistance got subset_size={subset_size}: give a size "
-                f"from 2 to {most}, the smaller number of pictures"
+                f"from 2 to {most}, the smaller number of images"
             )
 
     def compute(self) -> KernelEstimate:
@@ -308,7 +308,7 @@ class KernelDistance(_FeatureMetric):
 
 
 class PrecisionRecall(_FeatureMetric):
-    """``precision_recall`` of the generated pictures.
+    """``precision_recall`` of the generated images.
 
     >>> import torch
     >>> import scoreexp as se
@@ -323,8 +323,8 @@ class PrecisionRecall(_FeatureMetric):
 
     Args:
         extractor: the one that the reference was made with.
-        reference: features of the real pictures, all kept.
-        n: number of generated pictures.
+        reference: features of the real images, all kept.
+        n: number of generated images.
         k: neighbours that a ball reaches to.
     """
 
@@ -343,7 +343,7 @@ class PrecisionRecall(_FeatureMetric):
         most = min(n, reference.statistics.count) - 1
         if k > most:
             raise ValueError(
-                f"PrecisionRecall got k={k}: give 1 to {most}, less than the smaller number of pictures"
+                f"PrecisionRecall got k={k}: give 1 to {most}, less than the smaller number of images"
             )
         self.k = k
 
@@ -375,8 +375,8 @@ class SlicedWasserstein(_FeatureMetric):
 
     Args:
         extractor: the one that the reference was made with.
-        reference: features of the real pictures, all kept.
-        n: number of generated pictures.
+        reference: features of the real images, all kept.
+        n: number of generated images.
         projections: number of lines.
     """
 

@@ -1,4 +1,4 @@
-"""Metrics of a set of generated samples against a set of real ones, compared as they are: points, or pixels of pictures."""
+"""Metrics of a set of generated samples against a set of real ones, compared as they are: points, or pixels of images."""
 
 from abc import ABC, abstractmethod
 from typing import ClassVar

@@ -26,8 +26,8 @@ class MetricSpec:
         name: by which it is asked for, and with which its values' names begin.
         direction: which values are the better ones.
         needs: what it is computed from, and so how it is called:
-            ``pairs``: ``update(denoised, clean)`` and ``compute()``, pictures ``[B, C, H, W]`` in [0, 1];
-            ``pictures``: ``SampleMetric``, generated pictures and features of real ones;
+            ``pairs``: ``update(denoised, clean)`` and ``compute()``, images ``[B, C, H, W]`` in [0, 1];
+            ``pictures``: ``SampleMetric``, generated images and features of real ones;
             ``points``, ``training set``: ``SetMetric``, generated samples and real ones, or those trained on;
             ``oracle``: ``OracleMetric``, a model and the exact distribution;
             ``likelihood``: ``LikelihoodMetric``, log-densities.

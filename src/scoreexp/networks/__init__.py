@@ -1,10 +1,12 @@
 """Networks F(x, c_noise, cond): the learned part of a denoiser, on preconditioned inputs.
 
 Every network takes the keywords ``event_shape`` and ``num_classes``, maps ``x[B, *]``, ``c_noise[B]`` and
-``cond[B]`` or None to ``[B, *]``, and states in ``downsampling_factor`` what H and W must be divisible by.
+``cond[B]`` or None to ``[B, *]``, and states in ``downsampling_factor`` what H and W must be divisible by. One that is
+conditioned on an image states in ``cond_shape`` of what shape ``(C', H, W)``; there ``cond`` is ``[B, C', H, W]``.
 """
 
 from scoreexp.networks.exact import ExactPosteriorMean
+from scoreexp.networks.image_conditioned import ImageConditioned
 from scoreexp.networks.mlp import MLP
 from scoreexp.networks.ncsnpp import NCSNpp
 from scoreexp.networks.regression_unet import RegressionUNet
@@ -12,4 +14,13 @@ from scoreexp.networks.score_cnn import ScoreCNN
 from scoreexp.networks.unet import UNet
 from scoreexp.networks.unet_published import UNetPublished
 
-__all__ = ["MLP", "ExactPosteriorMean", "NCSNpp", "RegressionUNet", "ScoreCNN", "UNet", "UNetPublished"]
+__all__ = [
+    "MLP",
+    "ExactPosteriorMean",
+    "ImageConditioned",
+    "NCSNpp",
+    "RegressionUNet",
+    "ScoreCNN",
+    "UNet",
+    "UNetPublished",
+]

@@ -6,7 +6,7 @@ For data that take one of ``N`` values with equal probability the posterior mean
           w = \mathrm{softmax}_i\left( -\frac{|x_t - \alpha x_i|^2}{2 \sigma^2} \right),
 
 and every network with enough capacity and training tends to it: it says what an experiment on few images measures,
-which is memorisation, and how far each method is from that limit. See `scoreexp.numerics.oracles.EmpiricalImages`.
+which is memorisation, and how far each method is from that limit. See ``scoreexp.numerics.oracles.EmpiricalImages``.
 """
 
 from typing import Any

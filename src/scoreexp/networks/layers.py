@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from scoreexp.core.batch import are_labels
 from scoreexp.core.kinds import Images, kind_of
 
 Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
@@ -104,6 +105,10 @@ class Conditioning(nn.Module):
         Raises:
             ValueError: if labels are given to a network without classes.
         """
+        if cond is not None and not are_labels(cond):
+            raise ValueError(
+                "cond is an image, but the network takes class labels: choose network=unet_conditioned"
+            )
         if cond is not None and self.num_classes is None:
             raise ValueError("the network has no classes but got labels: set num_classes, or pass cond=None")
         parts: list[Tensor] = []

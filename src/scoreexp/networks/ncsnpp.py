@@ -4,7 +4,7 @@ Both are one network with other options. Beside the U-Net of Ho et al. (2020) it
 resample inside themselves (BigGAN), every sum of two branches divided by sqrt(2) so that the variance stays
 that of its terms, more blocks per level, attention after every block of a level that attends, and, for
 NCSN++, resampling through a low-pass filter (FIR), Gaussian Fourier features of the noise level, and a
-pyramid of the shrunk input that enters at every level, with for large pictures a pyramid of outputs too.
+pyramid of the shrunk input that enters at every level, with for large images a pyramid of outputs too.
 
 Two parts of the published networks belong to the preconditioning here. The division of the output by sigma is
 ``c_out`` of ``ScorePrediction``. The input is ``c_in x_t``, of unit variance, where the published NCSN++ sees

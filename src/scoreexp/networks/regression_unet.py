@@ -12,7 +12,7 @@ class RegressionUNet(nn.Module):
     """3x3 convolutions ``C - 64 - 128``, 2x2 max-pooling, 2x2 transposed convolution ``128 - 64``, 3x3 convolution
     ``64 - C``; ReLU after all but the last.
 
-    Published as a U-Net, of which it has one level and no skip connection. It is trained to return the clean picture
+    Published as a U-Net, of which it has one level and no skip connection. It is trained to return the clean image
     (``precond=x0``) at one noise level; ``c_noise`` and class labels are not used.
 
     Reference: Nguyen, Senequier, Arthaud, "Score-Based Denoising with Reverse-Time SDEs".

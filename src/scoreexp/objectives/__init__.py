@@ -3,14 +3,18 @@
 from scoreexp.objectives.base import Objective
 from scoreexp.objectives.denoising_score_matching import DenoisingScoreMatching
 from scoreexp.objectives.diffusion_weighted import DiffusionWeightedScoreMatching
+from scoreexp.objectives.exposure import ExposureMatching
+from scoreexp.objectives.forward_model import ForwardModelMatching
 from scoreexp.objectives.implicit_score_matching import ImplicitScoreMatching, SlicedScoreMatching
 from scoreexp.objectives.likelihood import LikelihoodScoreMatching
+from scoreexp.objectives.residual_score_matching import ResidualScoreMatching
 from scoreexp.objectives.stable_target import StableTargetScoreMatching
 from scoreexp.objectives.time_laws import DiscreteTime, LogNormalNoise, LogUniformNoise, TimeLaw, UniformTime
 from scoreexp.objectives.weightings import (
     EDMWeighting,
     EpsWeighting,
     MinSNR,
+    ResnoiseWeighting,
     ScoreWeighting,
     VWeighting,
     Weighting,
@@ -23,12 +27,16 @@ __all__ = [
     "DiscreteTime",
     "EDMWeighting",
     "EpsWeighting",
+    "ExposureMatching",
+    "ForwardModelMatching",
     "ImplicitScoreMatching",
     "LikelihoodScoreMatching",
     "LogNormalNoise",
     "LogUniformNoise",
     "MinSNR",
     "Objective",
+    "ResidualScoreMatching",
+    "ResnoiseWeighting",
     "ScoreWeighting",
     "SlicedScoreMatching",
     "StableTargetScoreMatching",

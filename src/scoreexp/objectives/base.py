@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from scoreexp.core.batch import Batch
+from scoreexp.core.streams import ImageStreams
 from scoreexp.core.tensors import expand_to
 from scoreexp.denoisers.denoiser import DenoiserBase
 from scoreexp.schedules import Schedule
@@ -93,6 +94,14 @@ def perturb(schedule: Schedule, batch: Batch, t: Tensor, noise: Tensor) -> Noisy
     alpha, sigma = schedule(t)
     x_t = expand_to(alpha, x_0) * x_0 + expand_to(sigma, x_0) * noise
     return NoisyData(x_0, x_t, t, alpha, sigma)
+
+
+def streams_of(noise: Tensor, purpose: str) -> ImageStreams:
+    """One further random stream per sample of a call, named by the first entry of that sample's noise ``[B, *]``.
+
+    A sample's draws depend on no other sample, hence not on how a batch is divided among devices.
+    """
+    return ImageStreams([noise_name(one) for one in noise.flatten(1)[:, :1].cpu()], purpose)
 
 
 def noise_name(noise: Tensor) -> int:

@@ -137,6 +137,22 @@ class EDMWeighting(Weighting):
         return (alpha / sigma) ** 2 + self.sigma_data**-2
 
 
+class ResnoiseWeighting(Weighting):
+    """``w = (alpha / sigma + sigma / 2)^2``: the squared error of Resfusion's target, the noise with a part of the residual.
+
+    The limit of small steps of ``(alpha / sigma + sigma / (1 + sqrt(a_t / a_s)))^2``; it is not 0 where alpha is.
+
+    Reference: Z. Shi et al., "Resfusion: Denoising Diffusion Probabilistic Models for Image Restoration Based on Prior
+    Residual Noise", 2024, https://arxiv.org/abs/2311.14900, equation (24).
+
+    >>> ResnoiseWeighting()(torch.tensor([0.0, 0.6]), torch.tensor([1.0, 0.8]))
+    tensor([0.2500, 1.3225])
+    """
+
+    def __call__(self, alpha: Tensor, sigma: Tensor) -> Tensor:
+        return (alpha / sigma + sigma / 2) ** 2
+
+
 class MinSNR(Weighting):
     """``w = min(SNR, gamma)``: DDPM's simple loss with the weight of small noise levels clipped.
 

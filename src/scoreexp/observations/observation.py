@@ -9,7 +9,7 @@ from torch import Tensor
 from scoreexp.core.checked import checked
 from scoreexp.core.streams import ImageStreams
 from scoreexp.observations.noise import NoiseModel
-from scoreexp.observations.operators import Operator
+from scoreexp.observations.operators import LinearOperator, Operator
 
 
 @checked
@@ -43,6 +43,39 @@ class Observation:
     def simulate(cls, x: Tensor, operator: Operator, noise: NoiseModel, streams: ImageStreams) -> Self:
         """The observation of known data ``x [B, *]``, one random stream per sample."""
         return cls(noise.sample(operator(x), streams), operator, noise)
+
+    def pulled_back(self, event_shape: Sequence[int]) -> Tensor:
+        """``y`` in the shape of ``x``: itself where it has that shape, else ``A^+ y``, or ``A^T y`` where that is not known.
+
+        >>> import torch
+        >>> from scoreexp.observations import GaussianNoise, Grayscale
+        >>> Observation(torch.ones(1, 1, 2, 2), Grayscale(), GaussianNoise(0.1)).pulled_back((3, 2, 2)).shape
+        torch.Size([1, 3, 2, 2])
+
+        Args:
+            event_shape: shape ``*`` of one ``x``.
+
+        Raises:
+            ValueError: the operator is not linear and changes the shape, or leads to another shape.
+        """
+        shape = tuple(event_shape)
+        if tuple(self.y.shape[1:]) == shape:
+            return self.y
+        name = type(self.operator).__name__
+        if not isinstance(self.operator, LinearOperator):
+            raise ValueError(
+                f"{name} changes the shape of samples and is no LinearOperator: choose one with an adjoint"
+            )
+        try:
+            back = self.operator.pinv(self.y)
+        except ValueError:  # not known in closed form
+            back = self.operator.adjoint(self.y)
+        if tuple(back.shape[1:]) != shape:
+            raise ValueError(
+                f"{name} leads y back to samples of shape {tuple(back.shape[1:])}, not {shape}: give the operator "
+                "that made y"
+            )
+        return back
 
     def require_streams(self, streams: ImageStreams) -> None:
         """Refuse another number of random streams than there are samples.

@@ -4,10 +4,12 @@ from scoreexp.restorers.averaged import Averaged
 from scoreexp.restorers.base import Restoration, Restorer
 from scoreexp.restorers.bilateral import Bilateral
 from scoreexp.restorers.by_sampling import BySampling
+from scoreexp.restorers.conditioned import Conditioned
 from scoreexp.restorers.ddnm import DDNM
 from scoreexp.restorers.ddrm import DDRM
 from scoreexp.restorers.dds import DDS
 from scoreexp.restorers.diffpir import DiffPIR
+from scoreexp.restorers.exposure import Exposure
 from scoreexp.restorers.gradient import DPS, STSL, HIRDiff
 from scoreexp.restorers.likelihood import MMPS, PiGDM
 from scoreexp.restorers.non_local_means import NonLocalMeans
@@ -30,7 +32,9 @@ __all__ = [
     "Averaged",
     "Bilateral",
     "BySampling",
+    "Conditioned",
     "DiffPIR",
+    "Exposure",
     "HIRDiff",
     "NonLocalMeans",
     "PiGDM",

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from scoreexp.core.checked import checked
 from scoreexp.core.streams import ImageStreams, stream_seed
 from scoreexp.core.types import PositiveInt
 from scoreexp.observations import Observation
@@ -31,9 +32,8 @@ class Averaged(Restorer):
         ValueError: ``draws`` is below 1.
     """
 
+    @checked
     def __init__(self, restorer: Restorer, draws: PositiveInt = 8) -> None:
-        if draws < 1:
-            raise ValueError(f"draws={draws}: choose at least 1")
         self.restorer, self.draws = restorer, draws
 
     @property

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from scoreexp.core.types import PositiveFloat
+from scoreexp.core.checked import checked
+from scoreexp.core.types import FinitePositiveFloat, PositiveFloat
 from scoreexp.restorers.filtering import ImageFilter
 
 
@@ -39,9 +40,8 @@ class Bilateral(ImageFilter):
         ValueError: a parameter is outside its domain; on a call, the observation is no image with white Gaussian noise.
     """
 
-    def __init__(self, radius: PositiveFloat = 1.8, strength: PositiveFloat = 1.95) -> None:
-        if not (0 < radius < math.inf and strength > 0):
-            raise ValueError(f"radius={radius}, strength={strength}: choose both > 0")
+    @checked
+    def __init__(self, radius: FinitePositiveFloat = 1.8, strength: PositiveFloat = 1.95) -> None:
         self.radius, self.strength = radius, strength
 
     def apply(self, y: Tensor, sigma: float) -> Tensor:

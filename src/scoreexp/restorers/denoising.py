@@ -5,7 +5,7 @@ from torch import Tensor
 from scoreexp.core.ranges import sigma_to_model
 from scoreexp.core.streams import ImageStreams, stream_seed
 from scoreexp.denoisers import DenoiserBase
-from scoreexp.observations import GaussianNoise, Identity, Observation
+from scoreexp.observations import GaussianNoise, Identity, NoiseModel, Observation, Operator
 from scoreexp.restorers.base import Callback, Restoration, Restorer
 
 
@@ -18,8 +18,15 @@ def observe(x: Tensor, index: Tensor, sigma: float, seed: int) -> Observation:
         sigma: standard deviation of the noise, in units of the [0, 1] range.
         seed: names the noise together with the position.
     """
+    return observe_through(x, index, Identity(), GaussianNoise(sigma_to_model(sigma)), seed)
+
+
+def observe_through(
+    x: Tensor, index: Tensor, operator: Operator, noise: NoiseModel, seed: int
+) -> Observation:
+    """The observation of clean images through any operator with any noise; other arguments as of ``observe``."""
     streams = ImageStreams([stream_seed(seed, "observation", i) for i in index.tolist()])
-    return Observation.simulate(x, Identity(), GaussianNoise(sigma_to_model(sigma)), streams)
+    return Observation.simulate(x, operator, noise, streams)
 
 
 def denoise_observed(

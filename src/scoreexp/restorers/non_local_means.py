@@ -10,6 +10,7 @@ import torch
 from skimage.restoration import denoise_nl_means
 from torch import Tensor
 
+from scoreexp.core.checked import checked
 from scoreexp.core.types import PositiveFloat, PositiveInt
 from scoreexp.restorers.filtering import ImageFilter
 
@@ -32,11 +33,8 @@ class NonLocalMeans(ImageFilter):
         ValueError: a parameter is outside its domain; on a call, the observation is no image with white Gaussian noise.
     """
 
+    @checked
     def __init__(self, strength: PositiveFloat = 0.6, patch: PositiveInt = 5, reach: PositiveInt = 6) -> None:
-        if not strength > 0 or patch < 1 or reach < 1:
-            raise ValueError(
-                f"strength={strength}, patch={patch}, reach={reach}: choose a strength > 0 and at least 1 of the others"
-            )
         self.strength, self.patch, self.reach = strength, patch, reach
 
     def apply(self, y: Tensor, sigma: float) -> Tensor:

@@ -10,10 +10,12 @@ Reference: X. Liu, L. Yi, "GeneOH Diffusion: Towards Generalizable Hand-Object I
 Diffusion", 2024, https://arxiv.org/abs/2402.14810, section 4.
 """
 
+from typing import Annotated
+
 from torch import Tensor
 
+from scoreexp.core.checked import checked
 from scoreexp.core.streams import ImageStreams
-from scoreexp.core.types import Probability
 from scoreexp.denoisers import DenoiserBase
 from scoreexp.observations import Identity, Observation
 from scoreexp.restorers.base import Callback, Restorer
@@ -43,9 +45,10 @@ class Renoise(Restorer):
         ValueError: ``t_star`` is outside its domain; on a call, the observation has more noise than there is at ``t*``.
     """
 
-    def __init__(self, sampler: Sampler, t_star: Probability = 0.5) -> None:
-        if not 0 < t_star <= 1:
-            raise ValueError(f"t_star={t_star}: choose a share of t_max in (0, 1]")
+    @checked
+    def __init__(
+        self, sampler: Sampler, t_star: Annotated[float, (">", 0), ("<=", 1), "a share of t_max"] = 0.5
+    ) -> None:
         self.sampler, self.t_star = sampler, t_star
 
     def restore(

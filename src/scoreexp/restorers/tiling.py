@@ -1,10 +1,10 @@
-"""Pictures of any size through a function that wants a certain multiple of pixels and a bounded memory.
+"""Images of any size through a function that wants a certain multiple of pixels and a bounded memory.
 
-A picture is mirrored at its bottom and right edges up to the next multiple. If it is larger than a tile, the
+An image is mirrored at its bottom and right edges up to the next multiple. If it is larger than a tile, the
 function is applied to overlapping tiles and their results are blended: at an edge that a tile shares with a
 neighbour, the outer quarter of the overlap is context only (weight 0) and the middle half is a linear ramp;
 weights sum to 1 at every pixel. So for a function whose result depends on pixels up to a distance r, tiles
-give what the whole picture gives everywhere if ``r <= overlap // 4``, and outside the bands of overlap if
+give what the whole image gives everywhere if ``r <= overlap // 4``, and outside the bands of overlap if
 ``r <= overlap``.
 """
 
@@ -30,17 +30,17 @@ def apply_tiled(
     progress: Callable[[int, int], None] | None = None,
     on_out_of_memory: Callable[[int], None] | None = None,
 ) -> Tensor:
-    """Apply ``function`` to pictures, in tiles if they are larger than ``tile``: ``[N, C, H, W]``.
+    """Apply ``function`` to images, in tiles if they are larger than ``tile``: ``[N, C, H, W]``.
 
     When a tile does not fit in memory, everything starts again with tiles of half the size, down to twice
     the overlap.
 
-    Arguments:
+    Args:
         function: ``(tile[B, C, h, w], (row, column)) -> [N, C, h, w]``, the same N for all tiles; row and column in
             pixels say where the tile's upper left corner lies, so that noise can be cut from one field that covers the
-            picture. h, w, row and column are divisible by ``multiple``.
+            image. h, w, row and column are divisible by ``multiple``.
         x: ``[B, C, H, W]``, any H and W from 1.
-        tile: side of the square tiles in pixels, divisible by ``multiple``; None: the whole picture at once.
+        tile: side of the square tiles in pixels, divisible by ``multiple``; None: the whole image at once.
         overlap: pixels that neighbouring tiles share at least, in [0, tile - multiple].
         multiple: h and w must be divisible by it, as a network's ``downsampling_factor``.
         progress: called with (tiles done, tiles in all) after each tile.
@@ -168,7 +168,7 @@ def _is_out_of_memory(error: BaseException) -> bool:
 
 def _check(x: Tensor, tile: int | None, overlap: int, multiple: int) -> None:
     if x.ndim != 4 or 0 in x.shape:
-        raise ValueError(f"pictures have shape {tuple(x.shape)}; it must be [B, C, H, W] with no empty axis")
+        raise ValueError(f"images have shape {tuple(x.shape)}; it must be [B, C, H, W] with no empty axis")
     if tile is None:
         return
     if tile % multiple:

@@ -22,6 +22,7 @@ References:
 import torch
 from torch import Tensor
 
+from scoreexp.core.checked import checked
 from scoreexp.core.types import PositiveFloat, PositiveInt
 from scoreexp.restorers.filtering import ImageFilter
 
@@ -47,13 +48,10 @@ class TV(ImageFilter):
         ValueError: a parameter is outside its domain; on a call, the observation is no image with white Gaussian noise.
     """
 
+    @checked
     def __init__(
         self, strength: PositiveFloat = 0.75, rounds: PositiveInt = 1, steps: PositiveInt = 100
     ) -> None:
-        if not strength > 0 or rounds < 1 or steps < 1:
-            raise ValueError(
-                f"strength={strength}, rounds={rounds}, steps={steps}: choose a strength > 0 and at least 1 of the others"
-            )
         self.strength, self.rounds, self.steps = strength, rounds, steps
 
     @torch.no_grad()

@@ -119,7 +119,7 @@ class RunDirectory:
             there and self._resume == "never" and is_first_process()
         ):  # the others see what it has just written
             raise UserError(
-                f"run_dir {self.path} already holds a run: add resume=auto to go on with it, or give another run_dir"
+                f"run_dir {self.path} already holds a run: add resume=auto to resume it, or give another run_dir"
             )
         return there
 

@@ -26,6 +26,7 @@ from scoreexp.samplers.one_more_step import OneMoreStep
 from scoreexp.samplers.pndm import PNDM
 from scoreexp.samplers.predictor_corrector import PredictorCorrector
 from scoreexp.samplers.probability_flow import ProbabilityFlow
+from scoreexp.samplers.resfusion import Resfusion
 from scoreexp.samplers.sa_solver import SASolver
 from scoreexp.samplers.sde_dpm_solver_pp import SDEDPMSolverPP
 from scoreexp.samplers.starts import start_from_observation, start_from_prior
@@ -53,6 +54,7 @@ __all__ = [
     "PredictorCorrector",
     "ProbabilityFlow",
     "QuadraticGrid",
+    "Resfusion",
     "SASolver",
     "SDEDPMSolverPP",
     "SampleResult",

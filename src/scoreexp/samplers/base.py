@@ -54,7 +54,7 @@ class SampleResult(NamedTuple):
 
 
 class _Bound(Wrapper):
-    """The model with its class labels, remembering the last posterior mean."""
+    """The model with its labels or images, remembering the last posterior mean."""
 
     def __init__(self, model: DenoiserBase, cond: Tensor | None) -> None:
         super().__init__(model)
@@ -113,7 +113,7 @@ class Sampler(ABC):
     ) -> tuple[Tensor, Any]:
         """One step from time ``t`` to ``s < t``: returns ``x_s [B, *]`` and the next state.
 
-        ``model(x_t, t)``, ``model.score`` and ``model.eps`` have the class labels of the call.
+        ``model(x_t, t)``, ``model.score`` and ``model.eps`` have the labels or images ``cond`` of the call.
         """
 
     @torch.no_grad()
@@ -137,7 +137,7 @@ class Sampler(ABC):
             streams: one random stream per sample.
             grid: the times visited instead of the sampler's own.
             t_start: time of ``x``; the schedule's ``t_max`` by default.
-            cond: class labels ``[B]``, or None.
+            cond: class labels ``[B]``, images ``[B, C', H, W]`` that the model is conditioned on, or None.
             keep: how many evenly spaced states to return, the last one always among them; at most all of
                 them.
             callback: called after each step as ``callback(i, n, x, x0_hat)`` with ``i = 1, ..., n``, the new

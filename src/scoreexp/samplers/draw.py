@@ -37,14 +37,14 @@ def draw(
         model: the denoiser; put a network into evaluation mode first.
         sampler: how.
         seeds: one per sample.
-        cond: class labels ``[B]``, see ``labels_for``.
+        cond: class labels ``[B]``, see ``labels_for``, or images ``[B, C', H, W]`` that the model is conditioned on.
         device: where to draw; that of the model by default.
         keep: how many states on the way to return.
         callback: as of ``Sampler``.
 
     Raises:
         UserError: the model does not say of what shape its samples are.
-        ValueError: ``cond`` does not have one label per seed.
+        ValueError: ``cond`` does not have one label or image per seed.
     """
     if model.event_shape is None:
         raise UserError("the model does not say of what shape its samples are: load it from a checkpoint")

@@ -60,7 +60,7 @@ class Langevin(Sampler):
                            + \sqrt{2 \eta}\, \kappa\, z\right) .
 
     ``kappa = 1`` without the clamp samples ``p_t``; a smaller ``kappa`` samples ``p_t^(1 / kappa^2)`` (tempering),
-    which is how a noisy picture is denoised: it drifts to where ``p_t`` is large and little noise is added.
+    which is how a noisy image is denoised: it drifts to where ``p_t`` is large and little noise is added.
     Denoising starts at the observation. A schedule with a single noise level is run at that level, whatever the
     observation's: the score is the only one there is.
 

@@ -3,6 +3,7 @@
 import math
 from typing import Annotated, Any, Literal
 
+import torch
 from torch import Tensor
 
 from scoreexp.core.checked import checked
@@ -28,6 +29,9 @@ class PredictorCorrector(Sampler):
 
        .. math:: x_s \leftarrow x_s + \epsilon\, s_\theta(x_s, s) + \sqrt{2 \epsilon}\, z, \qquad
                  \epsilon = 2 \left(r\, \frac{|z|}{|s_\theta(x_s, s)|}\right)^2 .
+
+       With ``step_size="sigma"`` it is ``epsilon = 2 (r sigma_s)^2`` for all, annealed Langevin dynamics as in SGMSE+
+       (Richter et al., 2023, https://arxiv.org/abs/2208.05830: ``euler``, r = 0.5, 30 times, corrector before predictor).
 
     Differences from the paper: the factor ``1 - beta_i`` in the ``epsilon`` of algorithm 5 is left out (it is 1
     in the limit of small steps, and in algorithm 4 always). The published code averages the norms over a batch;
@@ -57,6 +61,7 @@ class PredictorCorrector(Sampler):
         corrections: Langevin updates per step; 0 leaves the predictor alone.
         snr: ``r``, in (0, 1), without unit; 0.16 for CIFAR-10 in the paper.
         denoise_last: end with ``E[x_0 | x_t]`` at the last time.
+        step_size: of the corrector, from the ``norms`` of noise and score or from ``sigma``.
 
     Raises:
         ValueError: if a parameter is outside its domain.
@@ -70,11 +75,13 @@ class PredictorCorrector(Sampler):
         corrections: Annotated[NonNegativeInt, "0 leaves the predictor alone"] = 1,
         snr: OpenProbability = 0.16,
         denoise_last: bool = True,
+        step_size: Literal["norms", "sigma"] = "norms",
     ) -> None:
         super().__init__(grid, denoise_last)
         self.predictor = predictor
         self.corrections = corrections
         self.snr = snr
+        self.step_size = step_size
 
     def step(
         self,
@@ -91,10 +98,15 @@ class PredictorCorrector(Sampler):
         # 2. corrector
         for _ in range(self.corrections):
             score, z = model.score(x, batch_of(s, x)), streams.normal(x)
-            squared_ratio = sum_per_sample(z**2) / sum_per_sample(score**2)  # |z|^2 / |score|^2
-            epsilon = expand_to(2 * self.snr**2 * squared_ratio, x)
+            epsilon = expand_to(2 * self.snr**2 * self._squared_scale(model, s, score, z), x)
             x = x + epsilon * score + (2 * epsilon).sqrt() * z
         return x, state
+
+    def _squared_scale(self, model: DenoiserBase, s: float, score: Tensor, z: Tensor) -> Tensor:
+        """``epsilon / (2 r^2)``: ``|z|^2 / |score|^2`` of each sample, or ``sigma_s^2``."""
+        if self.step_size == "norms":
+            return sum_per_sample(z**2) / sum_per_sample(score**2)
+        return torch.full((len(z),), model.schedule.at(s)[1] ** 2, dtype=torch.float64)
 
 
 def reverse_diffusion_step(

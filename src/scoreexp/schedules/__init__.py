@@ -6,6 +6,8 @@ from scoreexp.schedules.cosine import Cosine
 from scoreexp.schedules.ddpm import DDPM
 from scoreexp.schedules.edm import EDM
 from scoreexp.schedules.flow_matching import FlowMatching
+from scoreexp.schedules.ouve import OUVE
+from scoreexp.schedules.resfusion import Resfusion
 from scoreexp.schedules.sub_vp import SubVP
 from scoreexp.schedules.ve import VE
 from scoreexp.schedules.ve_power import VEPower
@@ -14,11 +16,13 @@ from scoreexp.schedules.vp import VP
 __all__ = [
     "DDPM",
     "EDM",
+    "OUVE",
     "VE",
     "VP",
     "ConstantNoise",
     "Cosine",
     "FlowMatching",
+    "Resfusion",
     "Schedule",
     "SubVP",
     "VEPower",

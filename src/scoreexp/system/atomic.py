@@ -63,7 +63,7 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     ...     os.listdir(folder)
     ['note.txt']
 
-    Arguments:
+    Args:
         path: the file to write; its folder must exist. A symbolic link is followed: its target is replaced.
 
     Raises:

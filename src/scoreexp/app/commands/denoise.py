@@ -1,4 +1,4 @@
-"""Denoise the user's own pictures: any size, depth and number of channels."""
+"""Denoise the user's own images: any size, depth and number of channels."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -47,7 +47,7 @@ GIF_FRAME, GIF_LAST = 100, 1500  # milliseconds
 
 
 class Denoised(NamedTuple):
-    """One picture's way through the command: its files, and the noise level in [0, 1] units."""
+    """One image's way through the command: its files, and the noise level in [0, 1] units."""
 
     source: Path
     target: Path
@@ -55,7 +55,7 @@ class Denoised(NamedTuple):
 
 
 class _Task(NamedTuple):
-    """What is the same for all pictures of a call; ``sigma`` is None where each is to be estimated."""
+    """What is the same for all images of a call; ``sigma`` is None where each is to be estimated."""
 
     restorer: Restorer
     model: DenoiserBase | None
@@ -65,7 +65,7 @@ class _Task(NamedTuple):
 
 
 def denoise(cfg: DictConfig) -> list[Denoised]:
-    """Denoise ``cfg.input``, a picture or a folder, with the model of ``cfg.ckpt``; see ``conf/denoise.yaml``.
+    """Denoise ``cfg.input``, an image or a folder, with the model of ``cfg.ckpt``; see ``conf/denoise.yaml``.
 
     One bad file in a folder does not end the batch; it is named at the end and makes the exit code 1.
     """
@@ -99,14 +99,14 @@ def _task(cfg: DictConfig) -> _Task:
 
 
 def _sigma(cfg: DictConfig, record: Mapping[str, Any]) -> float | None:
-    """The noise level of all pictures, or None where it is to be estimated."""
+    """The noise level of all images, or None where it is to be estimated."""
     if cfg.sigma == "auto":
         return None
     sigma = own_sigma(record) if cfg.sigma is None else float(cfg.sigma)
     if sigma is None:
         say_labelled(
             "note",
-            "the run denoised no pictures, so it has no noise level of its own: estimates that of each",
+            "the run denoised no images, so it has no noise level of its own: estimates that of each",
         )
         return None
     if not sigma > 0:
@@ -139,7 +139,7 @@ def _denoise_file(task: _Task, source: Path, target: Path) -> Denoised:
             GaussianNoise(sigma_to_model(sigma)),
             label=task.label,
             seed=cfg.seed,
-            keep=kept + 1 if kept else 0,  # the first is the noisy picture
+            keep=kept + 1 if kept else 0,  # the first is the noisy image
             tiles=Tiles(cfg.tile, cfg.overlap),
             device=choose_device(cfg.device),
             callback=progress.step,
@@ -163,7 +163,7 @@ def _denoise_file(task: _Task, source: Path, target: Path) -> Denoised:
             stale.unlink()
         for i, state in enumerate(states[1:-1], start=1):
             write_image(folder / f"state_{i:03d}.png", state)
-        say_labelled("intermediate", f"{shown(folder)} ({len(states) - 2} pictures)")
+        say_labelled("intermediate", f"{shown(folder)} ({len(states) - 2} images)")
     if cfg.gif:
         _write_gif(gif, states)
         say_labelled("animation", f"{shown(gif)} ({len(states)} frames)")
@@ -171,7 +171,7 @@ def _denoise_file(task: _Task, source: Path, target: Path) -> Denoised:
 
 
 def _estimated(task: _Task, picture: Picture, source: Path) -> float:
-    """The noise level of a picture, as far as a model that denoises by sampling knows it."""
+    """The noise level of an image, as far as a model that denoises by sampling knows it."""
     estimate = estimate_sigma(picture.pixels)
     if not estimate.sigma > 0:
         raise UserError(f"no noise was found in {source}: give sigma=... to denoise it all the same")
@@ -188,7 +188,7 @@ def _estimated(task: _Task, picture: Picture, source: Path) -> float:
 
 
 def _write_gif(path: Path, states: Sequence[np.ndarray]) -> None:
-    """An endless animation of pictures ``[H, W, C]`` in [0, 1], which rests on the last."""
+    """An endless animation of images ``[H, W, C]`` in [0, 1], which rests on the last."""
     values = [to_uint8(state) for state in states]
     frames = [Image.fromarray(v[..., 0] if v.shape[-1] == 1 else v) for v in values]
     durations = [GIF_FRAME] * (len(frames) - 1) + [GIF_LAST]

@@ -1,4 +1,4 @@
-"""Edit the user's own pictures: an editor's strip, as files."""
+"""Edit the user's own images: an editor's strip, as files."""
 
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ def edit(cfg: DictConfig) -> Path:
     """The strip of ``cfg.editor`` for ``cfg.input``, see ``conf/edit.yaml``; returns the folder that holds it.
 
     Raises:
-        UserError: the pictures do not suit the model or the editor, or there is nothing to edit.
+        UserError: the images do not suit the model or the editor, or there is nothing to edit.
     """
     editor: Editor = construct(OmegaConf.to_container(cfg.editor, resolve=True), "editor")
     sources = [Path(source).expanduser() for source in (cfg.input, cfg.other) if source is not None]
@@ -49,7 +49,7 @@ def edit(cfg: DictConfig) -> Path:
         meta: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
         del meta["run_dir"]
         write_json(folder / "meta.json", {**meta, "evaluations": evaluations.rows})
-    say_labelled("pictures", f"{shown(folder)} ({len(frames)}, {evaluations.rows} network evaluations)")
+    say_labelled("images", f"{shown(folder)} ({len(frames)}, {evaluations.rows} network evaluations)")
     say_labelled("overview", shown(folder / "strip.png"))
     return folder
 
@@ -62,7 +62,7 @@ def _folder(cfg: DictConfig, source: Path) -> Path:
 
 
 def _read(source: Path, model: DenoiserBase) -> Tensor:
-    """The picture ``[1, C, H, W]`` in the range of the model, whose size it must have."""
+    """The image ``[1, C, H, W]`` in the range of the model, whose size it must have."""
     pixels = torch.from_numpy(np.moveaxis(read_image(source).pixels, -1, 0).copy())
     if tuple(pixels.shape) != tuple(model.event_shape or ()):
         raise UserError(
@@ -73,14 +73,14 @@ def _read(source: Path, model: DenoiserBase) -> Tensor:
 
 
 def _labels(cfg: DictConfig, model: DenoiserBase, editor: Editor) -> tuple[Tensor | None, Tensor | None]:
-    """Those of the picture, and those that are wanted."""
+    """Those of the image, and those that are wanted."""
     label = label_of_pictures(cfg, model)
     classes = model.record.get("num_classes")
     if editor.inputs == 1 and cfg.to is None:
         raise UserError(
-            "a picture comes back as it was where no class is wanted: give to=K, with a model of classes"
+            "an image comes back as it was where no class is wanted: give to=K, with a model of classes"
             if classes is None
-            else f"a picture comes back as it was where no class is wanted: give to=0 to {classes - 1}"
+            else f"an image comes back as it was where no class is wanted: give to=0 to {classes - 1}"
         )
     cond = labels_for([cfg.seed], model.record, label, device=model.device)
     wanted = None if cfg.to is None else labels_for([cfg.seed], model.record, cfg.to, device=model.device)

@@ -86,7 +86,7 @@ def _model(cfg: DictConfig, device: torch.device) -> tuple[Denoiser, Kind]:
     kind = kind_of(model.event_shape)
     if kind is None:
         raise UserError(
-            f"{cfg.ckpt} models samples of shape {model.event_shape}, neither pictures nor points: give another checkpoint"
+            f"{cfg.ckpt} models samples of shape {model.event_shape}, neither images nor points: give another checkpoint"
         )
     return model, "pictures" if isinstance(kind, Images) else "points"
 

@@ -23,7 +23,7 @@ from scoreexp.system.json_files import write_json
 
 _ON_SHEET = 64
 _BINS = 16
-_SHEET_SIDE = 64  # smaller pictures are enlarged to about this many pixels, without smoothing
+_SHEET_SIDE = 64  # smaller images are enlarged to about this many pixels, without smoothing
 
 
 def inspect_data(cfg: DictConfig) -> dict[str, Any]:
@@ -72,7 +72,7 @@ def inspect_data(cfg: DictConfig) -> dict[str, Any]:
 
 
 def contact_sheet(x: Tensor, path: Path) -> None:
-    """Write the pictures ``x[B, C, H, W]`` in [-1, 1] side by side in a near-square grid."""
+    """Write the images ``x[B, C, H, W]`` in [-1, 1] side by side in a near-square grid."""
     columns = math.ceil(math.sqrt(len(x)))
     enlarge = max(1, _SHEET_SIDE // x.shape[-1])
     pixels = np.moveaxis(to_uint8(to_unit(x)).numpy(), 1, -1)

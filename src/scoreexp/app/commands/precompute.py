@@ -111,7 +111,7 @@ def embed_training_images(
         data: the data, set up.
         embedding: precomputation and transport.
         seed: names the random starting densities and the noise of the transport.
-        pictures: where pictures of the first image's field and path go; None draws none.
+        pictures: folder for figures of the first image's field and path; None draws none.
 
     Raises:
         UserError: as for ``require_embeddable``.

@@ -1,4 +1,4 @@
-"""Restore the user's own damaged pictures: a task is an operator and a noise model, a restorer undoes it."""
+"""Restore the user's own damaged images: a task is an operator and a noise model, a restorer undoes it."""
 
 import dataclasses
 import inspect
@@ -52,7 +52,7 @@ Size = tuple[int, int]
 
 
 class Restored(NamedTuple):
-    """One picture's way through the command.
+    """One image's way through the command.
 
     Attributes:
         source: the input.
@@ -66,7 +66,7 @@ class Restored(NamedTuple):
 
 
 class _Task(NamedTuple):
-    """What is the same for all pictures of a call.
+    """What is the same for all images of a call.
 
     Attributes:
         node: the operator's configuration.
@@ -84,12 +84,12 @@ class _Task(NamedTuple):
     cfg: DictConfig
 
     def operator(self, size: Size) -> Operator:
-        """The operator for pictures of this height and width."""
+        """The operator for images of this height and width."""
         cfg = self.cfg
         if self.seen is not None:
             if self.seen.shape != size:
                 raise UserError(
-                    f"mask={cfg.mask} is {_size(self.seen.shape)}, the picture {_size(size)}: give a mask of its size"
+                    f"mask={cfg.mask} is {_size(self.seen.shape)}, the image {_size(size)}: give a mask of its size"
                 )
             return Mask(self.seen)
         if self.kernel is not None:
@@ -105,7 +105,7 @@ class _Task(NamedTuple):
 
 
 def restore(cfg: DictConfig) -> list[Restored]:
-    """Restore ``cfg.input``, a picture or a folder, see ``conf/restore.yaml``; a picture that fails ends no batch."""
+    """Restore ``cfg.input``, an image or a folder, see ``conf/restore.yaml``; an image that fails ends no batch."""
     source = Path(cfg.input).expanduser()
     pairs = input_and_output(source, cfg.output, DONE)
     for _, target in pairs:
@@ -149,8 +149,8 @@ def _task(cfg: DictConfig) -> _Task:
             raise UserError(f"{key}={cfg[key]} is not used by this task: leave it out, or take {example}")
     if task.is_of(Mask) and cfg.mask is None and not cfg.simulate:
         raise UserError(
-            "where the holes of a damaged picture lie must be given: add mask=FILE (black is a hole), or simulate=true to "
-            "make holes in a clean picture"
+            "where the holes of a damaged image lie must be given: add mask=FILE (black is a hole), or simulate=true to "
+            "make holes in a clean image"
         )
     task = task._replace(
         seen=None if cfg.mask is None else _mask(cfg.mask),
@@ -176,7 +176,7 @@ def _kernel(path: str) -> Tensor:
     """``[h, w]`` with the sum 1."""
     kernel = torch.from_numpy(read_image(Path(path).expanduser()).pixels.mean(-1, dtype=np.float64))
     if not kernel.any():
-        raise UserError(f"kernel={path} is all black: give the picture of a kernel, white on black")
+        raise UserError(f"kernel={path} is all black: give the image of a kernel, white on black")
     return kernel / kernel.sum()
 
 
@@ -192,7 +192,7 @@ def _restore_file(task: _Task, source: Path, target: Path) -> Restored:
     reference = _reference(cfg, source, picture)
     if reference is not None and reference.shape[:2] != (frame := _frame(task, picture, size)[1]):
         raise UserError(
-            f"the reference is {_size(reference.shape)}, the restored picture {_size(frame)}: give one of its size"
+            f"the reference is {_size(reference.shape)}, the restored image {_size(frame)}: give one of its size"
         )
     with StepProgress(f"restoring {source.name}", part="tile") as progress:
         restored = restore_image(
@@ -231,11 +231,11 @@ def _restore_file(task: _Task, source: Path, target: Path) -> Restored:
     return Restored(source, target, values)
 
 
-# ----------------------------------------------------------------------------------- what is known of a picture
+# ----------------------------------------------------------------------------------- what is known of an image
 
 
 def _simulated(task: _Task, picture: Picture) -> tuple[Observation, Size]:
-    """What the task makes of a clean picture, and the size of that."""
+    """What the task makes of a clean image, and the size of that."""
     size = (picture.pixels.shape[0], picture.pixels.shape[1])
     streams = ImageStreams([task.cfg.seed], "observation")
     clean = as_observed(picture.pixels)
@@ -243,7 +243,7 @@ def _simulated(task: _Task, picture: Picture) -> tuple[Observation, Size]:
 
 
 def _observed(task: _Task, picture: Picture) -> tuple[Observation, Size]:
-    """The picture as the task's observation, and the size of what is sought."""
+    """The image as the task's observation, and the size of what is sought."""
     y = as_observed(picture.pixels)
     height, width = y.shape[-2:]
     size = (height, width)
@@ -257,8 +257,8 @@ def _observed(task: _Task, picture: Picture) -> tuple[Observation, Size]:
         operator = task.operator(size)
     if isinstance(operator, ChannelMix) and y.shape[1] != len(operator.matrix):
         raise UserError(
-            f"this task observes pictures of {len(operator.matrix)} channel, and this one has {y.shape[1]}: give such a "
-            "picture, or simulate=true to make it of this one"
+            f"this task observes images of {len(operator.matrix)} channel, and this one has {y.shape[1]}: give such a "
+            "image, or simulate=true to make it of this one"
         )
     return Observation(operator(y) if isinstance(operator, Mask) else y, operator, task.noise), size
 
@@ -272,7 +272,7 @@ def _frame(task: _Task, picture: Picture, size: Size) -> tuple[Size, Size]:
 
 
 def _reference(cfg: DictConfig, source: Path, picture: Picture) -> np.ndarray | None:
-    """The clean picture that the result is measured against."""
+    """The clean image that the result is measured against."""
     if cfg.simulate:
         return picture.pixels
     if cfg.reference is None:
@@ -288,10 +288,10 @@ def _reference(cfg: DictConfig, source: Path, picture: Picture) -> np.ndarray | 
 
 
 def _measured(clean: np.ndarray, reference: np.ndarray) -> dict[str, float]:
-    """PSNR, and SSIM where the picture is large enough for its window."""
+    """PSNR, and SSIM where the image is large enough for its window."""
     if clean.shape != reference.shape:
         raise UserError(
-            f"the reference has {reference.shape[2]} channels, the restored picture {clean.shape[2]}: give one of as many"
+            f"the reference has {reference.shape[2]} channels, the restored image {clean.shape[2]}: give one of as many"
         )
     pair = [torch.from_numpy(np.moveaxis(a, -1, 0).copy())[None].clamp(0, 1) for a in (clean, reference)]
     values = {"psnr": float(psnr(*pair))}
@@ -305,7 +305,7 @@ def _quality(values: dict[str, float]) -> str:
 
 
 def _means(done: list[Restored]) -> dict[str, float]:
-    """Of PSNR and SSIM over the pictures that have them; empty without a reference."""
+    """Of PSNR and SSIM over the images that have them; empty without a reference."""
     rows = [item.values for item in done]
     means = {}
     for key in ("psnr", "ssim"):

@@ -1,4 +1,4 @@
-"""Draw pictures or points from a trained model: a seed names a sample, whatever the batch it is drawn in."""
+"""Draw images or points from a trained model: a seed names a sample, whatever the batch it is drawn in."""
 
 import csv
 import time
@@ -28,13 +28,13 @@ from scoreexp.system.atomic import atomic_write
 from scoreexp.system.devices import choose_device
 from scoreexp.system.json_files import write_json
 
-SHOWN = 64  # pictures in the overview
+SHOWN = 64  # images in the overview
 
 
 def sample(cfg: DictConfig) -> Path:
     """Draw ``cfg.n`` samples, see ``conf/sample.yaml``; returns the folder that holds them and ``meta.json``.
 
-    Pictures become one PNG each and a grid, points a table (``points.npz`` and ``points.csv``) and a scatter plot.
+    Images become one PNG each and a grid, points a table (``points.npz`` and ``points.csv``) and a scatter plot.
     """
     seeds = seeds_of(cfg.n, cfg.seeds)
     device = choose_device(cfg.device)
@@ -43,7 +43,7 @@ def sample(cfg: DictConfig) -> Path:
     shape = model.event_shape
     if kind_of(shape) is None:
         raise UserError(
-            f"{cfg.ckpt} models samples of shape {shape}, neither pictures nor points: give another checkpoint"
+            f"{cfg.ckpt} models samples of shape {shape}, neither images nor points: give another checkpoint"
         )
     sampler: Sampler = instantiate(cfg.sampler)
     folder = _folder(cfg)
@@ -108,7 +108,7 @@ def _write_pictures(folder: Path, seeds: list[int], samples: Tensor) -> tuple[st
     for seed, image in zip(seeds, images, strict=True):
         write_image(folder / f"seed_{seed:06d}.png", np.moveaxis(image.numpy(), 0, -1))
     image_grid(images[:SHOWN], folder / "grid.png")
-    return "pictures", folder / "grid.png", _degenerate(images)
+    return "images", folder / "grid.png", _degenerate(images)
 
 
 def _write_points(folder: Path, seeds: list[int], samples: Tensor) -> tuple[str, Path | None, str | None]:
@@ -144,12 +144,12 @@ def _folder(cfg: DictConfig) -> Path:
 
 
 def _degenerate(images: torch.Tensor) -> str | None:
-    """A remark on pictures that hold nothing, or None."""
+    """A remark on images that hold nothing, or None."""
     if float(images.std(dim=(1, 2, 3)).mean()) < 0.01:
-        return "the pictures are of one colour: the model is probably not trained yet"
+        return "the images are of one colour: the model is probably not trained yet"
     if float(((images <= 0.002) | (images >= 0.998)).float().mean()) > 0.7:
         return "most pixels are black or white: the sampler diverged or the model is not trained yet"
     shifted = images[..., :-1] - images[..., 1:]
     if float(shifted.var() / (2 * images.var())) > 0.9:
-        return "the pictures are still white noise: the model is not trained yet"
+        return "the images are still white noise: the model is not trained yet"
     return None

@@ -63,9 +63,7 @@ def _build(cfg: DictConfig) -> _Parts | None:
     module = build_module(cfg, record)
     module.prepare(data)
     if cfg.ckpt and cfg.init_from:
-        raise UserError(
-            "ckpt and init_from are both set: the first goes on with a run, the second begins one"
-        )
+        raise UserError("ckpt and init_from are both set: the first resumes a run, the second starts one")
     if cfg.init_from:
         take_weights(module, cfg.init_from)
     embedding = instantiate(cfg.embedding) if cfg.embedding else None

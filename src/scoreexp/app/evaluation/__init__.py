@@ -1,1 +1,1 @@
-"""The measurements of ``scoreexp.evaluate``, by what is measured: denoised pictures, the model itself, its samples."""
+"""The measurements of ``scoreexp.evaluate``, by what is measured: denoised images, the model itself, its samples."""

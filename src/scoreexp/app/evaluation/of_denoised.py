@@ -1,4 +1,4 @@
-"""Metrics of denoised pictures: those of a run's own evaluations, on the same noisy pictures."""
+"""Metrics of denoised images: those of a run's own evaluations, on the same noisy images."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,7 +11,7 @@ from scoreexp.core.ranges import to_unit
 from scoreexp.restorers import BySampling
 from scoreexp.restorers.denoising import denoise_observed, observe
 
-CONVENTION = "values in [0, 1], predictions clamped, all colour channels alike, mean over pictures"
+CONVENTION = "values in [0, 1], predictions clamped, all colour channels alike, mean over images"
 
 
 def measure_denoised(subject: Subject, metrics: Mapping[str, Any]) -> list[Measured]:
@@ -25,7 +25,7 @@ def measure_denoised(subject: Subject, metrics: Mapping[str, Any]) -> list[Measu
     settings = {"sigma": sigma, "noise_seed": subject.seed, "convention": CONVENTION}
     settings |= {**subject.settings, "nfe": nfe}
     memorised = subject.cfg.split == "val" and subject.data.validate_on == "train"
-    caveat = "on the pictures that were trained on" if memorised else ""
+    caveat = "on the images that were trained on" if memorised else ""
     by = f"pixels, sigma {sigma:g}, {subject.sampler_name}, {nfe} evaluations"
     found = []
     for collector in collectors.values():
@@ -37,7 +37,7 @@ def measure_denoised(subject: Subject, metrics: Mapping[str, Any]) -> list[Measu
 
 
 def _denoise(subject: Subject, sigma: float, collectors: dict[str, Any]) -> int:
-    """Denoise all pictures and count them; returns the evaluations for each. Drops collectors that refuse them."""
+    """Denoise all images and count them; returns the evaluations for each. Drops collectors that refuse them."""
     loader, nfe = subject.loader(), 0
     with StepProgress("denoising", len(loader)) as progress:
         restorer = BySampling(subject.sampler)
@@ -69,6 +69,6 @@ def _sigma(subject: Subject) -> float:
     if sigma is None:
         sigma = own_sigma(subject.model.record)
     if sigma is None:
-        raise UserError("the run denoised no pictures, so it has no noise level of its own: give sigma=0.5")
+        raise UserError("the run denoised no images, so it has no noise level of its own: give sigma=0.5")
     require_reachable(subject.sampler, subject.model.schedule, float(sigma))
     return float(sigma)

@@ -14,7 +14,7 @@ from scoreexp.diagnostics.likelihood import Likelihood, dequantise
 
 
 def measure_likelihood(subject: Subject, metrics: Mapping[str, Any]) -> list[Measured]:
-    """The values of metrics of log-densities, of pictures after dequantisation."""
+    """The values of metrics of log-densities, of images after dequantisation."""
     if not metrics:
         return []
     if subject.cfg.get("guidance"):
@@ -66,7 +66,7 @@ def measure_against_oracle(subject: Subject, metrics: Mapping[str, Any]) -> list
 
 
 def _dequantised(x: Tensor, index: list[int], seed: int) -> Tensor:
-    """Pictures rounded to 8 bits and dequantised; the noise of each is a function of its place."""
+    """Images rounded to 8 bits and dequantised; the noise of each is a function of its place."""
     levels = to_model(to_uint8(to_unit(x)).float() / 255)
     draws = [generator(seed, "dequantise", i) for i in index]
     return torch.cat([dequantise(one[None], draw) for one, draw in zip(levels, draws, strict=True)])

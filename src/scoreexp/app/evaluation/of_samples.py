@@ -30,12 +30,12 @@ from scoreexp.metrics.spec import Measurement, MetricSpec
 from scoreexp.samplers import draw, labels_for
 from scoreexp.system.atomic import atomic_write
 
-NEIGHBOUR_SIDE = 32  # pixels a side by which generated and training pictures are compared
-PAIRS = GRID // 4  # of a generated picture and the nearest one, in an overview
+NEIGHBOUR_SIDE = 32  # pixels a side by which generated and training images are compared
+PAIRS = GRID // 4  # of a generated image and the nearest one, in an overview
 
 
 class Generated(NamedTuple):
-    """Generated samples ``[n, *]``, pictures as 8-bit values, and the evaluations of the network for each."""
+    """Generated samples ``[n, *]``, images as 8-bit values, and the evaluations of the network for each."""
 
     samples: Tensor
     nfe: int
@@ -63,7 +63,7 @@ def generate(subject: Subject, folder: Path) -> Generated:
 
 
 def _write(subject: Subject, samples: Tensor, folder: Path) -> None:
-    """``samples.npz`` (pictures ``[N, H, W, C]`` uint8, points ``[N, D]`` float32), an overview, and each picture."""
+    """``samples.npz`` (images ``[N, H, W, C]`` uint8, points ``[N, D]`` float32), an overview, and each image."""
     folder.mkdir(parents=True, exist_ok=True)
     values = samples.movedim(1, -1) if subject.is_of_pictures else samples.float()
     first = subject.cfg.first_seed
@@ -79,11 +79,11 @@ def _write(subject: Subject, samples: Tensor, folder: Path) -> None:
         scatter(samples, folder / "points.png", title=f"{len(samples)} samples")
 
 
-# ---------------------------------------------------------------------------------------- by features of pictures
+# ---------------------------------------------------------------------------------------- by features of images
 
 
 def collectors_of(subject: Subject, metrics: Mapping[str, type[SampleMetric]]) -> list[SampleMetric]:
-    """The metrics of sets of pictures with their references, made before anything is drawn."""
+    """The metrics of sets of images with their references, made before anything is drawn."""
     by_extractor: dict[str, tuple[FeatureExtractor, list[type[SampleMetric]]]] = {}
     for name, metric in metrics.items():
         try:
@@ -158,7 +158,7 @@ def measure_points(subject: Subject, metrics: Mapping[str, Any], generated: Gene
 def measure_copies(
     subject: Subject, metrics: Mapping[str, Any], generated: Generated, folder: Path
 ) -> list[Measured]:
-    """The values of metrics of generated samples against those trained on; of pictures also ``nearest.png``."""
+    """The values of metrics of generated samples against those trained on; of images also ``nearest.png``."""
     if not metrics:
         return []
     split, positions = real_samples(subject.data, "train", None)
@@ -199,7 +199,7 @@ def _set_card(subject: Subject, name: str, split: Split, positions: np.ndarray, 
 def _draw_nearest(images: Tensor, nearest: Tensor, folder: Path) -> None:
     originals = to_unit(nearest).clamp(0, 1)
     pairs = torch.cat([images.float() / 255, originals], dim=2)
-    image_grid(pairs, folder / "nearest.png", "generated, and below it the nearest training picture")
+    image_grid(pairs, folder / "nearest.png", "generated, and below it the nearest training image")
 
 
 def _drawn(subject: Subject, measured: Sequence[Measured], nfe: int) -> list[Measured]:

@@ -14,7 +14,7 @@ class Curves(NamedTuple):
 
     Attributes:
         names: of the values; those that were never logged are left out.
-        file: name of the PNG among the run's pictures.
+        file: name of the PNG among the run's figures.
         ylabel: label of the vertical axis.
         log: logarithmic vertical axis.
     """
@@ -51,7 +51,7 @@ class RunCallback(pl.Callback):
             it comes from belongs to ``state_dict``.
         evaluations: how many evaluations in a row its values stand on.
         curves: what is plotted when the run is over.
-        picture: what a user should look at when the run is over, as far as it has been written.
+        picture: file of the figure that shows the result of the run, or None while there is none.
     """
 
     reason: str | None = None

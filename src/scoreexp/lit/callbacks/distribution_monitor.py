@@ -1,4 +1,4 @@
-"""Measure how far generated pictures are from real ones, during training."""
+"""Measure how far generated images are from real ones, during training."""
 
 import logging
 import time
@@ -29,9 +29,9 @@ _log = logging.getLogger(__name__)
 
 
 class DistributionMonitor(pl.Callback):
-    """Log a distance between generated and real pictures, such as ``val/frechet_random_conv_500``.
+    """Log a distance between generated and real images, such as ``val/frechet_random_conv_500``.
 
-    The pictures are those of the seeds ``first_seed ... first_seed + n - 1`` drawn with the weights that validation
+    The images are those of the seeds ``first_seed ... first_seed + n - 1`` drawn with the weights that validation
     uses (the averaged ones if there are), so every measurement starts from the same noise, and
     ``python -m scoreexp.evaluate`` gives the same value for the same seeds and sampler. It happens inside of an
     evaluation, the first after an interval has passed and the one after the last step, and counts as evaluation
@@ -53,16 +53,16 @@ class DistributionMonitor(pl.Callback):
     ('kernel', 100, 'train')
 
     Args:
-        sampler: how pictures are drawn.
+        sampler: how images are drawn.
         features: makes the extractor (a Hydra ``_partial_``); only that of the published Inception network makes
             the value an FID or KID.
         folder: where the overview of each measurement and the last values with their cards (``values.json``) go.
-        metric: what is measured: the name of a metric of generated pictures, or the dotted name of a ``SampleMetric``.
-        n: number of generated pictures.
-        first_seed: of the generated pictures.
+        metric: what is measured: the name of a metric of generated images, or the dotted name of a ``SampleMetric``.
+        n: number of generated images.
+        first_seed: of the generated images.
         split: what they are compared with.
-        reference_n: compare with the first n pictures of it only; null is all.
-        batch_size: pictures drawn at once per device; does not change them.
+        reference_n: compare with the first n images of it only; null is all.
+        batch_size: images drawn at once per device; does not change them.
         every_n_steps: steps between measurements; with neither interval every evaluation measures.
         every_n_seconds: seconds between measurements, those of evaluation included.
 
@@ -94,7 +94,7 @@ class DistributionMonitor(pl.Callback):
         self._metric: type[SampleMetric] = metric_named(metric, "pictures")
         if (needs := self._metric.spec.needs) != "pictures":
             raise ValueError(
-                f"distribution metric {metric} needs {needs}, not generated pictures: allowed are SampleMetrics"
+                f"distribution metric {metric} needs {needs}, not generated images: allowed are SampleMetrics"
             )
         self.split: SplitName = split
         self.reference_n, self.batch_size = reference_n, batch_size
@@ -127,7 +127,7 @@ class DistributionMonitor(pl.Callback):
         shape = pl_module.denoiser.event_shape
         if not isinstance(kind_of(shape), Images):
             raise UserError(
-                f"callbacks.distribution compares pictures, but samples have the shape {shape}: set callbacks=points"
+                f"callbacks.distribution compares images, but samples have the shape {shape}: set callbacks=points"
             )
         extractor: FeatureExtractor | None = None
         reason = "its weights are missing on another device"
@@ -182,7 +182,7 @@ class DistributionMonitor(pl.Callback):
         return trainer.strategy.reduce_boolean_decision(due, all=False)  # clocks differ between devices
 
     def _pictures(self, trainer: pl.Trainer, pl_module: ScoreModule) -> Iterator[tuple[Tensor, Tensor]]:
-        """This device's share: numbers ``[B]`` and 8-bit pictures ``[B, C, H, W]``."""
+        """This device's share: numbers ``[B]`` and 8-bit images ``[B, C, H, W]``."""
         mine = torch.arange(trainer.global_rank, self.n, trainer.world_size)
         for numbers in mine.split(self.batch_size):
             seeds = (self.first_seed + numbers).tolist()
@@ -200,4 +200,4 @@ class DistributionMonitor(pl.Callback):
 
     def _say_not_run(self, trainer: pl.Trainer) -> None:
         if trainer.is_global_zero:
-            _log.warning("the %s distance of generated pictures is not run: %s", self.metric, self.not_run)
+            _log.warning("the %s distance of generated images is not measured: %s", self.metric, self.not_run)

@@ -41,7 +41,7 @@ def langevin_table(
     noise: float,
     seed: int = 0,
 ) -> list[Row]:
-    """MSE and PSNR after every Langevin step, means over the pictures.
+    """MSE and PSNR after every Langevin step, means over the images.
 
     >>> from scoreexp.denoisers import OracleDenoiser
     >>> from scoreexp.numerics.oracles import Gaussian
@@ -99,7 +99,7 @@ def langevin_table(
 
 @freed_at_once()
 def draw_langevin(rows: Sequence[Mapping[str, Any]], path: str | Path, title: str) -> None:
-    """MSE and PSNR over the steps, a curve per step size, with the noisy picture and the posterior mean as lines.
+    """MSE and PSNR over the steps, a curve per step size, with the noisy image and the posterior mean as lines.
 
     >>> import tempfile
     >>> rows = [
@@ -148,8 +148,8 @@ def write_table(rows: Sequence[Mapping[str, Any]], path: str | Path) -> None:
 class LangevinStudy(pl.Callback):
     """After training, denoise by Langevin dynamics with each step size, and record MSE and PSNR after every step.
 
-    The pictures and their noise are those of the monitor, the weights those of the last step. It writes
-    ``langevin.csv`` into the run's directory and ``langevin.png`` among its pictures.
+    The images and their noise are those of the monitor, the weights those of the last step. It writes
+    ``langevin.csv`` into the run's directory and ``langevin.png`` among its figures.
 
     >>> from scoreexp.samplers import DDIM, UniformGrid
     >>> monitor = DenoisingMonitor(sampler=DDIM(UniformGrid(20)), folder="pictures", sigma=0.1)
@@ -160,7 +160,7 @@ class LangevinStudy(pl.Callback):
         step_sizes: ``eta`` of each chain, in squared units of the [0, 1] range.
         steps: length of each chain.
         noise: ``kappa``, without unit, see ``scoreexp.samplers.Langevin``.
-        pictures: how many validation pictures at most.
+        pictures: number of validation images, at most.
 
     Raises:
         ValueError: if a parameter is outside its domain.
@@ -184,9 +184,7 @@ class LangevinStudy(pl.Callback):
     def _monitor(trainer: pl.Trainer) -> DenoisingMonitor:
         found = next((c for c in trainer.callbacks if isinstance(c, DenoisingMonitor)), None)  # type: ignore[attr-defined]
         if found is None:
-            raise UserError(
-                "callbacks.study denoises the monitor's pictures: leave callbacks.monitor as it is"
-            )
+            raise UserError("callbacks.study denoises the monitor's images: leave callbacks.monitor as it is")
         return found
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -227,5 +225,5 @@ class LangevinStudy(pl.Callback):
         table = Path(trainer.default_root_dir) / "langevin.csv"
         figure = table.parent / "pictures" / "langevin.png"
         write_table(rows, table)
-        draw_langevin(rows, figure, f"{len(clean)} pictures, sigma = {sigma:g}, kappa = {self.noise:g}")
+        draw_langevin(rows, figure, f"{len(clean)} images, sigma = {sigma:g}, kappa = {self.noise:g}")
         sys.stdout.write(f"study          {figure} and {table}\n")

@@ -1,4 +1,4 @@
-"""Denoise the same noisy pictures again and again during training: the metric that runs are stopped and compared on."""
+"""Restore the same observed images again and again during training: the metric that runs are stopped and compared on."""
 
 import shutil
 from collections import deque
@@ -14,15 +14,16 @@ from scoreexp.core.batch import Batch
 from scoreexp.core.checked import checked
 from scoreexp.core.errors import UserError
 from scoreexp.core.kinds import Images, kind_of
-from scoreexp.core.ranges import sigma_to_model, to_unit
+from scoreexp.core.ranges import sigma_to_model, sigma_to_unit, to_unit
 from scoreexp.core.types import FromRun, NonNegativeInt, PositiveFloat, PositiveInt
 from scoreexp.figures.images import denoising_strip, save_pixels
 from scoreexp.lit.callbacks.base import Curves, NextCommand, RunCallback
 from scoreexp.lit.module import ScoreModule
 from scoreexp.metrics.catalogue import metric_named, specs
 from scoreexp.metrics.functional import WINDOW_SIZE
-from scoreexp.restorers import BySampling
-from scoreexp.restorers.denoising import denoise_observed, observe
+from scoreexp.observations import GaussianNoise, Identity, NoiseModel, Operator
+from scoreexp.restorers import BySampling, Restorer
+from scoreexp.restorers.denoising import denoise_observed, observe_through
 from scoreexp.runs.directory import shown
 from scoreexp.samplers import Sampler
 from scoreexp.schedules import Schedule
@@ -33,46 +34,54 @@ MEASURED = sorted(spec.name for spec in specs("pictures") if spec.usual and spec
 LOGGED = (*(f"{name}_confirmed" for name in CONFIRMED), *MEASURED)  # what a run may be stopped on
 
 
-class DenoisingMonitor(RunCallback):
-    """Log the usual metrics of denoised validation pictures: ``val/ssim``, ``val/ssim_global``, ``val/psnr``, ``val/mse``.
+class RestorationMonitor(RunCallback):
+    """Log the usual metrics of restored validation images: ``val/ssim``, ``val/ssim_global``, ``val/psnr``, ``val/mse``.
 
-    The observation is y = x + sigma z with z a function of (seed, picture index), the same at every evaluation; it is
-    not clipped. The sampler starts at the time at which the schedule has that noise level. ``val/ssim_confirmed``
-    and ``val/ssim_global_confirmed`` are the minima of the last ``confirm`` evaluations, logged once there are that many:
-    a single lucky evaluation does not count.
+    The observation is ``y = noise(A(x))`` with draws that are a function of (seed, image index), the same at every
+    evaluation; it is not clipped. ``val/ssim_confirmed`` and ``val/ssim_global_confirmed`` are the minima of the last
+    ``confirm`` evaluations, logged once there are that many: a single lucky evaluation does not count.
 
+    >>> from scoreexp.observations import GaussianBlur
+    >>> from scoreexp.restorers import Conditioned
     >>> from scoreexp.samplers import DDIM, UniformGrid
-    >>> from scoreexp.schedules import VP
-    >>> monitor = DenoisingMonitor(sampler=DDIM(UniformGrid(20)), folder="pictures", sigma=0.2)
-    >>> monitor.require_reachable(VP())
-    >>> sorted(monitor.metrics)
-    ['mse', 'psnr', 'ssim', 'ssim_global']
+    >>> monitor = RestorationMonitor(
+    ...     restorer=Conditioned(DDIM(UniformGrid(5))),
+    ...     operator=GaussianBlur(sigma=1.6, size=32),
+    ...     noise=GaussianNoise(0.1),
+    ...     folder="pictures",
+    ... )
+    >>> monitor.task
+    'restoring from GaussianBlur with GaussianNoise'
 
     Args:
-        sampler: how pictures are denoised.
-        sigma: noise level of the observation, in units of the [0, 1] range (twice that in the model's [-1, 1]).
+        restorer: how images are restored.
+        operator: ``A`` of the observation.
+        noise: the law of ``y`` given ``A(x)``.
         confirm: number of evaluations in a row that the confirmed values stand on.
-        folder: where the picture strips go, and in ``last/`` the first picture of the last evaluation, pixel by pixel.
-        pictures: pictures shown in a strip.
-        intermediate: states between noisy and denoised shown in a strip.
+        folder: where the image strips go, and in ``last/`` the first image of the last evaluation, pixel by pixel;
+            observations are shown in the shape of the image.
+        pictures: number of images shown in a strip.
+        intermediate: states between observed and restored shown in a strip.
         seed: names the noise.
     """
 
-    curves = (Curves(("val/ssim", "val/ssim_global"), "ssim.png", "SSIM of denoised validation pictures"),)
+    curves = (Curves(("val/ssim", "val/ssim_global"), "ssim.png", "SSIM of restored validation images"),)
 
     @checked
     def __init__(
         self,
         *,
-        sampler: Annotated[Sampler, FromRun("sampler")],
+        restorer: Restorer,
+        operator: Operator,
+        noise: NoiseModel,
         folder: Annotated[str, FromRun("pictures")],
-        sigma: Annotated[PositiveFloat, "in units of the [0, 1] range; 0.1 to 0.5 are usual"] = 0.5,
         confirm: PositiveInt = 2,
         pictures: NonNegativeInt = 4,
         intermediate: NonNegativeInt = 3,
         seed: Annotated[int, FromRun("seed")] = 0,
     ) -> None:
-        self.sampler, self.sigma, self.confirm, self.seed = sampler, sigma, confirm, seed
+        self.restorer, self.operator, self.noise = restorer, operator, noise
+        self.confirm, self.seed = confirm, seed
         self.folder, self.pictures, self.intermediate = Path(folder), pictures, intermediate
         self.evaluations, self.picture = confirm, self.folder / "best.png"
         self.metrics = {name: metric_named(name, "pictures")() for name in MEASURED}
@@ -88,9 +97,15 @@ class DenoisingMonitor(RunCallback):
         self.recent = {k: deque(v, maxlen=self.confirm) for k, v in state_dict["recent"].items()}
         self.best_ssim = state_dict["best_ssim"]
 
-    def require_reachable(self, schedule: Schedule) -> None:
-        """Refuse, before anything is trained, a noise level from which the sampler cannot start on ``schedule``."""
-        self.sampler.start(schedule, torch.zeros(1, 1), sigma_to_model(self.sigma))
+    @property
+    def observed(self) -> str:
+        """What the observation is, in words."""
+        return f"{type(self.operator).__name__} with {type(self.noise).__name__}"
+
+    @property
+    def task(self) -> str:
+        """What is done with it, in words."""
+        return f"restoring from {self.observed}"
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -114,11 +129,11 @@ class DenoisingMonitor(RunCallback):
     ) -> None:
         model = pl_module.evaluation_denoiser
         x, index = batch.x, batch.index
-        if not len(x):  # fewer pictures than devices
+        if not len(x):  # fewer images than devices
             return
-        observation = observe(x, index, self.sigma, self.seed)
+        observation = observe_through(x, index, self.operator, self.noise, self.seed)
         result = denoise_observed(
-            BySampling(self.sampler),
+            self.restorer,
             model,
             observation,
             index,
@@ -131,7 +146,7 @@ class DenoisingMonitor(RunCallback):
         for metric in self.metrics.values():
             metric.update(denoised, clean)
         if trainer.is_global_zero and len(self._shown) < self.pictures:
-            states = [x, observation.y, *result.trajectory[1:-1], result.x]
+            states = [x, observation.pulled_back(x.shape[1:]), *result.trajectory[1:-1], result.x]
             for i in range(min(len(x), self.pictures - len(self._shown))):
                 self._shown.append([to_unit(state[i]).clamp(0, 1).cpu() for state in states])
 
@@ -152,7 +167,7 @@ class DenoisingMonitor(RunCallback):
     def _write_strips(self, trainer: pl.Trainer, ssim: float) -> None:
         if not (trainer.is_global_zero and self._shown):
             return
-        title = f"step {trainer.global_step}, noise sigma = {self.sigma:g}, {self._nfe} network evaluations"
+        title = f"step {trainer.global_step}, {self.observed}, {self._nfe} network evaluations"
         strip = self.folder / f"step_{trainer.global_step:07d}.png"
         denoising_strip(self._shown, strip, title)
         states = self._shown[0]
@@ -168,27 +183,104 @@ class DenoisingMonitor(RunCallback):
         kind = kind_of(shape)
         if not isinstance(kind, Images):
             raise UserError(
-                f"callbacks.monitor denoises pictures, but samples have the shape {shape}: set callbacks=points"
+                f"callbacks.monitor restores images, but samples have the shape {shape}: set callbacks=points"
             )
         if (size := min(kind.height, kind.width)) < WINDOW_SIZE:
             raise UserError(
                 f"data.size={size}: the SSIM of callbacks.monitor has windows of {WINDOW_SIZE} pixels, give at least "
                 f"{WINDOW_SIZE} or set callbacks.monitor=null callbacks.stop=null"
             )
-        self.require_reachable(module.denoiser.schedule)
+        self.operator.output_shape(shape)
 
     def conclusion(self, metrics: Mapping[str, float]) -> str | None:
         if "val/ssim" not in metrics:
             return None
         return (
-            f"denoising from sigma {self.sigma:g}: SSIM {metrics['val/ssim']:.3f}, "
+            f"{self.task}: SSIM {metrics['val/ssim']:.3f}, "
             f"global SSIM {metrics['val/ssim_global']:.3f}, PSNR {metrics['val/psnr']:.1f} dB; "
             f"best SSIM {metrics.get('best/ssim', metrics['val/ssim']):.3f}"
         )
 
     def next_commands(self) -> Sequence[NextCommand]:
-        noisy = self.folder / "last" / "noisy.png"
-        if not noisy.exists():
+        if not self._noisy.exists():
             return ()
-        denoise = NextCommand("denoise", {"input": shown(noisy), "sigma": self.sigma, "output": "clean.png"})
-        return [denoise, NextCommand("sample", {"n": 16})]
+        settings = {"input": shown(self._noisy), "restorer": "conditioned", "output": "clean.png"}
+        if isinstance(self.noise, GaussianNoise) and self.noise.sigma:
+            settings["sigma"] = sigma_to_unit(self.noise.sigma)
+        return [NextCommand("denoise", settings)]
+
+    @property
+    def _noisy(self) -> Path:
+        """The first observation of the last evaluation."""
+        return self.folder / "last" / "noisy.png"
+
+
+class DenoisingMonitor(RestorationMonitor):
+    """Log those metrics of denoised images: the observation is ``y = x + sigma z``, as in ``RestorationMonitor``.
+
+    The sampler starts at the time at which the schedule has that noise level.
+
+    >>> from scoreexp.samplers import DDIM, UniformGrid
+    >>> from scoreexp.schedules import VP
+    >>> monitor = DenoisingMonitor(sampler=DDIM(UniformGrid(20)), folder="pictures", sigma=0.2)
+    >>> monitor.require_reachable(VP())
+    >>> sorted(monitor.metrics)
+    ['mse', 'psnr', 'ssim', 'ssim_global']
+
+    Args:
+        sampler: how images are denoised.
+        sigma: noise level of the observation, in units of the [0, 1] range (twice that in the model's [-1, 1]).
+        folder: as of ``RestorationMonitor``, like the further arguments.
+        confirm: evaluations in a row.
+        images: shown in a strip.
+        intermediate: states shown.
+        seed: names the noise.
+    """
+
+    curves = (Curves(("val/ssim", "val/ssim_global"), "ssim.png", "SSIM of denoised validation images"),)
+
+    @checked
+    def __init__(
+        self,
+        *,
+        sampler: Annotated[Sampler, FromRun("sampler")],
+        folder: Annotated[str, FromRun("pictures")],
+        sigma: Annotated[PositiveFloat, "in units of the [0, 1] range; 0.1 to 0.5 are usual"] = 0.5,
+        confirm: PositiveInt = 2,
+        pictures: NonNegativeInt = 4,
+        intermediate: NonNegativeInt = 3,
+        seed: Annotated[int, FromRun("seed")] = 0,
+    ) -> None:
+        super().__init__(
+            restorer=BySampling(sampler),
+            operator=Identity(),
+            noise=GaussianNoise(sigma_to_model(sigma)),
+            folder=folder,
+            confirm=confirm,
+            pictures=pictures,
+            intermediate=intermediate,
+            seed=seed,
+        )
+        self.sampler, self.sigma = sampler, sigma
+
+    @property
+    def observed(self) -> str:
+        return f"noise sigma = {self.sigma:g}"
+
+    @property
+    def task(self) -> str:
+        return f"denoising from sigma {self.sigma:g}"
+
+    def require_reachable(self, schedule: Schedule) -> None:
+        """Refuse, before anything is trained, a noise level from which the sampler cannot start on ``schedule``."""
+        self.sampler.start(schedule, torch.zeros(1, 1), sigma_to_model(self.sigma))
+
+    def require_suits(self, module: ScoreModule) -> None:
+        super().require_suits(module)
+        self.require_reachable(module.denoiser.schedule)
+
+    def next_commands(self) -> Sequence[NextCommand]:
+        if not self._noisy.exists():
+            return ()
+        settings = {"input": shown(self._noisy), "sigma": self.sigma, "output": "clean.png"}
+        return [NextCommand("denoise", settings), NextCommand("sample", {"n": 16})]

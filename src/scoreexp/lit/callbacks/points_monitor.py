@@ -50,7 +50,7 @@ class PointsMonitor(RunCallback):
     and noisy points are the same at every evaluation. Data without an oracle are compared with their validation points,
     and have no score error.
 
-    The picture ``<data set>.png`` is that of the evaluation with the smallest ``val/score_error`` (the smallest distance
+    The figure ``<data set>.png`` is that of the evaluation with the smallest ``val/score_error`` (the smallest distance
     where there is none): the distance of a trained model differs from the floor by chance only.
 
     >>> from scoreexp.samplers import Heun, KarrasGrid
@@ -62,7 +62,7 @@ class PointsMonitor(RunCallback):
 
     Args:
         sampler: how samples are drawn.
-        folder: where the pictures go.
+        folder: where the figures go.
         samples: number of points of each set.
         levels: noise levels ``sigma / alpha`` in data units at which the score is compared.
         shown_levels: two of any noise levels, whose scores are drawn.

@@ -18,7 +18,7 @@ _ALWAYS_LOGGED = tuple(f"val/{name}" for name in (*denoising.LOGGED, *points.LOG
 
 
 def _is_of_generated(monitor: str) -> bool:
-    """Whether it is a distance of generated pictures, such as ``val/fid_inception_5k``.
+    """Whether it is a distance of generated images, such as ``val/fid_inception_5k``.
 
     Raises:
         UserError: no monitor logs it.
@@ -50,7 +50,7 @@ class StopOnTarget(RunCallback):
         mode: ``max`` stops at values >= target, ``min`` at values <= target; None does what the metric says.
 
     Raises:
-        UserError: the value is never logged, or gets better the other way; of a distance of generated pictures, what is
+        UserError: the value is never logged, or gets better the other way; of a distance of generated images, what is
             logged is known when training starts.
     """
 
@@ -80,7 +80,7 @@ class StopOnTarget(RunCallback):
         logged = [f"val/{name}" for callback in measuring for name in callback.names]
         if self.monitor not in logged:
             raise UserError(
-                f"callbacks.stop.monitor={self.monitor} is not logged by this run: of generated pictures it logs "
+                f"callbacks.stop.monitor={self.monitor} is not logged by this run: of generated images it logs "
                 f"{', '.join(logged) or 'nothing, set callbacks=fid'}"
             )
 

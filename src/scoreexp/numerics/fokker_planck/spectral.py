@@ -7,7 +7,7 @@ vertex-centred grid:
     p(t) = IDCT[ exp(lambda_kl int_0^t g^2/2) DCT[p_0] ],    m = log p,
 
 exact in time; every time is independent of the others. The transform is applied as one matrix per axis: for
-picture sizes that is faster than an FFT, whose length 2 (H - 1) is twice a prime for sides such as 128, and
+image sizes that is faster than an FFT, whose length 2 (H - 1) is twice a prime for sides such as 128, and
 the decay factor, a product over the axes, costs nothing.
 """
 

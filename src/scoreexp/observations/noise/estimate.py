@@ -1,6 +1,6 @@
-r"""Which noise one picture has, and how much: from the picture alone.
+r"""Which noise one image has, and how much: from the image alone.
 
-Diagonal detail of an orthonormal wavelet (as in ``level``) is noise where the picture is smooth. Pixels are sorted by
+Diagonal detail of an orthonormal wavelet (as in ``level``) is noise where the image is smooth. Pixels are sorted by
 brightness into bins; in each, the quarter in the smoothest surroundings gives the variance ``v`` at the mean ``m`` by the
 median of the magnitudes. The candidates are lines through these points, in units of [0, 1],
 
@@ -8,7 +8,7 @@ median of the magnitudes. The candidates are lines through these points, in unit
           v = K m + s^2 \;\text{(Poisson-Gaussian)},
 
 fitted to relative deviations with Cauchy's weights, in units of those below the line, because texture lifts some bins far
-above it. The result is refined on the coarsely denoised picture: noise of the fitted model is drawn on it and measured in
+above it. The result is refined on the coarsely denoised image: noise of the fitted model is drawn on it and measured in
 the same way, which tells what the median, sparse counts, clipping and the smoothing do to each bin.
 
 **Counts.** Where the values are whole multiples of one step, and the variance is about the step times the mean, the step is
@@ -18,7 +18,7 @@ the gain, exactly.
 next and less steeply after; its length is that of ``CorrelatedNoise`` with these levels. Texture rises as steeply from each
 scale to the next, by 2 at least, and what a geometric series leaves at the finest scale is taken off.
 
-**Check.** The residual of the smoothed picture over the standard deviation that the model predicts for it has the
+**Check.** The residual of the smoothed image over the standard deviation that the model predicts for it has the
 concomitant scale 1, at all frequencies and not in the wavelet's band alone.
 
 On photographs (``benchmarks/results/noise_estimation.json``) 186 of the 190 estimates called good named the right model, the
@@ -64,8 +64,8 @@ from scoreexp.observations.noise.level import (
 )
 from scoreexp.observations.noise.poisson import PoissonGaussianNoise, PoissonNoise
 
-WHOLE_PIXELS, TILE, TILES = 2**19, 180, 4  # of larger pictures TILES x TILES tiles are looked at
-SMOOTH = 2.5  # pixels: standard deviation of the filter whose result stands for the clean picture
+WHOLE_PIXELS, TILE, TILES = 2**19, 180, 4  # of larger images TILES x TILES tiles are looked at
+SMOOTH = 2.5  # pixels: standard deviation of the filter whose result stands for the clean image
 LEFT_IN_SMOOTH = 1 / (4 * math.pi * SMOOTH**2)  # of the variance of white noise
 LEFT_IN_RESIDUAL = 1 - 3 * LEFT_IN_SMOOTH
 FLAT = 0.4  # share of the pixels that lie in the smoothest surroundings
@@ -80,7 +80,7 @@ GOOD_FIT, GOOD_SCALES = 0.15, 0.12  # deviations from the line and from the leve
 RIVAL = 10.0  # of the cost, that two parameters instead of one, or this model instead of another, must save
 SURE = 0.02  # deviation that no fit is better than
 AGREES = 0.25  # deviation of the check
-NARROW = 0.25  # share of the noise in the variance of the smoothed picture
+NARROW = 0.25  # share of the noise in the variance of the smoothed image
 MOST_COUNTS, NEAR_STEP, ROUNDED = 400, 0.3, 0.51 / 255
 
 
@@ -137,7 +137,7 @@ def estimate(pixels: np.ndarray) -> Estimate:
         pixels: ``[H, W, C]`` floating point, nominally in [0, 1], best not clipped; H and W at least 16.
 
     Raises:
-        ValueError: another shape or type, a picture that is too small, or values that are not finite.
+        ValueError: another shape or type, an image that is too small, or values that are not finite.
     """
     require_picture(pixels)
     parts = _parts(pixels)
@@ -171,7 +171,7 @@ def estimate(pixels: np.ndarray) -> Estimate:
     doubts += _doubts_of_the_fit(kept, noise)
     scale = _scale_of_residual(noise, parts, smooth)
     if not abs(scale - 1) < AGREES and not doubts:
-        doubts.append(f"the residual of the smoothed picture has {scale:.2f} of the noise of this model")
+        doubts.append(f"the residual of the smoothed image has {scale:.2f} of the noise of this model")
     return _estimate(noise, doubts, f"the variance of {len(kept.mean)} levels of brightness fits it")
 
 
@@ -199,7 +199,7 @@ def _estimate(noise: NoiseModel, doubts: Sequence[str], why: str) -> Estimate:
 def _doubts_of_the_data(pixels: np.ndarray) -> list[str]:
     doubts = []
     if min(pixels.shape[:2]) < TRUSTED_SIDE:
-        doubts.append(f"the picture is smaller than {TRUSTED_SIDE} pixels")
+        doubts.append(f"the image is smaller than {TRUSTED_SIDE} pixels")
     if pixels.max() <= 1 and (white := float((pixels == 1).mean())) > CLIPPED_SHARE:
         doubts.append(f"{white:.0%} of its values are clipped to white, so the noise may be stronger")
     return doubts
@@ -386,7 +386,7 @@ def _clipped_counts(step: float, smooth: _Parts) -> float:
 
 
 def _scale_of_residual(noise: NoiseModel, parts: _Parts, smooth: _Parts) -> float:
-    """Concomitant scale of the residual where the picture is flat, in units of what ``noise`` leaves there."""
+    """Concomitant scale of the residual where the image is flat, in units of what ``noise`` leaves there."""
     residuals, expected = [], []
     for part, guide in zip(chain(*parts), chain(*smooth)):
         slope = _slope(guide)

@@ -1,13 +1,13 @@
-"""Blind estimate of the standard deviation of white Gaussian noise in one picture.
+"""Blind estimate of the standard deviation of white Gaussian noise in one image.
 
-The diagonal detail of an orthonormal wavelet of a picture with noise of standard deviation sigma is noise of
-the same sigma plus the picture's own detail, which is sparse: few coefficients are large. The median of the
+The diagonal detail of an orthonormal wavelet of an image with noise of standard deviation sigma is noise of
+the same sigma plus the image's own detail, which is sparse: few coefficients are large. The median of the
 magnitudes ignores those, and the median magnitude of a standard normal variable is 0.6745. The wavelet
 (Daubechies, two vanishing moments) gives nothing on linear ramps, and is taken at every pixel instead of
 every other one, for more samples.
 
 White noise has the same level one scale coarser, texture and the noise that cameras and compression smooth
-have more: the ratio of the two is what tells a good estimate. On 13 pictures of scikit-image, with and
+have more: the ratio of the two is what tells a good estimate. On 13 images of scikit-image, with and
 without clipping to 8 bits, every estimate called good was within 15 % of the truth for sigma from 0.02 to
 0.5 (half of them within 1 %) and within 26 % for 0.01; texture makes the estimate too large, clipping too
 small.
@@ -50,11 +50,11 @@ def estimate_sigma(pixels: np.ndarray) -> NoiseEstimate:
     >>> round(estimate.sigma, 1), estimate.trust
     (0.1, 'good')
 
-    Arguments:
+    Args:
         pixels: ``[H, W, C]`` floating point, nominally in [0, 1], H and W at least 16.
 
     Raises:
-        ValueError: another shape or type, a picture that is too small, or values that are not finite.
+        ValueError: another shape or type, an image that is too small, or values that are not finite.
     """
     require_picture(pixels)
     fine, coarse = zip(*(_two_scales(pixels[..., c]) for c in range(pixels.shape[2])))
@@ -62,7 +62,7 @@ def estimate_sigma(pixels: np.ndarray) -> NoiseEstimate:
     clipped = float(((pixels == 0) | (pixels == 1)).mean())  # noise that was not clipped goes beyond
     doubts = []
     if min(pixels.shape[:2]) < TRUSTED_SIDE:
-        doubts.append(f"the picture is smaller than {TRUSTED_SIDE} pixels")
+        doubts.append(f"the image is smaller than {TRUSTED_SIDE} pixels")
     if clipped > CLIPPED_SHARE:
         doubts.append(
             f"{clipped:.0%} of its values are clipped to black or white, so the noise may be stronger"
@@ -84,20 +84,20 @@ def estimate_sigma(pixels: np.ndarray) -> NoiseEstimate:
 
 
 def require_picture(pixels: np.ndarray) -> None:
-    """Refuse what is no picture ``[H, W, C]`` of finite floating point values, or too small to estimate its noise.
+    """Refuse what is no image ``[H, W, C]`` of finite floating point values, or too small to estimate its noise.
 
     Raises:
         ValueError: the message says what is needed.
     """
     if pixels.ndim != 3 or min(pixels.shape[:2]) < SMALLEST_SIDE or pixels.shape[2] == 0:
         raise ValueError(
-            f"the noise level of a picture of shape {pixels.shape} cannot be estimated; [H, W, C] with at "
+            f"the noise level of an image of shape {pixels.shape} cannot be estimated; [H, W, C] with at "
             f"least {SMALLEST_SIDE} pixels a side is needed: give sigma as a number"
         )
     if not np.issubdtype(pixels.dtype, np.floating):
         raise ValueError(f"pixels have type {pixels.dtype}; floating point values in [0, 1] are needed")
     if not np.isfinite(pixels).all():
-        raise ValueError("the picture has values that are not finite: repair it before estimating its noise")
+        raise ValueError("the image has values that are not finite: repair it before estimating its noise")
 
 
 def _two_scales(channel: np.ndarray) -> tuple[float, float]:

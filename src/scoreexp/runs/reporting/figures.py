@@ -1,4 +1,4 @@
-"""The figures of a report: curves of the monitored value, denoised pictures, and where the time goes."""
+"""The figures of a report: curves of the monitored value, denoised images, and where the time goes."""
 
 import base64
 from collections.abc import Mapping
@@ -98,7 +98,7 @@ def _curve(run: Run, metric: str, axis: str) -> list[tuple[float, float]]:
 
 
 def strips(table: Table, pens: Mapping[str, Pen]) -> list[Strip]:
-    """The pictures of the first run of each method that has some."""
+    """The images of the first run of each method that has some."""
     found = []
     for row in table.rows:
         run = next((run for run in row.runs if _picture(run, "denoised").is_file()), None)

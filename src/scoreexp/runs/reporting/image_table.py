@@ -1,4 +1,4 @@
-"""The results of a table picture by picture, for the page and for the terminal."""
+"""The results of a table image by image, for the page and for the terminal."""
 
 from collections.abc import Callable
 from functools import partial
@@ -9,25 +9,25 @@ from scoreexp.runs.reporting.wording import ABSENT, metric_name, quality_text, s
 
 
 class ImageTable(NamedTuple):
-    """The results by picture: picture, method, finished runs, seconds, PSNR, quality, whether it is the best there."""
+    """The results by image: its name, method, finished runs, seconds, PSNR, quality, whether it is the best there."""
 
     heads: list[str]
     rows: list[list[str]]
 
 
 def image_table(table: Table) -> ImageTable | None:
-    """The results by picture; None where there is only one."""
+    """The results by image; None where there is only one."""
     seconds, column = ("seconds", table.at_end) if table.target is None else ("seconds to target", SECONDS)
     lines = []
     for image, rows in by_image(table).items():
         best = column.best(rows)
         lines += [_image_line(table, image, row, row.method in best, _median) for row in rows]
-    heads = ["picture", "method", "runs", seconds, "PSNR", metric_name(table.monitor), ""]
+    heads = ["image", "method", "runs", seconds, "PSNR", metric_name(table.monitor), ""]
     return ImageTable(heads, lines) if lines else None
 
 
 def image_text(table: Table) -> list[str]:
-    """The table by method and that by picture as lines of plain text; none for one picture."""
+    """The table by method and that by image as lines of plain text; none for one image."""
     by_picture = image_table(table)
     if by_picture is None:
         return []

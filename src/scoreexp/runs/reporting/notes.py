@@ -131,7 +131,7 @@ def setting_differences(runs: Sequence[Run]) -> Differences | None:
 def reading(runs: Sequence[Run], compared: Sequence[Table]) -> list[str]:
     """What the figures mean and where they stop."""
     said = [
-        "SSIM is windowed (11 × 11 Gaussian, σ 1.5), global SSIM has one window over the whole picture and all its "
+        "SSIM is windowed (11 × 11 Gaussian, σ 1.5), global SSIM has one window over the whole image and all its "
         "channels; their values are not comparable with each other. Data range 1, colour channels counted alike, "
         "results clamped to [0, 1], observations not clipped.",
         "Seconds are pre-computation and training by the clock; evaluation is left out. Score fields from a cache count "

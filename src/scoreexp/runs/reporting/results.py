@@ -191,7 +191,7 @@ def describe_conditions(table: Table) -> str:
     kind = str(values.get("data._target_", "data")).rpartition(".")[2]
     name = values.get("data.name") or values.get("data.path")
     images = {run.image for run in runs} - {None}
-    what = f"{len(images)} pictures" if len(images) > 1 else next(iter(images), name)
+    what = f"{len(images)} images" if len(images) > 1 else next(iter(images), name)
     parts = [f"{kind} ({what})" if what else kind]
     if size := values.get("data.size"):
         parts.append(f"{size} × {size} pixels")

@@ -43,7 +43,7 @@ class Plan:
         baseline: the method that speed-ups refer to.
         shared: overrides of all methods.
         machine: the processor.
-        images: the pictures, each a run of its own; empty where the methods' settings name the data.
+        images: their names, one run for each; empty where the methods' settings name the data.
         load: largest load average per core when it was started, by other programs.
     """
 
@@ -63,7 +63,7 @@ class Plan:
 
     @property
     def cases(self) -> list[tuple[int, str | None]]:
-        """What every method is run on: seed and picture (None where the methods' settings name the data)."""
+        """What every method is run on: seed and image (None where the methods' settings name the data)."""
         images: list[str | None] = [*self.images] or [None]
         return [(seed, image) for image in images for seed in self.seeds]
 

@@ -61,7 +61,7 @@ class Summary:
         steps: to the target, or made where there is no target.
         last: quality at the last evaluation, and the monitored value.
         best: quality at the best one.
-        nfe: network evaluations per denoised picture.
+        nfe: network evaluations per denoised image.
         parameters: weights of the network.
         untrained: whether it is the exact score.
     """
@@ -174,13 +174,13 @@ def target_of(run: Run, plan: Plan | None) -> tuple[str, float | None]:
 
 
 def shared_conditions(run: Run) -> dict[str, Any]:
-    """The conditions of a run, without the picture where it is one of several that each method is run on."""
+    """The conditions of a run, without the image where it is one of several that each method is run on."""
     shared = conditions(run.config)
     return shared if run.image is None else {k: v for k, v in shared.items() if k != "data.path"}
 
 
 def by_image(table: Table) -> dict[str, list[Summary]]:
-    """The rows of a table for each of its pictures alone; empty where it has only one."""
+    """The rows of a table for each of its images alone; empty where it has only one."""
     runs = [run for row in table.rows for run in row.runs]
     images = list(dict.fromkeys(run.image for run in runs if run.image is not None))
     if len(images) < 2:
