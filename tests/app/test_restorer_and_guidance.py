@@ -37,6 +37,13 @@ CONFIG = {
     },
 }
 
+CLASSIFIER_FREE = {
+    "_target_": "scoreexp.guidance.ClassifierFree",
+    "weight": 40,
+    "interval": None,
+    "rescale": 0.0,
+}
+
 
 def saved(path, classes, label_dropout=0.1):
     """A checkpoint of random weights."""
@@ -115,7 +122,7 @@ def test_guidance_draws_towards_the_class_and_is_counted_and_recorded(of_classes
     )
     meta = json.loads((folder / "meta.json").read_text())
     assert meta["nfe_per_sample"] == 6
-    assert meta["guidance"] == {"_target_": "scoreexp.guidance.ClassifierFree", "weight": 40}
+    assert meta["guidance"] == CLASSIFIER_FREE
     model = se.guidance.ClassifierFree(se.load(of_classes), weight=40.0)
     sampler = se.samplers.DDIM(se.samplers.UniformGrid(3))
     for seed, expected in enumerate(se.sample(model, 2, sampler=sampler, label=1)):
@@ -143,9 +150,41 @@ def test_evaluate_measures_the_guided_model_and_its_cards_say_so(of_classes, tmp
     assert values["plain"][measured] != values["guided"][measured]
     plain, guided = cards["plain"][measured], cards["guided"][measured]
     assert "guidance" not in plain
-    assert guided["guidance"] == {"_target_": "scoreexp.guidance.ClassifierFree", "weight": 40}
+    assert guided["guidance"] == CLASSIFIER_FREE
     assert (plain["nfe"], guided["nfe"]) == (3, 6)
     assert "bits_per_dim: a guided model" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("guidance", "nfe"),
+    [
+        (["guidance=classifier_free", "guidance.interval=[0.1,1]"], None),
+        (["guidance=adaptive"], None),
+        (["guidance=linear_ag", "guidance.grid.steps=4", "guidance.pilots=2"], 5),
+        (["guidance=residual"], 5),
+        (["guidance=autoguidance", "guidance.weak.path=CKPT", "guidance.weak.weights=raw"], 8),
+        (["guidance=minority", "guidance.classifier.path=CLASSIFIER"], 4),
+    ],
+    ids=lambda value: value[0].partition("=")[2] if isinstance(value, list) else "",
+)
+def test_each_guidance_is_a_choice_of_sample_and_denoise(of_classes, tmp_path, noisy, guidance, nfe):
+    classifier = se.guidance.QuantileClassifier((3, 8, 8), quantiles=3, width=8)
+    se.guidance.save_classifier(classifier, tmp_path / "classifier.pt")
+    files = {"CKPT": str(of_classes), "CLASSIFIER": str(tmp_path / "classifier.pt")}
+    guidance = [
+        key.replace(name, file) for key in guidance for name, file in files.items() if name in key
+    ] + [key for key in guidance if not any(name in key for name in files)]
+    asked = [f"ckpt={of_classes}", "n=2", "device=cpu", "sampler.grid.steps=4", f"out={tmp_path / 'drawn'}"]
+    folder = sample(composed("sample", *asked, *guidance))
+    found = json.loads((folder / "meta.json").read_text())["nfe_per_sample"]
+    assert found == nfe if nfe else 4 <= found <= 8
+    if "guidance=minority" in guidance:
+        with pytest.raises(
+            ValueError, match=r"\(3, 22, 36\) for a classifier of \(3, 8, 8\): this one takes"
+        ):
+            denoised(noisy, f"ckpt={of_classes}", "sigma=0.2", "label=1", *guidance)
+    elif "guidance=linear_ag" not in guidance:  # fitted to other times
+        denoised(noisy, f"ckpt={of_classes}", "sigma=0.2", "label=1", *guidance)
 
 
 GUIDED = "guidance=classifier_free"
@@ -205,5 +244,5 @@ def test_keys_are_checked_like_those_of_a_sampler(arguments, said, noisy, capsys
 def test_the_help_of_a_command_has_a_line_for_each_group(command, capsys):
     assert run_app(command, f"scoreexp.{command}:run", argv=["--help"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert "  guidance=classifier_free" in lines
+    assert any("  guidance=" in line and "classifier_free" in line for line in lines)
     assert any("  restorer=" in line and "zs_n2n" in line for line in lines) == (command == "denoise")

@@ -16,7 +16,7 @@ FLOORS = (
     {"observations", "networks"},
     {"denoisers", "data"},
     {"objectives", "samplers", "metrics"},
-    {"diagnostics", "guidance", "restorers", "figures"},
+    {"diagnostics", "guidance", "restorers", "editing", "figures"},
     {"runs"},
     {"embedding"},
     {"lit"},
@@ -25,7 +25,8 @@ FLOORS = (
 )
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 DOORS = {
-    "train", "sample", "denoise", "restore", "evaluate", "compare", "report", "precompute", "inspect", "doctor",
+    "train", "sample", "denoise", "edit", "restore", "evaluate", "compare", "report", "precompute", "inspect",
+    "doctor",
 }  # fmt: skip
 DOOR_LINES = 50
 ONLY_IN_APP = {"hydra", "omegaconf", "wandb"}

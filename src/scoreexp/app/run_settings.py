@@ -14,6 +14,7 @@ from scoreexp.core.errors import UserError
 from scoreexp.core.kinds import Images, kind_of
 from scoreexp.core.ranges import sigma_to_model
 from scoreexp.denoisers import DenoiserBase
+from scoreexp.guidance.base import LabelGuidance
 from scoreexp.restorers import Restorer
 from scoreexp.runs.model import load, require_trusted
 from scoreexp.samplers import Sampler, label_of_observed
@@ -53,14 +54,15 @@ def model_of_pictures(cfg: DictConfig) -> DenoiserBase:
     return model
 
 
-def label_of_pictures(cfg: DictConfig, record: Mapping[str, Any]) -> Label:
+def label_of_pictures(cfg: DictConfig, model: DenoiserBase) -> Label:
     """The label with which a model restores the user's images; says what is to be said of that and of its training.
 
     Raises:
-        UserError: the model has no such class, or there is guidance and no class.
+        UserError: the model has no such class, or there is guidance by labels and no class.
     """
+    record = model.record
     label, doubt = label_of_observed(record, cfg.seed, cfg.label)
-    if cfg.get("guidance") and not isinstance(label, int):
+    if isinstance(model, LabelGuidance) and not isinstance(label, int):
         raise UserError(
             f"guidance needs a class: give that of the image, label=0 to {record['num_classes'] - 1}"
         )

@@ -1,5 +1,6 @@
 """Denoisers: E[x_0 | x_t] from a network and its preconditioning, or exact from a known distribution."""
 
+from scoreexp.denoisers.conditional_oracle import ConditionalOracle
 from scoreexp.denoisers.denoiser import Denoiser, DenoiserBase, OracleDenoiser, Wrapper
 from scoreexp.denoisers.preconditioning import (
     Coefficients,
@@ -15,6 +16,7 @@ from scoreexp.denoisers.rendered import Rendered
 
 __all__ = [
     "Coefficients",
+    "ConditionalOracle",
     "Denoiser",
     "DenoiserBase",
     "EDMPrediction",

@@ -18,6 +18,7 @@ References:
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from copy import copy
 from itertools import chain
 from types import MappingProxyType
 from typing import Any, ClassVar
@@ -133,6 +134,10 @@ class DenoiserBase(ABC):
         """What the sides of an image must be divisible by, in pixels; 1 unless a class says otherwise."""
         return 1
 
+    def begin(self) -> "DenoiserBase":
+        """The denoiser of one trajectory: this one, or a new one where it remembers earlier times (some guidance)."""
+        return self
+
     @abstractmethod
     def __call__(self, x_t: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
         """The posterior mean ``E[x_0 | x_t]``.
@@ -236,6 +241,14 @@ class Wrapper(DenoiserBase, wraps=True):
     def __init__(self, model: DenoiserBase) -> None:
         self.model = model
         self.schedule, self.event_shape, self.record = model.schedule, model.event_shape, model.record
+
+    def begin(self) -> DenoiserBase:
+        begun = self.model.begin()
+        if begun is self.model:
+            return self
+        found = copy(self)
+        found.model = begun
+        return found
 
     @property
     def device(self) -> torch.device:

@@ -43,7 +43,7 @@ class Product(DenoiserBase, wraps=True):
                 f"the models have samples of shapes {shapes}: they may differ in the channels alone"
             )
         first = self.models[0].schedule
-        if not all(_alike(first, model.schedule) for model in self.models):
+        if not all(same_schedule(first, model.schedule) for model in self.models):
             names = ", ".join(type(model.schedule).__name__ for model in self.models)
             raise ValueError(
                 f"the models have the schedules {names}: they must share one, parameters included"
@@ -57,7 +57,7 @@ class Product(DenoiserBase, wraps=True):
         return torch.cat([model(part, t, cond) for model, part in parts], 1)
 
 
-def _alike(one: Schedule, other: Schedule) -> bool:
+def same_schedule(one: Schedule, other: Schedule) -> bool:
     """Whether two schedules have the same times and scales."""
     if (one.t_min, one.t_max) != (other.t_min, other.t_max):
         return False

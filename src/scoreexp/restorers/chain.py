@@ -151,8 +151,9 @@ class Chain(Restorer):
                 f"{name} divides by the noise level of y, which is 0: give a small one, or take a restorer for data "
                 "without noise, such as DDNM or DDS"
             )
+        begun = model.begin()
         return Problem(
-            lambda x, t: model(x, batch_of(t, x), cond),
+            lambda x, t: begun(x, batch_of(t, x), cond),
             model.schedule,
             y.clone() if y.is_inference() else y,
             operator,

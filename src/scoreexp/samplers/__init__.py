@@ -22,6 +22,7 @@ from scoreexp.samplers.heun import Heun
 from scoreexp.samplers.labels import knows_null_label, label_of_observed, labels_for
 from scoreexp.samplers.langevin import AnnealedLangevin, ConstantGrid, Langevin
 from scoreexp.samplers.one_level import sampler_of_one_level
+from scoreexp.samplers.one_more_step import OneMoreStep
 from scoreexp.samplers.pndm import PNDM
 from scoreexp.samplers.predictor_corrector import PredictorCorrector
 from scoreexp.samplers.probability_flow import ProbabilityFlow
@@ -49,6 +50,7 @@ __all__ = [
     "KarrasGrid",
     "Langevin",
     "LogSNRGrid",
+    "OneMoreStep",
     "PredictorCorrector",
     "ProbabilityFlow",
     "QuadraticGrid",

@@ -149,7 +149,7 @@ class Sampler(ABC):
         """
         if keep < 0:
             raise ValueError(f"keep={keep}: choose how many states to keep, >= 0")
-        bound = _Bound(model, cond)
+        bound = _Bound(model.begin(), cond)
         times = (grid or self.grid)(model.schedule, t_start=t_start)
         visited = times.tolist() + [0.0] * self.denoise_last
         n = len(visited) - 1

@@ -10,6 +10,7 @@ from scoreexp.core.streams import ImageStreams
 from scoreexp.denoisers.denoiser import DenoiserBase
 from scoreexp.samplers.base import Sampler, batch_of, falling_noise_levels
 from scoreexp.samplers.grids import TimeGrid
+from scoreexp.schedules import Schedule
 
 
 class DDPM(Sampler):
@@ -69,12 +70,19 @@ class DDPM(Sampler):
         state: Any,
         streams: ImageStreams,
     ) -> tuple[Tensor, Any]:
-        alpha_t, sigma_t = model.schedule.at(t)
-        alpha_s, sigma_s = model.schedule.at(s)
-        alpha_ts = alpha_t / alpha_s
-        beta = sigma_t**2 - (alpha_ts * sigma_s) ** 2
+        of_x_t, of_x0, beta = posterior_coefficients(model.schedule, t, s)
+        sigma_t, sigma_s = model.schedule.at(t)[1], model.schedule.at(s)[1]
         variance = beta * (sigma_s / sigma_t) ** 2 if self.variance == "beta_tilde" else beta
 
         x0_hat = model(x_t, batch_of(t, x_t))
-        mean = (alpha_ts * sigma_s**2 / sigma_t**2) * x_t + (alpha_s * beta / sigma_t**2) * x0_hat
+        mean = of_x_t * x_t + of_x0 * x0_hat
         return mean + math.sqrt(variance) * streams.normal(x_t), state
+
+
+def posterior_coefficients(schedule: Schedule, t: float, s: float) -> tuple[float, float, float]:
+    """Of ``x_t`` and of ``x_0`` in the mean of ``x_s`` given both, and ``beta``, the variance of the forward step."""
+    alpha_t, sigma_t = schedule.at(t)
+    alpha_s, sigma_s = schedule.at(s)
+    alpha_ts = alpha_t / alpha_s
+    beta = sigma_t**2 - (alpha_ts * sigma_s) ** 2
+    return alpha_ts * sigma_s**2 / sigma_t**2, alpha_s * beta / sigma_t**2, beta

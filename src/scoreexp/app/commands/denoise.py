@@ -94,7 +94,7 @@ def _task(cfg: DictConfig) -> _Task:
     sigma = _sigma(cfg, record)
     if sigma is not None and isinstance(restorer, BySampling):
         require_reachable(restorer.sampler, model.schedule, sigma)
-    label = label_of_pictures(cfg, record)
+    label = label_of_pictures(cfg, model)
     return _Task(restorer, model, sigma, label, cfg)
 
 
