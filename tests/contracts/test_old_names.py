@@ -11,7 +11,7 @@ import scoreexp
 from scoreexp.core.construct import locate
 from scoreexp.core.moves import MOVED, current_name, with_current_names
 from scoreexp.core.streams import generator
-from scoreexp.runs.checkpoint_file import read_checkpoint
+from scoreexp.runs.checkpoint_file import CheckpointError, read_checkpoint
 from scoreexp.runs.model import MODEL_PARTS
 
 CONF = Path(__file__).parents[2] / "conf"
@@ -71,6 +71,15 @@ def test_a_run_of_0_1_goes_on_with_the_yaml_files_of_today():
     for name in EXPECTED:
         config = read_checkpoint(V0_1 / f"{name}.ckpt")["scoreexp"]["config"]
         assert {config[part]["_target_"] for part in parts} <= today, name
+
+
+@pytest.mark.parametrize("name", ["scoreexp.denoisers.ZetaPrediction", "scoreexp.former.EpsPrediction"])
+def test_a_name_that_is_gone_is_answered_with_the_name_and_the_remedy(name, tmp_path):
+    saved = torch.load(V0_1 / "ddpm.ckpt", weights_only=True)
+    saved["scoreexp"]["config"]["precond"]["_target_"] = name
+    torch.save(saved, tmp_path / "gone.ckpt")
+    with pytest.raises(CheckpointError, match=f"{name}.* load it with th.* (version of scoreexp that|one)"):
+        scoreexp.load(tmp_path / "gone.ckpt")
 
 
 def test_no_name_moves_to_one_that_has_moved_itself():
