@@ -1,6 +1,7 @@
 """What earlier builds wrote keeps working: checkpoints, configurations and dotted names under ``tests/fixtures``."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,10 @@ import scoreexp
 from scoreexp.core.construct import locate
 from scoreexp.core.moves import MOVED, current_name, with_current_names
 from scoreexp.core.streams import generator
-from scoreexp.runs.checkpoint_file import read_checkpoint
+from scoreexp.runs.checkpoint_file import CheckpointError, read_checkpoint
+from scoreexp.runs.model import MODEL_PARTS
 
+CONF = Path(__file__).parents[2] / "conf"
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 V0_1 = FIXTURES / "v0_1"
 EXPECTED = json.loads((V0_1 / "expected.json").read_text())
@@ -58,6 +61,25 @@ def test_the_configuration_of_a_checkpoint_names_what_exists(name):
     for target in found:
         assert current_name(target) == target
         locate(target)
+
+
+def test_a_run_of_0_1_goes_on_with_the_yaml_files_of_today():
+    """Whether a run is of another model is told by comparing names, so the old ones must move to those of the yaml files."""
+    yaml = "\n".join(path.read_text() for path in CONF.rglob("*.yaml"))
+    today = set(re.findall(r"_target_: ([\w.]+)", yaml))
+    parts = (*MODEL_PARTS, "objective", "time_law", "optimizer", "model")
+    for name in EXPECTED:
+        config = read_checkpoint(V0_1 / f"{name}.ckpt")["scoreexp"]["config"]
+        assert {config[part]["_target_"] for part in parts} <= today, name
+
+
+@pytest.mark.parametrize("name", ["scoreexp.denoisers.ZetaPrediction", "scoreexp.former.EpsPrediction"])
+def test_a_name_that_is_gone_is_answered_with_the_name_and_the_remedy(name, tmp_path):
+    saved = torch.load(V0_1 / "ddpm.ckpt", weights_only=True)
+    saved["scoreexp"]["config"]["precond"]["_target_"] = name
+    torch.save(saved, tmp_path / "gone.ckpt")
+    with pytest.raises(CheckpointError, match=f"{name}.* load it with th.* (version of scoreexp that|one)"):
+        scoreexp.load(tmp_path / "gone.ckpt")
 
 
 def test_no_name_moves_to_one_that_has_moved_itself():

@@ -21,6 +21,7 @@ SHAPE = (3, 10, 13)
 MODEL = se.denoisers.OracleDenoiser(
     se.oracles.Gaussian(torch.zeros(SHAPE), torch.full(SHAPE, 0.04)), se.schedules.VP()
 )
+IMAGE, X_T = np.full((10, 13, 3), 0.5), torch.zeros(2, *SHAPE)
 SAMPLER = se.samplers.DDIM(se.samplers.UniformGrid(1))
 
 
@@ -187,8 +188,45 @@ def test_seeds_name_samples_and_must_be_as_many(tmp_path):
     assert 0 <= whole.min() <= whole.max() <= 1
     with pytest.raises(ValueError, match="n=3 samples with 2 seeds"):
         se.sample(MODEL, 3, seeds=[0, 1])
-    with pytest.raises(TypeError, match="model is a int"):
+    with pytest.raises(TypeError, match="model=3 must be a DenoiserBase or a string"):
         se.sample(3)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "said"),
+    [
+        (lambda: se.denoise(IMAGE, MODEL, None), TypeError, "sigma=None must be a number >= 0"),
+        (lambda: se.denoise(IMAGE, MODEL, "0.1"), TypeError, "sigma='0.1' must be a number"),
+        (lambda: se.denoise(IMAGE, MODEL, -0.1), ValueError, "sigma=-0.1 must be a number >= 0"),
+        (lambda: se.denoise(IMAGE, MODEL, 0.1, tile=-3), ValueError, "tile=-3 must be"),
+        (lambda: se.denoise(IMAGE, MODEL, 0.1, tile="x"), ValueError, "tile='x' must be .*'auto'"),
+        (lambda: se.denoise(IMAGE, MODEL, 0.1, seed=1.5), TypeError, "seed=1.5 must be an int"),
+        (lambda: se.sample(MODEL, 0), ValueError, "n=0 must be an int >= 1"),
+        (lambda: se.sample(MODEL, 2.5), TypeError, "n=2.5 must be an int >= 1"),
+        (lambda: se.sample(MODEL, seeds=5), TypeError, "seeds=5 must be"),
+        (lambda: se.sample(MODEL, seeds=[1.7]), TypeError, r"seeds=\[1.7\] must be"),
+        (lambda: se.sample(MODEL, 2, sampler=20), TypeError, "sampler=20 must be a Sampler"),
+        (lambda: se.sample(MODEL, 2, batch_size=0), ValueError, "batch_size=0 must be an int >= 1"),
+        (
+            lambda: se.train(network(), torch.zeros(3, 2), steps=-1),
+            ValueError,
+            "steps=-1 must be an int >= 0",
+        ),
+        (lambda: se.train(network(), torch.zeros(3, 2), steps=1.5), TypeError, "steps=1.5 must be an int"),
+        (lambda: se.train(network(), torch.zeros(0, 2)), ValueError, "no sample: give one at least"),
+        (lambda: MODEL(X_T, torch.full((3,), 0.5)), ValueError, r"t has shape \(3,\).*t \[B\]"),
+        (lambda: MODEL(X_T[0], torch.full((2,), 0.5)), ValueError, r"x_t \(3, 10, 13\): give x_t \[B, \*\]"),
+        (lambda: MODEL(X_T.numpy(), torch.full((2,), 0.5)), TypeError, "x_t is a ndarray: give a tensor"),
+    ],
+)
+def test_wrong_arguments_are_answered_where_they_are_given(call, error, said):
+    with pytest.raises(error, match=said):
+        call()
+
+
+def test_an_image_in_bfloat16_comes_back_as_it_was_given():
+    given = torch.full(SHAPE, 0.5, dtype=torch.bfloat16)
+    assert se.denoise(given, MODEL, 0.1, sampler=SAMPLER).dtype == torch.bfloat16
 
 
 def network():
@@ -208,7 +246,7 @@ def test_training_in_memory_repeats_and_learns():
     x_t = torch.randn(500, 2, generator=torch.Generator().manual_seed(1)) * 0.5
     error = (first(x_t, t) - oracle(x_t, t)).square().mean()
     assert error < 0.1 * (network()(x_t, t) - oracle(x_t, t)).square().mean()
-    with pytest.raises(TypeError, match="denoiser is a MLP"):
+    with pytest.raises(TypeError, match=r"denoiser=MLP.* must be a Denoiser"):
         se.train(network().network, points)
     with pytest.raises(TypeError, match=r"torch\.int64: give a floating point"):
         se.train(network(), torch.zeros(3, 2, dtype=torch.long))

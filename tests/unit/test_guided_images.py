@@ -125,9 +125,9 @@ def test_what_restore_cannot_do_is_said(model):
         se.restore(observation, model, BySampling(SAMPLER), seeds=[0])
     with pytest.raises(UserError, match="label=1: the model has no classes"):
         se.restore(observation, None, ZSN2N(steps=2), label=1)
-    with pytest.raises(TypeError, match="observation is a Tensor: give Observation"):
+    with pytest.raises(TypeError, match=r"observation=tensor.* must be an Observation"):
         se.restore(observation.y, model, BySampling(SAMPLER))
-    with pytest.raises(TypeError, match="restorer is a DDIM: give a Restorer"):
+    with pytest.raises(TypeError, match="restorer=<DDIM> must be a Restorer"):
         se.restore(observation, model, SAMPLER)
-    with pytest.raises(TypeError, match="model is a UNet"):
+    with pytest.raises(TypeError, match=r"model=UNet.* must be a DenoiserBase"):
         se.restore(observation, model.network, BySampling(SAMPLER))

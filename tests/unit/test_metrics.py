@@ -6,7 +6,18 @@ import torch
 from skimage import data
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from scoreexp.metrics import MSE, PSNR, SSIM, GlobalSSIM, mse, psnr, ssim, ssim_global
+from scoreexp.metrics import (
+    MSE,
+    PSNR,
+    SSIM,
+    GlobalSSIM,
+    MetricSpec,
+    PictureMetric,
+    mse,
+    psnr,
+    ssim,
+    ssim_global,
+)
 
 CLASSES = [(MSE, mse), (PSNR, psnr), (SSIM, ssim), (GlobalSSIM, ssim_global)]
 
@@ -136,3 +147,19 @@ def test_nan_predictions_are_not_hidden():
 def test_ssim_refuses_pictures_below_its_window(shape):
     with pytest.raises(ValueError, match="at least 11"):
         ssim(torch.zeros(shape), torch.zeros(shape))
+
+
+class Whole(PictureMetric):
+    """One value for all pictures, against the contract."""
+
+    spec = MetricSpec("whole", "lower", needs="pairs")
+
+    def per_picture(self, prediction, target):
+        return (prediction - target).abs().mean()
+
+
+def test_a_metric_without_a_value_for_each_picture_is_refused():
+    with pytest.raises(
+        ValueError, match=r"Whole.per_picture gave values of shape \(\) for 7 pictures.*\[7\]"
+    ):
+        Whole().update(*pictures())

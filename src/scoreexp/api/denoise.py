@@ -1,15 +1,17 @@
 """Denoise an image in memory."""
 
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from scoreexp.api.models import as_model, usual_sampler
+from scoreexp.core.checked import checked
 from scoreexp.core.kinds import Images, kind_of
 from scoreexp.core.ranges import sigma_to_model, to_uint8
+from scoreexp.core.types import FiniteNonNegativeFloat, PositiveInt
 from scoreexp.denoisers import DenoiserBase
 from scoreexp.observations import GaussianNoise
 from scoreexp.restorers import BySampling
@@ -20,15 +22,16 @@ from scoreexp.samplers.labels import Label
 Array = TypeVar("Array", np.ndarray, Tensor)
 
 
+@checked
 def denoise(
     image: Array,
     model: DenoiserBase | str | Path,
-    sigma: float,
+    sigma: FiniteNonNegativeFloat,
     *,
     sampler: Sampler | None = None,
     label: Label = None,
     seed: int = 0,
-    tile: int | str | None = "auto",
+    tile: PositiveInt | Literal["auto"] | None = "auto",
 ) -> Array:
     """The image without its noise, in the layout and type that it was given in.
 
@@ -49,7 +52,7 @@ def denoise(
         tile: side of the tiles in pixels; None for the whole image at once, ``"auto"`` for tiles of large images.
 
     Raises:
-        TypeError: the image is no array or of another type.
+        TypeError: the image is no array or of another type, or another argument is of another kind.
         ValueError: it has another shape, values out of range, or a noise level that the model does not know.
     """
     pixels = _pixels(image)
@@ -75,7 +78,7 @@ def _pixels(image: np.ndarray | Tensor) -> np.ndarray:
     """``[H, W, C]`` float32 in [0, 1]."""
     if not isinstance(image, np.ndarray | Tensor):
         raise TypeError(f"the image is a {type(image).__name__}: give a numpy array or a torch tensor")
-    values = image.detach().cpu().numpy() if isinstance(image, Tensor) else image
+    values = _array(image) if isinstance(image, Tensor) else image
     if values.dtype != np.uint8 and values.dtype.kind != "f":
         raise TypeError(f"the image has type {values.dtype}: give uint8, or floating point in [0, 1]")
     is_torch, shape = isinstance(image, Tensor), values.shape
@@ -99,6 +102,12 @@ def _pixels(image: np.ndarray | Tensor) -> np.ndarray:
             f"the image has values in [{values.min():.4g}, {values.max():.4g}]: give [0, 1] apart from noise"
         )
     return values.astype(np.float32).reshape(*values.shape[:2], -1)
+
+
+def _array(image: Tensor) -> np.ndarray:
+    """The values; numpy has no bfloat16."""
+    values = image.detach().cpu()
+    return (values.float() if values.dtype == torch.bfloat16 else values).numpy()
 
 
 def _like(pixels: np.ndarray, image: Array) -> Array:

@@ -1,7 +1,6 @@
 """What the functions for Python users take as a model, and how its run would use it."""
 
 from pathlib import Path
-from typing import Any
 
 from scoreexp.core.construct import construct
 from scoreexp.denoisers import DenoiserBase
@@ -11,19 +10,9 @@ from scoreexp.samplers import DDIM, Sampler, UniformGrid, sampler_of_one_level
 STEPS = 50
 
 
-def as_model(model: Any) -> DenoiserBase:
-    """A denoiser, or that of a checkpoint.
-
-    Raises:
-        TypeError: it is neither.
-    """
-    if isinstance(model, str | Path):
-        return load(model)
-    if not isinstance(model, DenoiserBase):
-        raise TypeError(
-            f"model is a {type(model).__name__}: give a Denoiser, an OracleDenoiser or the path of a checkpoint"
-        )
-    return model
+def as_model(model: DenoiserBase | str | Path) -> DenoiserBase:
+    """A denoiser, or that of a checkpoint."""
+    return model if isinstance(model, DenoiserBase) else load(model)
 
 
 def usual_sampler(model: DenoiserBase) -> Sampler:

@@ -5,7 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from scoreexp.api.models import as_model
+from scoreexp.core.checked import checked
 from scoreexp.core.streams import ImageStreams
+from scoreexp.core.types import NonNegativeInt
 from scoreexp.denoisers import DenoiserBase
 from scoreexp.observations import Observation
 from scoreexp.restorers import Restoration, Restorer
@@ -14,6 +16,7 @@ from scoreexp.samplers import knows_null_label, labels_for
 from scoreexp.samplers.labels import Label
 
 
+@checked
 def restore(
     observation: Observation,
     model: DenoiserBase | str | Path | None,
@@ -21,7 +24,7 @@ def restore(
     *,
     seeds: Sequence[int] | None = None,
     label: Label = None,
-    keep: int = 0,
+    keep: NonNegativeInt = 0,
 ) -> Restoration:
     """The estimate of what was observed, through any operator; ``se.denoise`` is for a noisy image of any size and type.
 
@@ -53,14 +56,6 @@ def restore(
         ValueError: the restorer cannot serve this observation or needs a model, or there is not one seed per sample.
         UserError: the model has no such class, its null label was not trained, or there is no model to take a label.
     """
-    if not isinstance(observation, Observation):
-        raise TypeError(
-            f"observation is a {type(observation).__name__}: give Observation(y, operator, noise)"
-        )
-    if not isinstance(restorer, Restorer):
-        raise TypeError(
-            f"restorer is a {type(restorer).__name__}: give a Restorer, such as BySampling(DDIM(...))"
-        )
     chosen = range(len(observation.y)) if seeds is None else [int(seed) for seed in seeds]
     prior = None if model is None else as_model(model)
     record = {} if prior is None else prior.record

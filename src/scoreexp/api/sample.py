@@ -7,21 +7,24 @@ import torch
 from torch import Tensor
 
 from scoreexp.api.models import as_model, usual_sampler
+from scoreexp.core.checked import checked
 from scoreexp.core.kinds import Images, kind_of
 from scoreexp.core.ranges import to_unit
+from scoreexp.core.types import PositiveInt
 from scoreexp.denoisers import DenoiserBase
 from scoreexp.samplers import Sampler, draw, labels_for
 from scoreexp.samplers.labels import Label
 
 
+@checked
 def sample(
     model: DenoiserBase | str | Path,
-    n: int | None = None,
+    n: PositiveInt | None = None,
     *,
     seeds: Sequence[int] | None = None,
     sampler: Sampler | None = None,
     label: Label = None,
-    batch_size: int = 64,
+    batch_size: PositiveInt = 64,
 ) -> Tensor:
     """New samples ``[n, *]`` on the CPU: images in [0, 1], channels first; points as they are.
 
@@ -41,6 +44,7 @@ def sample(
         batch_size: samples drawn at once; does not change them.
 
     Raises:
+        TypeError: an argument is of another kind.
         ValueError: ``n`` and ``seeds`` disagree, or are not positive.
     """
     denoiser = as_model(model)

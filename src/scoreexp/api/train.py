@@ -9,6 +9,8 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
+from scoreexp.core.checked import checked
+from scoreexp.core.types import NonNegativeInt, PositiveInt
 from scoreexp.data import DataModule
 from scoreexp.data.split import Split, SplitName
 from scoreexp.denoisers import Denoiser
@@ -37,15 +39,16 @@ class TensorData(DataModule):
         return Split(self.samples.numpy())
 
 
+@checked
 def train(
     denoiser: Denoiser,
     data: Tensor,
     *,
-    steps: int = 1000,
+    steps: NonNegativeInt = 1000,
     objective: Objective | None = None,
     time_law: TimeLaw | None = None,
     optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer] | None = None,
-    batch_size: int = 64,
+    batch_size: PositiveInt = 64,
     ema: EMA | None = None,
     seed: int = 0,
 ) -> Denoiser:
@@ -75,14 +78,11 @@ def train(
         TypeError: an argument is of another kind.
         ValueError: there is no sample, or one of another shape than the network's.
     """
-    if not isinstance(denoiser, Denoiser):
-        raise TypeError(
-            f"denoiser is a {type(denoiser).__name__}: give Denoiser(network, preconditioning, schedule)"
-        )
-    if not (isinstance(data, Tensor) and data.is_floating_point()):
-        what = data.dtype if isinstance(data, Tensor) else type(data).__name__
-        raise TypeError(f"data is {what}: give a floating point tensor [N, *], images in [-1, 1]")
-    if data.ndim < 2 or not len(data) or denoiser.event_shape not in (None, tuple(data.shape[1:])):
+    if not data.is_floating_point():
+        raise TypeError(f"data is {data.dtype}: give a floating point tensor [N, *], images in [-1, 1]")
+    if data.ndim and not len(data):
+        raise ValueError(f"data has shape {tuple(data.shape)}, no sample: give one at least")
+    if data.ndim < 2 or denoiser.event_shape not in (None, tuple(data.shape[1:])):
         raise ValueError(
             f"data has shape {tuple(data.shape)}: the network takes samples of {denoiser.event_shape}"
         )

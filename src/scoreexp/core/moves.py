@@ -48,6 +48,11 @@ MOVED: Mapping[str, str] = {
         "point_figures": "figures.points",
         "precomputing": "app.commands.precompute",
         "preconditioning": "denoisers.preconditioning",
+        # as the yaml files name them: a run goes on only where these names agree
+        **{
+            f"preconditioning.{kind}Prediction": f"denoisers.{kind}Prediction"
+            for kind in ("EDM", "Eps", "Score", "V", "X0")
+        },
         "processes": "system.processes",
         "reporting": "runs.reporting",
         "run_directory": "runs.directory",
@@ -74,7 +79,7 @@ def current_name(name: str) -> str:
     """The dotted name under which what was called ``name`` is found today.
 
     >>> current_name("scoreexp.preconditioning.EDMPrediction")
-    'scoreexp.denoisers.preconditioning.EDMPrediction'
+    'scoreexp.denoisers.EDMPrediction'
     >>> current_name("torch.optim.Adam")
     'torch.optim.Adam'
     """

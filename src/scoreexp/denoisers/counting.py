@@ -75,6 +75,15 @@ def counted(call: Callable[..., Tensor]) -> Callable[..., Tensor]:
             raise TypeError(
                 f"{type(self).__name__}: t={t!r} must be a tensor [B], such as torch.full((len(x_t),), {t!r})"
             )
+        if not isinstance(x_t, Tensor):
+            raise TypeError(
+                f"{type(self).__name__}: x_t is a {type(x_t).__name__}: give a tensor [B, *], such as torch.as_tensor(x_t)"
+            )
+        if t.numel() != 1 and t.shape != x_t.shape[:1]:
+            raise ValueError(
+                f"{type(self).__name__}: t has shape {tuple(t.shape)} and x_t {tuple(x_t.shape)}: give x_t [B, *] and one "
+                "time per sample, t [B]"
+            )
         for count in _running.get():
             count.rows += len(x_t)
         return call(self, x_t, t, *args, **kwargs)

@@ -47,6 +47,11 @@ class PictureMetric(Metric):
     def update(self, prediction: Tensor, target: Tensor) -> None:
         """Add a batch; raises the errors of the function of the metric's name."""
         values = self.per_picture(prediction, target)  # Metric.update keeps no graph
+        if values.shape != prediction.shape[:1]:
+            raise ValueError(
+                f"{type(self).__name__}.per_picture gave values of shape {tuple(values.shape)} for {len(prediction)} "
+                f"pictures: give one for each, [{len(prediction)}]"
+            )
         self.total += values.sum()
         self.count += len(values)
 

@@ -96,5 +96,5 @@ class Observation:
         if made != found:
             raise ValueError(
                 f"y has samples of shape {found}, but {type(self.operator).__name__} makes {made} of samples of shape "
-                f"{tuple(event_shape)}: give the operator that made y"
+                f"{tuple(event_shape)}: give the operator that made y, or data of the model's size"
             )

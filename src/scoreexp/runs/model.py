@@ -102,7 +102,11 @@ def require_trusted_target(target: str, where: str, trust: Collection[str]) -> N
         remedy = f"if you trust the file, add trust=[{package}], in Python trust=[{package!r}]"
         raise CheckpointError(
             f"the checkpoint's {where} is built by {target!r}, outside the trusted {', '.join(sorted(admitted))}: "
-            + ("do not use the file" if package == "scoreexp" else remedy)
+            + (
+                "if the name is of another version of scoreexp, load it with that one, otherwise do not use the file"
+                if package == "scoreexp"
+                else remedy
+            )
         )
 
 
