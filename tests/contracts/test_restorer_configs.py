@@ -9,9 +9,16 @@ from scoreexp.core.construct import construct, locate
 from scoreexp.core.streams import ImageStreams
 from scoreexp.denoisers import DenoiserBase, OracleDenoiser
 from scoreexp.numerics.oracles import Gaussian
-from scoreexp.observations import GaussianNoise, Identity, LinearOperator, Observation, require_adjoint
+from scoreexp.observations import (
+    GaussianNoise,
+    Identity,
+    LinearOperator,
+    Observation,
+    RandomMask,
+    require_adjoint,
+)
 from scoreexp.restorers import Restorer
-from scoreexp.schedules import VP
+from scoreexp.schedules import VP, FlowMatching
 
 SHAPE = (1, 8, 8)
 MODEL = OracleDenoiser(Gaussian(torch.zeros(SHAPE), torch.full(SHAPE, 0.2)), VP())
@@ -49,6 +56,21 @@ def test_a_restorer_denoises_repeats_itself_and_does_not_touch_the_data(node):
     torch.testing.assert_close(restorer(one, model, streams=ImageStreams([6])).x, whole.x[1:2])
     with pytest.raises(ValueError, match="3 observations for 2 seeds"):
         restorer(observation, model, streams=ImageStreams([0, 1]))
+
+
+@pytest.mark.parametrize("node", nodes("restorer"))
+def test_a_restorer_begins_where_alpha_is_zero(node):
+    """Nothing may be divided by alpha at the first time of flow matching; the data are followed from the next one on."""
+    restorer = construct(with_steps(node, 40))
+    if not restorer.needs_model:
+        return
+    model = OracleDenoiser(MODEL.oracle, FlowMatching())
+    mask = RandomMask(size=8, hole=0.25)
+    y = mask(0.4 * torch.randn(3, *SHAPE, generator=torch.Generator().manual_seed(0)))
+    observation = Observation(y, mask, GaussianNoise(0.1))
+    restored = restorer(observation, model, streams=ImageStreams(range(3)), keep=50)
+    assert all(x.isfinite().all() for x in restored.trajectory)
+    assert (mask(restored.x) - y).norm() < 0.6 * y.norm()
 
 
 @pytest.mark.parametrize("node", nodes("operator"))

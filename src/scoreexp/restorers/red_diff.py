@@ -4,7 +4,8 @@ From ``mu = A^+ y`` (``A^T y`` where that is not known), for each time t of the 
 
 1. ``x_t = alpha_t mu + sigma_t eps`` with fresh noise, ``eps_hat`` of the model there;
 2. one step of Adam (0.9, 0.99) on ``(w / 2) |y - A mu|^2 + lambda_t <eps_hat - eps, mu>``, the bracket held fixed, with
-   ``lambda_t = lambda sigma_t / alpha_t``.
+   ``lambda_t = lambda sigma_t / alpha_t``. As ``eps_hat - eps = (alpha_t / sigma_t) (mu - D(x_t, t))``, the gradient of the
+   second term is ``lambda (mu - D(x_t, t))``, which is finite where alpha is 0 too.
 
 No gradient goes through the network. The mean of the bracket is that of the score's gradient flow, so with t drawn from the
 grid the fixed point for Gaussian data ``N(m, S)`` solves ``(w A^T A + L) mu = w A^T y + L m`` with
@@ -21,7 +22,6 @@ from torch import Tensor
 
 from scoreexp.core.checked import checked
 from scoreexp.core.types import NonNegativeFloat, PositiveFloat
-from scoreexp.denoisers.denoiser import eps_from_x0
 from scoreexp.restorers.chain import Chain, Problem
 from scoreexp.samplers.grids import TimeGrid
 
@@ -87,11 +87,9 @@ class REDDiff(Chain):
     ) -> tuple[Tensor, _State]:
         # 1.
         alpha, sigma = problem.schedule.at(t)
-        eps = problem.streams.normal(state.mu)
-        x_t = alpha * state.mu + sigma * eps
-        eps_hat = eps_from_x0(problem.denoise(x_t, t), x_t, alpha, sigma)
+        x_t = alpha * state.mu + sigma * problem.streams.normal(state.mu)
         # 2.
-        gradient = self.gradient(problem, state.mu) + self.weight * sigma / alpha * (eps_hat - eps)
+        gradient = self.gradient(problem, state.mu) + self.weight * (state.mu - problem.denoise(x_t, t))
         first = BETA_1 * state.first + (1 - BETA_1) * gradient
         second = BETA_2 * state.second + (1 - BETA_2) * gradient**2
         k = state.steps + 1
