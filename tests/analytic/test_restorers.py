@@ -462,6 +462,7 @@ GRID = UniformGrid(2)
         (DDRM(GRID), Observation(X, Identity(), OtherNoise()), "not OtherNoise: give GaussianNoise"),
         (PiGDM(DDIM(GRID)), Observation(X, Identity(), OtherNoise()), "not OtherNoise: give GaussianNoise"),
         (DDNM(GRID), Observation(X[..., 1:], Identity(), GaussianNoise(0.0)), r"shape \(1, 6, 5\)"),
+        (DDNM(GRID, eta=0.0), Observation(X, Identity(), GaussianNoise(0.1)), "choose eta > 0"),
         (
             DPS(GRID),
             Observation(X * float("nan"), Identity(), GaussianNoise(0.1)),
