@@ -16,6 +16,7 @@ from scoreexp.observations import (
     Identity,
     NoiseModel,
     Observation,
+    Radon,
     RandomMask,
     SuperResolution,
 )
@@ -26,6 +27,7 @@ from scoreexp.samplers import DDIM, DDPM, UniformGrid, start_from_prior
 from scoreexp.schedules import VP
 
 N, COUNT = 6, 8
+GRID = UniformGrid(2)
 SHAPE = (1, N, N)
 EYE = torch.eye(N * N, dtype=torch.float64)
 PLACES = torch.cartesian_prod(torch.arange(N), torch.arange(N)).double()
@@ -37,6 +39,8 @@ WHITE = OracleDenoiser(
     Gaussian(torch.zeros(SHAPE, dtype=torch.float64), torch.full(SHAPE, 0.25, dtype=torch.float64)), VP()
 )
 X = PRIOR.sample(COUNT, torch.Generator().manual_seed(0))
+LINE = torch.exp(-(torch.arange(-2, 3.0) ** 2) / 2)
+WIDE = LINE[:, None] * LINE
 OPERATORS = {
     "mask": RandomMask(size=N, hole=0.5),
     "blur": Blur(torch.tensor([[0.05, 0.1, 0.05], [0.1, 0.4, 0.1], [0.05, 0.1, 0.05]]), size=N),
@@ -360,6 +364,27 @@ def test_red_diff_settles_between_the_data_and_the_prior():
     assert (restored.x - again.x).norm() < 0.2 * (restored.x - operator.pinv(observation.y)).norm()
 
 
+@pytest.mark.parametrize(
+    ("operator", "dtype"),
+    [
+        (Blur(WIDE / WIDE.sum(), size=N), torch.float64),
+        (Blur(WIDE / WIDE.sum(), size=N), torch.float32),
+        (Radon(N, 40), torch.float64),
+    ],
+    ids=["blur", "blur32", "radon"],
+)
+def test_red_diff_starts_near_the_data_of_every_operator(operator, dtype):
+    """A blur whose inverse raises the noise two thousand times, and an operator of norm 15."""
+    x = X.to(dtype)
+    task = problem(operator, GaussianNoise(0.05).sample(operator(x), ImageStreams(range(COUNT))), 0.05)
+    start = REDDiff(GRID).start(task, x, 1.0, None).mu
+    assert start.dtype == dtype
+    assert (start - x).norm() < 0.8 * x.norm()
+    mask = OPERATORS["mask"]
+    y = mask(x)
+    assert torch.equal(REDDiff(GRID).start(problem(mask, y, 0.05), x, 1.0, None).mu, mask.pinv(y))
+
+
 @pytest.mark.parametrize("operator", OPERATORS.values(), ids=OPERATORS)
 def test_admm_with_a_linear_shrinkage_ends_at_ridge_regression(operator):
     sigma, rho = 0.4, 0.7
@@ -440,9 +465,6 @@ class OtherNoise(NoiseModel):
 
     def log_likelihood(self, y, x):
         return x.sum()
-
-
-GRID = UniformGrid(2)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
 r"""RED-diff: the image that a sum of denoisers at all noise levels and the data agree on, by stochastic descent.
 
-From ``mu = A^+ y`` (``A^T y`` where that is not known), for each time t of the grid from high to low noise:
+From ``mu`` after three steps of conjugate gradients on ``min |y - A mu|^2`` (``A^+ y`` for a mask; without the noise that
+``A^+`` of a blur raises, and in the units of the data whatever the norm of ``A``), for each time t of the grid from high to
+low noise:
 
 1. ``x_t = alpha_t mu + sigma_t eps`` with fresh noise, ``eps_hat`` of the model there;
 2. one step of Adam (0.9, 0.99) on ``(w / 2) |y - A mu|^2 + lambda_t <eps_hat - eps, mu>``, the bracket held fixed, with
@@ -22,10 +24,12 @@ from torch import Tensor
 
 from scoreexp.core.checked import checked
 from scoreexp.core.types import NonNegativeFloat, PositiveFloat
+from scoreexp.numerics.conjugate_gradient import conjugate_gradient
 from scoreexp.restorers.chain import Chain, Problem
 from scoreexp.samplers.grids import TimeGrid
 
 BETA_1, BETA_2, EPSILON = 0.9, 0.99, 1e-8
+START_STEPS = 3  # few, as noise enters with each
 
 
 class _State(NamedTuple):
@@ -76,10 +80,8 @@ class REDDiff(Chain):
         self.weight, self.data_weight, self.lr = weight, data_weight, lr
 
     def start(self, problem: Problem, x_t: Tensor, t: float, prepared: Any) -> _State:
-        try:
-            mu = problem.operator.pinv(problem.y)
-        except ValueError:  # not known in closed form
-            mu = problem.operator.adjoint(problem.y)
+        a = problem.operator
+        mu = conjugate_gradient(lambda x: a.adjoint(a(x)), a.adjoint(problem.y), max_iter=START_STEPS).x
         return _State(mu, torch.zeros_like(mu), torch.zeros_like(mu), 0)
 
     def step(
