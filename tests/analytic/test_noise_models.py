@@ -32,6 +32,26 @@ def test_the_density_of_photons_and_reading_noise_is_a_sum_over_counts():
     assert float((density * grid[::10]).sum() * step) == pytest.approx(0.3, abs=1e-3)
 
 
+@pytest.mark.parametrize(("photons", "rate"), [(30.0, 500.0), (500.0, 30.0), (-5.0, 2.0)])
+def test_the_density_of_photons_and_reading_noise_holds_far_from_the_data(photons, rate):
+    """Where a restorer begins: the counts that matter lie between what is seen and what is expected."""
+    noise, s = PoissonGaussianNoise(1000.0, 0.02), 10.0
+    n = torch.arange(2000.0, dtype=torch.float64)
+    law = torch.from_numpy(
+        scipy.stats.poisson(rate).logpmf(n.numpy()) + scipy.stats.norm(n, s).logpdf(photons)
+    )
+    y, x = (torch.full((1, 1), 2 * m / 1000 - 1, dtype=torch.float64) for m in (photons, rate))
+    found = noise.log_likelihood(y, x)
+    assert float(found) == pytest.approx(float(law.logsumexp(0)) + math.log(500.0), rel=1e-9)
+
+
+def test_black_pixels_have_a_likelihood():
+    black = -torch.ones(1, 4)
+    assert GammaNoise(3.0).log_likelihood(black, black).isfinite().all()
+    assert GammaNoise(0.5).log_likelihood(black, torch.zeros(1, 4)).isfinite().all()
+    assert PoissonGaussianNoise(5.0, 0.1).log_likelihood(black, black).isfinite().all()
+
+
 def test_the_formula_for_counts_is_near_the_posterior_mean_of_a_gamma_prior():
     """lambda ~ Gamma(a, 1 / b): the posterior mean is (n + a) / (1 + b), which Robbins' formula gives exactly."""
     a, b, peak = 4.0, 0.25, 40.0
