@@ -138,6 +138,7 @@ def test_the_density_of_correlated_noise_is_that_of_the_dense_covariance():
         (lambda: PoissonGaussianNoise(3.0, -1.0), "sigma=-1"),
         (lambda: GammaNoise(-2.0), "looks=-2"),
         (lambda: CorrelatedNoise(0.1, 0.0), "length=0"),
+        (lambda: CorrelatedNoise(0.1).sample(torch.zeros(3, 5), ImageStreams([0, 1, 2])), "is for images"),
         (lambda: PoissonNoise(3.0).variance(torch.full((1, 1), -1.5)), "for values of x >= -1"),
         (
             lambda: CorrelatedNoise(0.1, 9.0).log_likelihood(

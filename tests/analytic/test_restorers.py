@@ -41,6 +41,7 @@ WHITE = OracleDenoiser(
 X = PRIOR.sample(COUNT, torch.Generator().manual_seed(0))
 LINE = torch.exp(-(torch.arange(-2, 3.0) ** 2) / 2)
 WIDE = LINE[:, None] * LINE
+POINTS = OracleDenoiser(Gaussian(torch.zeros(N), torch.ones(N)), VP())
 OPERATORS = {
     "mask": RandomMask(size=N, hole=0.5),
     "blur": Blur(torch.tensor([[0.05, 0.1, 0.05], [0.1, 0.4, 0.1], [0.05, 0.1, 0.05]]), size=N),
@@ -447,6 +448,11 @@ def test_two_priors_have_the_joint_posterior():
         streams=ImageStreams(range(COUNT)),
     )
     assert (restored.x[:, :1] - X).norm() < 0.9 * (single.x - X).norm()
+    halving = type("Halving", (OracleDenoiser,), {"device": torch.device("meta"), "downsampling_factor": 4})(
+        PRIOR, VP()
+    )
+    assert Product([halving, MODEL]).device == torch.device("meta")
+    assert Product([halving, MODEL]).downsampling_factor == 4
     with pytest.raises(ValueError, match="must share one"):
         Product([MODEL, OracleDenoiser(PRIOR, VP(beta_max=10.0))])
     with pytest.raises(ValueError, match="differ in the channels alone"):
@@ -484,6 +490,7 @@ class OtherNoise(NoiseModel):
         (DDRM(GRID), Observation(X, Identity(), OtherNoise()), "not OtherNoise: give GaussianNoise"),
         (PiGDM(DDIM(GRID)), Observation(X, Identity(), OtherNoise()), "not OtherNoise: give GaussianNoise"),
         (DDNM(GRID), Observation(X[..., 1:], Identity(), GaussianNoise(0.0)), r"shape \(1, 6, 5\)"),
+        (HIRDiff(GRID), Observation(X[:, 0, 0], Identity(), GaussianNoise(0.1)), r"images \[B, C, H, W\]"),
         (DDNM(GRID, eta=0.0), Observation(X, Identity(), GaussianNoise(0.1)), "choose eta > 0"),
         (
             DPS(GRID),
@@ -502,8 +509,9 @@ class OtherNoise(NoiseModel):
     ],
 )
 def test_what_a_restorer_cannot_serve_is_refused_in_a_line(restorer, observation, said):
+    model = MODEL if observation.y.ndim > 2 else POINTS
     with pytest.raises(ValueError, match=said) as caught:
-        restorer(observation, MODEL, streams=ImageStreams(range(COUNT)))
+        restorer(observation, model, streams=ImageStreams(range(COUNT)))
     assert "\n" not in str(caught.value)
 
 
