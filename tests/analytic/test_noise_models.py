@@ -7,7 +7,13 @@ import scipy.stats
 import torch
 
 from scoreexp.core.streams import ImageStreams
-from scoreexp.observations import CorrelatedNoise, GammaNoise, PoissonGaussianNoise, PoissonNoise
+from scoreexp.observations import (
+    CorrelatedNoise,
+    GammaNoise,
+    GaussianNoise,
+    PoissonGaussianNoise,
+    PoissonNoise,
+)
 from scoreexp.observations.noise.poisson import _anscombe
 
 
@@ -43,6 +49,12 @@ def test_the_density_of_photons_and_reading_noise_holds_far_from_the_data(photon
     y, x = (torch.full((1, 1), 2 * m / 1000 - 1, dtype=torch.float64) for m in (photons, rate))
     found = noise.log_likelihood(y, x)
     assert float(found) == pytest.approx(float(law.logsumexp(0)) + math.log(500.0), rel=1e-9)
+
+
+@pytest.mark.parametrize("noise", [GaussianNoise(0.3), PoissonGaussianNoise(200.0, 0.3)])
+def test_the_posterior_mean_adds_the_variance_times_the_score(noise):
+    y, score = torch.tensor([[0.2, -0.4]], dtype=torch.float64), torch.tensor([[1.5, -0.5]]).double()
+    torch.testing.assert_close(noise.posterior_mean(y, score), y + noise.variance(y) * score)
 
 
 def test_black_pixels_have_a_likelihood():

@@ -248,6 +248,29 @@ def test_two_steps_of_splitting_by_hand(operator):
     torch.testing.assert_close(made.x, x_0, rtol=1e-5, atol=1e-5)
 
 
+def test_the_last_step_of_the_null_space_model_weighs_data_and_estimate_by_their_errors():
+    operator, sigma_y, t = OPERATORS["mask"], 0.3, 0.2
+    y, x_t = observed(operator, sigma_y).y, ImageStreams(range(COUNT), "state").normal(X)
+    chain, task = DDNM(GRID), problem(operator, y, sigma_y)
+    x_0, _ = chain.step(task, x_t, t, None, chain.prepare(task))
+    alpha, sigma = MODEL.schedule.at(t)
+    r2, x0_hat = sigma**2 / (alpha**2 + sigma**2), task.denoise(x_t, t)
+    seen = (r2 * y + sigma_y**2 * operator(x0_hat)) / (r2 + sigma_y**2)
+    expected = torch.where(operator.seen, operator.adjoint(seen), x0_hat)
+    torch.testing.assert_close(x_0, expected, rtol=1e-10, atol=1e-10)
+
+
+def test_restoration_in_singular_directions_begins_at_the_data_with_noise_of_the_level():
+    operator, sigma_y, t, schedule = OPERATORS["mask"], 0.4, 0.6, MODEL.schedule
+    y, z = observed(operator, sigma_y).y, ImageStreams(range(COUNT), "state").normal(X)
+    chain, task = DDRM(GRID), problem(operator, y, sigma_y)
+    alpha, sigma = schedule.at(t)
+    assert sigma > alpha * sigma_y
+    start = chain.start(task, schedule.prior_std * z, t, chain.prepare(task))
+    known = alpha * operator.adjoint(y) + (sigma**2 - (alpha * sigma_y) ** 2) ** 0.5 * z
+    torch.testing.assert_close(start, torch.where(operator.seen, known, sigma * z), rtol=1e-10, atol=1e-10)
+
+
 # ------------------------------------------------------------------------------------ chains with a gradient
 
 
@@ -309,6 +332,23 @@ def test_total_variation_is_the_length_of_the_edges_and_pulls_towards_flat_image
     assert float((slope * x).sum()) > 0.9 * smooth
 
 
+def test_the_losses_add_the_trace_and_the_variation():
+    operator, t = OPERATORS["blur"], 0.5
+    x_t = ImageStreams(range(COUNT), "state").normal(X)
+
+    def parts():
+        task = problem(operator, observed(operator, 0.1).y, 0.1)
+        x0_hat = task.denoise(x_t, t)
+        return task, x0_hat, (task.y - operator(x0_hat)).square().flatten(1).sum(1)
+
+    restorer = STSL(GRID, zeta=0.3, c=0.02)
+    task, x0_hat, square = parts()
+    expected = 0.3 * square + 0.02 * restorer.trace(task, x_t, x0_hat, t)
+    torch.testing.assert_close(restorer.loss(parts()[0], x_t, x0_hat, t), expected)
+    expected = 0.3 * square + 0.02 * total_variation(x0_hat)
+    torch.testing.assert_close(HIRDiff(GRID, 0.3, 0.02).loss(task, x_t, x0_hat, t), expected)
+
+
 def test_data_that_are_met_already_give_no_gradient():
     operator = Identity()
     task = problem(operator, X, 0.0, OracleDenoiser(Gaussian(X[0], torch.zeros(SHAPE)), VP()))
@@ -351,6 +391,24 @@ def test_the_mean_gradient_of_red_diff_vanishes_at_its_fixed_point_which_is_not_
     assert (data + prior).norm() < 0.05 * data.norm()
     mode, _ = posterior(operator, y, 0.1)
     assert (fixed - mode).norm() > 0.01 * mode.norm()
+
+
+def test_two_steps_of_red_diff_are_those_of_torchs_adam_on_the_loss_of_the_paper():
+    operator, weight, lr = OPERATORS["mask"], 0.4, 0.05
+    task, restorer = problem(operator, observed(operator, 0.1).y, 0.1), REDDiff(GRID, weight, 2.0, lr)
+    state = restorer.start(task, X, 1.0, None)
+    mu = state.mu.clone().requires_grad_()
+    adam, streams = torch.optim.Adam([mu], lr=lr, betas=(0.9, 0.99)), ImageStreams(range(COUNT))
+    for t in (0.7, 0.3):
+        _, state = restorer.step(task, state, t, None, None)
+        (alpha, sigma), eps = MODEL.schedule.at(t), streams.normal(X)
+        x_t = (alpha * mu + sigma * eps).detach()
+        eps_hat = (x_t - alpha * task.denoise(x_t, t)) / sigma
+        data = (task.y - operator(mu)).square().sum()  # w / 2 = 1
+        adam.zero_grad()
+        (data + weight * sigma / alpha * ((eps_hat - eps) * mu).sum()).backward()
+        adam.step()
+    torch.testing.assert_close(state.mu, mu.detach(), rtol=1e-6, atol=1e-7)
 
 
 def test_red_diff_settles_between_the_data_and_the_prior():
@@ -448,6 +506,10 @@ def test_two_priors_have_the_joint_posterior():
         streams=ImageStreams(range(COUNT)),
     )
     assert (restored.x[:, :1] - X).norm() < 0.9 * (single.x - X).norm()
+    pair = OracleDenoiser(Gaussian(torch.zeros(2, N, N), torch.ones(2, N, N)), VP())
+    x_t, t = ImageStreams(range(COUNT)).normal(torch.cat([X, X, X], 1)), torch.full((COUNT,), 0.5)
+    expected = torch.cat([MODEL(x_t[:, :1], t), pair(x_t[:, 1:], t)], 1)
+    torch.testing.assert_close(Product([MODEL, pair])(x_t, t), expected)
     halving = type("Halving", (OracleDenoiser,), {"device": torch.device("meta"), "downsampling_factor": 4})(
         PRIOR, VP()
     )
