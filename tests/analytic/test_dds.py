@@ -1,5 +1,7 @@
 """The Radon operator against scikit-image, and DDS on it against the exact posterior of a Gaussian prior."""
 
+import copy
+import pickle
 from itertools import pairwise
 
 import numpy as np
@@ -59,6 +61,14 @@ def test_the_radon_transform_passes_the_adjoint_test(size, angles):
     require_adjoint(Radon(size, angles), (2, size, size))
     with pytest.raises(ValueError, match=f"takes {size} x {size} values"):
         Radon(size, angles)(torch.zeros(1, 1, size + 1, size))
+
+
+def test_the_gradient_of_the_radon_transform_is_its_adjoint_and_copies_are_the_same():
+    operator, x = Radon(5, 3), torch.randn(2, 1, 5, 5, dtype=torch.float64, requires_grad=True)
+    torch.autograd.gradcheck(operator, x)
+    torch.autograd.gradgradcheck(lambda x: operator(x**2), x)
+    for copied in (copy.deepcopy(operator), pickle.loads(pickle.dumps(operator))):
+        assert torch.equal(copied(x), operator(x))
 
 
 def test_without_noise_it_comes_near_the_posterior_mean():

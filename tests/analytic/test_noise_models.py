@@ -7,7 +7,13 @@ import scipy.stats
 import torch
 
 from scoreexp.core.streams import ImageStreams
-from scoreexp.observations import CorrelatedNoise, GammaNoise, PoissonGaussianNoise, PoissonNoise
+from scoreexp.observations import (
+    CorrelatedNoise,
+    GammaNoise,
+    GaussianNoise,
+    PoissonGaussianNoise,
+    PoissonNoise,
+)
 from scoreexp.observations.noise.poisson import _anscombe
 
 
@@ -30,6 +36,32 @@ def test_the_density_of_photons_and_reading_noise_is_a_sum_over_counts():
     step = float(grid[10] - grid[0])
     assert float(density.sum() * step) == pytest.approx(1, abs=1e-3)
     assert float((density * grid[::10]).sum() * step) == pytest.approx(0.3, abs=1e-3)
+
+
+@pytest.mark.parametrize(("photons", "rate"), [(30.0, 500.0), (500.0, 30.0), (-5.0, 2.0)])
+def test_the_density_of_photons_and_reading_noise_holds_far_from_the_data(photons, rate):
+    """Where a restorer begins: the counts that matter lie between what is seen and what is expected."""
+    noise, s = PoissonGaussianNoise(1000.0, 0.02), 10.0
+    n = torch.arange(2000.0, dtype=torch.float64)
+    law = torch.from_numpy(
+        scipy.stats.poisson(rate).logpmf(n.numpy()) + scipy.stats.norm(n, s).logpdf(photons)
+    )
+    y, x = (torch.full((1, 1), 2 * m / 1000 - 1, dtype=torch.float64) for m in (photons, rate))
+    found = noise.log_likelihood(y, x)
+    assert float(found) == pytest.approx(float(law.logsumexp(0)) + math.log(500.0), rel=1e-9)
+
+
+@pytest.mark.parametrize("noise", [GaussianNoise(0.3), PoissonGaussianNoise(200.0, 0.3)])
+def test_the_posterior_mean_adds_the_variance_times_the_score(noise):
+    y, score = torch.tensor([[0.2, -0.4]], dtype=torch.float64), torch.tensor([[1.5, -0.5]]).double()
+    torch.testing.assert_close(noise.posterior_mean(y, score), y + noise.variance(y) * score)
+
+
+def test_black_pixels_have_a_likelihood():
+    black = -torch.ones(1, 4)
+    assert GammaNoise(3.0).log_likelihood(black, black).isfinite().all()
+    assert GammaNoise(0.5).log_likelihood(black, torch.zeros(1, 4)).isfinite().all()
+    assert PoissonGaussianNoise(5.0, 0.1).log_likelihood(black, black).isfinite().all()
 
 
 def test_the_formula_for_counts_is_near_the_posterior_mean_of_a_gamma_prior():
@@ -118,6 +150,7 @@ def test_the_density_of_correlated_noise_is_that_of_the_dense_covariance():
         (lambda: PoissonGaussianNoise(3.0, -1.0), "sigma=-1"),
         (lambda: GammaNoise(-2.0), "looks=-2"),
         (lambda: CorrelatedNoise(0.1, 0.0), "length=0"),
+        (lambda: CorrelatedNoise(0.1).sample(torch.zeros(3, 5), ImageStreams([0, 1, 2])), "is for images"),
         (lambda: PoissonNoise(3.0).variance(torch.full((1, 1), -1.5)), "for values of x >= -1"),
         (
             lambda: CorrelatedNoise(0.1, 9.0).log_likelihood(

@@ -16,6 +16,7 @@ from scoreexp.observations import (
     Identity,
     NoiseModel,
     Observation,
+    Radon,
     RandomMask,
     SuperResolution,
 )
@@ -26,6 +27,7 @@ from scoreexp.samplers import DDIM, DDPM, UniformGrid, start_from_prior
 from scoreexp.schedules import VP
 
 N, COUNT = 6, 8
+GRID = UniformGrid(2)
 SHAPE = (1, N, N)
 EYE = torch.eye(N * N, dtype=torch.float64)
 PLACES = torch.cartesian_prod(torch.arange(N), torch.arange(N)).double()
@@ -37,6 +39,9 @@ WHITE = OracleDenoiser(
     Gaussian(torch.zeros(SHAPE, dtype=torch.float64), torch.full(SHAPE, 0.25, dtype=torch.float64)), VP()
 )
 X = PRIOR.sample(COUNT, torch.Generator().manual_seed(0))
+LINE = torch.exp(-(torch.arange(-2, 3.0) ** 2) / 2)
+WIDE = LINE[:, None] * LINE
+POINTS = OracleDenoiser(Gaussian(torch.zeros(N), torch.ones(N)), VP())
 OPERATORS = {
     "mask": RandomMask(size=N, hole=0.5),
     "blur": Blur(torch.tensor([[0.05, 0.1, 0.05], [0.1, 0.4, 0.1], [0.05, 0.1, 0.05]]), size=N),
@@ -243,6 +248,29 @@ def test_two_steps_of_splitting_by_hand(operator):
     torch.testing.assert_close(made.x, x_0, rtol=1e-5, atol=1e-5)
 
 
+def test_the_last_step_of_the_null_space_model_weighs_data_and_estimate_by_their_errors():
+    operator, sigma_y, t = OPERATORS["mask"], 0.3, 0.2
+    y, x_t = observed(operator, sigma_y).y, ImageStreams(range(COUNT), "state").normal(X)
+    chain, task = DDNM(GRID), problem(operator, y, sigma_y)
+    x_0, _ = chain.step(task, x_t, t, None, chain.prepare(task))
+    alpha, sigma = MODEL.schedule.at(t)
+    r2, x0_hat = sigma**2 / (alpha**2 + sigma**2), task.denoise(x_t, t)
+    seen = (r2 * y + sigma_y**2 * operator(x0_hat)) / (r2 + sigma_y**2)
+    expected = torch.where(operator.seen, operator.adjoint(seen), x0_hat)
+    torch.testing.assert_close(x_0, expected, rtol=1e-10, atol=1e-10)
+
+
+def test_restoration_in_singular_directions_begins_at_the_data_with_noise_of_the_level():
+    operator, sigma_y, t, schedule = OPERATORS["mask"], 0.4, 0.6, MODEL.schedule
+    y, z = observed(operator, sigma_y).y, ImageStreams(range(COUNT), "state").normal(X)
+    chain, task = DDRM(GRID), problem(operator, y, sigma_y)
+    alpha, sigma = schedule.at(t)
+    assert sigma > alpha * sigma_y
+    start = chain.start(task, schedule.prior_std * z, t, chain.prepare(task))
+    known = alpha * operator.adjoint(y) + (sigma**2 - (alpha * sigma_y) ** 2) ** 0.5 * z
+    torch.testing.assert_close(start, torch.where(operator.seen, known, sigma * z), rtol=1e-10, atol=1e-10)
+
+
 # ------------------------------------------------------------------------------------ chains with a gradient
 
 
@@ -304,6 +332,23 @@ def test_total_variation_is_the_length_of_the_edges_and_pulls_towards_flat_image
     assert float((slope * x).sum()) > 0.9 * smooth
 
 
+def test_the_losses_add_the_trace_and_the_variation():
+    operator, t = OPERATORS["blur"], 0.5
+    x_t = ImageStreams(range(COUNT), "state").normal(X)
+
+    def parts():
+        task = problem(operator, observed(operator, 0.1).y, 0.1)
+        x0_hat = task.denoise(x_t, t)
+        return task, x0_hat, (task.y - operator(x0_hat)).square().flatten(1).sum(1)
+
+    restorer = STSL(GRID, zeta=0.3, c=0.02)
+    task, x0_hat, square = parts()
+    expected = 0.3 * square + 0.02 * restorer.trace(task, x_t, x0_hat, t)
+    torch.testing.assert_close(restorer.loss(parts()[0], x_t, x0_hat, t), expected)
+    expected = 0.3 * square + 0.02 * total_variation(x0_hat)
+    torch.testing.assert_close(HIRDiff(GRID, 0.3, 0.02).loss(task, x_t, x0_hat, t), expected)
+
+
 def test_data_that_are_met_already_give_no_gradient():
     operator = Identity()
     task = problem(operator, X, 0.0, OracleDenoiser(Gaussian(X[0], torch.zeros(SHAPE)), VP()))
@@ -348,6 +393,24 @@ def test_the_mean_gradient_of_red_diff_vanishes_at_its_fixed_point_which_is_not_
     assert (fixed - mode).norm() > 0.01 * mode.norm()
 
 
+def test_two_steps_of_red_diff_are_those_of_torchs_adam_on_the_loss_of_the_paper():
+    operator, weight, lr = OPERATORS["mask"], 0.4, 0.05
+    task, restorer = problem(operator, observed(operator, 0.1).y, 0.1), REDDiff(GRID, weight, 2.0, lr)
+    state = restorer.start(task, X, 1.0, None)
+    mu = state.mu.clone().requires_grad_()
+    adam, streams = torch.optim.Adam([mu], lr=lr, betas=(0.9, 0.99)), ImageStreams(range(COUNT))
+    for t in (0.7, 0.3):
+        _, state = restorer.step(task, state, t, None, None)
+        (alpha, sigma), eps = MODEL.schedule.at(t), streams.normal(X)
+        x_t = (alpha * mu + sigma * eps).detach()
+        eps_hat = (x_t - alpha * task.denoise(x_t, t)) / sigma
+        data = (task.y - operator(mu)).square().sum()  # w / 2 = 1
+        adam.zero_grad()
+        (data + weight * sigma / alpha * ((eps_hat - eps) * mu).sum()).backward()
+        adam.step()
+    torch.testing.assert_close(state.mu, mu.detach(), rtol=1e-6, atol=1e-7)
+
+
 def test_red_diff_settles_between_the_data_and_the_prior():
     operator = OPERATORS["mask"]
     observation = observed(operator, 0.1)
@@ -358,6 +421,27 @@ def test_red_diff_settles_between_the_data_and_the_prior():
     baseline = (operator.pinv(observation.y) - X).norm()
     assert (restored.x - X).norm() < 0.7 * baseline
     assert (restored.x - again.x).norm() < 0.2 * (restored.x - operator.pinv(observation.y)).norm()
+
+
+@pytest.mark.parametrize(
+    ("operator", "dtype"),
+    [
+        (Blur(WIDE / WIDE.sum(), size=N), torch.float64),
+        (Blur(WIDE / WIDE.sum(), size=N), torch.float32),
+        (Radon(N, 40), torch.float64),
+    ],
+    ids=["blur", "blur32", "radon"],
+)
+def test_red_diff_starts_near_the_data_of_every_operator(operator, dtype):
+    """A blur whose inverse raises the noise two thousand times, and an operator of norm 15."""
+    x = X.to(dtype)
+    task = problem(operator, GaussianNoise(0.05).sample(operator(x), ImageStreams(range(COUNT))), 0.05)
+    start = REDDiff(GRID).start(task, x, 1.0, None).mu
+    assert start.dtype == dtype
+    assert (start - x).norm() < 0.8 * x.norm()
+    mask = OPERATORS["mask"]
+    y = mask(x)
+    assert torch.equal(REDDiff(GRID).start(problem(mask, y, 0.05), x, 1.0, None).mu, mask.pinv(y))
 
 
 @pytest.mark.parametrize("operator", OPERATORS.values(), ids=OPERATORS)
@@ -422,6 +506,15 @@ def test_two_priors_have_the_joint_posterior():
         streams=ImageStreams(range(COUNT)),
     )
     assert (restored.x[:, :1] - X).norm() < 0.9 * (single.x - X).norm()
+    pair = OracleDenoiser(Gaussian(torch.zeros(2, N, N), torch.ones(2, N, N)), VP())
+    x_t, t = ImageStreams(range(COUNT)).normal(torch.cat([X, X, X], 1)), torch.full((COUNT,), 0.5)
+    expected = torch.cat([MODEL(x_t[:, :1], t), pair(x_t[:, 1:], t)], 1)
+    torch.testing.assert_close(Product([MODEL, pair])(x_t, t), expected)
+    halving = type("Halving", (OracleDenoiser,), {"device": torch.device("meta"), "downsampling_factor": 4})(
+        PRIOR, VP()
+    )
+    assert Product([halving, MODEL]).device == torch.device("meta")
+    assert Product([halving, MODEL]).downsampling_factor == 4
     with pytest.raises(ValueError, match="must share one"):
         Product([MODEL, OracleDenoiser(PRIOR, VP(beta_max=10.0))])
     with pytest.raises(ValueError, match="differ in the channels alone"):
@@ -442,9 +535,6 @@ class OtherNoise(NoiseModel):
         return x.sum()
 
 
-GRID = UniformGrid(2)
-
-
 @pytest.mark.parametrize(
     ("restorer", "observation", "said"),
     [
@@ -462,6 +552,8 @@ GRID = UniformGrid(2)
         (DDRM(GRID), Observation(X, Identity(), OtherNoise()), "not OtherNoise: give GaussianNoise"),
         (PiGDM(DDIM(GRID)), Observation(X, Identity(), OtherNoise()), "not OtherNoise: give GaussianNoise"),
         (DDNM(GRID), Observation(X[..., 1:], Identity(), GaussianNoise(0.0)), r"shape \(1, 6, 5\)"),
+        (HIRDiff(GRID), Observation(X[:, 0, 0], Identity(), GaussianNoise(0.1)), r"images \[B, C, H, W\]"),
+        (DDNM(GRID, eta=0.0), Observation(X, Identity(), GaussianNoise(0.1)), "choose eta > 0"),
         (
             DPS(GRID),
             Observation(X * float("nan"), Identity(), GaussianNoise(0.1)),
@@ -479,8 +571,9 @@ GRID = UniformGrid(2)
     ],
 )
 def test_what_a_restorer_cannot_serve_is_refused_in_a_line(restorer, observation, said):
+    model = MODEL if observation.y.ndim > 2 else POINTS
     with pytest.raises(ValueError, match=said) as caught:
-        restorer(observation, MODEL, streams=ImageStreams(range(COUNT)))
+        restorer(observation, model, streams=ImageStreams(range(COUNT)))
     assert "\n" not in str(caught.value)
 
 

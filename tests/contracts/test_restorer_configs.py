@@ -16,13 +16,15 @@ from scoreexp.observations import (
     LinearOperator,
     Observation,
     PoissonNoise,
+    RandomMask,
     require_adjoint,
 )
-from scoreexp.restorers import Exposure, Restorer
-from scoreexp.schedules import VP
+from scoreexp.restorers import Conditioned, Exposure, Restorer
+from scoreexp.schedules import VP, FlowMatching
 
 SHAPE = (1, 8, 8)
-MODEL = Blind(OracleDenoiser(Gaussian(torch.zeros(SHAPE), torch.full(SHAPE, 0.2)), VP()))
+PRIOR = Gaussian(torch.zeros(SHAPE), torch.full(SHAPE, 0.2))
+MODEL = Blind(OracleDenoiser(PRIOR, VP()))
 
 
 def nodes(group):
@@ -56,6 +58,28 @@ def test_a_restorer_denoises_repeats_itself_and_does_not_touch_the_data(node):
     torch.testing.assert_close(restorer(one, model, streams=ImageStreams([6])).x, whole.x[1:2])
     with pytest.raises(ValueError, match="3 observations for 2 seeds"):
         restorer(observation, model, streams=ImageStreams([0, 1]))
+
+
+@pytest.mark.parametrize("node", nodes("restorer"))
+def test_a_restorer_begins_where_alpha_is_zero(node):
+    """Nothing may be divided by alpha at the first time of flow matching; the data are followed from the next one on."""
+    restorer = construct(with_steps(node, 40))
+    if not restorer.needs_model:
+        return
+    model = Blind(OracleDenoiser(PRIOR, FlowMatching()))
+    mask = RandomMask(size=8, hole=0.25)
+    x = (0.4 * torch.randn(3, *SHAPE, generator=torch.Generator().manual_seed(0))).clamp(-1, 1)
+    y, noise = mask(x), PoissonNoise(30.0) if isinstance(restorer, Exposure) else GaussianNoise(0.1)
+    streams = ImageStreams(range(3))
+    try:
+        restored = restorer(Observation(y, mask, noise), model, streams=streams, keep=50)
+    except ValueError:  # for denoising alone
+        observation = Observation.simulate(x, Identity(), noise, ImageStreams(range(3)))
+        restored = restorer(observation, model, streams=streams, keep=50)
+    else:
+        is_conditioned = isinstance(restorer, Conditioned)  # on an image at which this model does not look
+        assert is_conditioned or (mask(restored.x) - y).norm() < 0.6 * y.norm()
+    assert all(x.isfinite().all() for x in restored.trajectory)
 
 
 @pytest.mark.parametrize("node", nodes("operator"))

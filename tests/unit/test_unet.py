@@ -9,7 +9,7 @@ import torch.nn.functional as F
 import yaml
 from torch import nn
 
-from scoreexp.networks import UNet, UNetPublished
+from scoreexp.networks import NCSNpp, UNet, UNetPublished
 from scoreexp.networks.layers import EXPLICIT_ATTENTION_PIXELS, NoiseFeatures, SelfAttention, _attend
 
 NETWORKS = Path(__file__).parents[2] / "conf" / "network"
@@ -372,3 +372,30 @@ def test_hidden_widths_may_differ_by_level():
     assert same.hidden == one.hidden
     with pytest.raises(ValueError, match="3 values for 2 levels"):
         UNet(event_shape=(3, 16, 16), channels=32, multipliers=(1, 2), hidden_ratio=(1.0, 1.0, 1.0))
+
+
+def tiny_plus_plus(**kwargs):
+    sizes = {"channels": 8, "multipliers": (1, 2), "blocks": 1, "attention_resolutions": (4,)}
+    return NCSNpp(event_shape=(3, 8, 8), **{**sizes, **kwargs})
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        *FAMILIES,
+        lambda: tiny_plus_plus(progressive_output="output_skip"),
+        lambda: tiny_plus_plus(progressive_input="input_skip"),
+        lambda: tiny_plus_plus(progressive_input="none", multipliers=(1,)),
+    ],
+)
+def test_a_part_that_is_replaced_is_the_one_that_runs(make):
+    """As quantisation and low-rank adapters replace layers: a reference kept aside would go on with the old one."""
+    network = awake(make())
+    x, c_noise = inputs()
+    expected = network(x, c_noise)
+    for parent in list(network.modules()):
+        for name, child in list(parent.named_children()):
+            setattr(parent, name, copy.deepcopy(child))
+            for parameter in child.parameters():
+                parameter.data = torch.full_like(parameter, torch.nan)
+    assert torch.equal(network(x, c_noise), expected)

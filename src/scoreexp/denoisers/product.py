@@ -7,6 +7,7 @@ Reference: T. S. W. Stevens, F. C. Meral, J. Yu, I. Z. Apostolakis, J.-L. Robert
 using Diffusion Models", 2023, https://arxiv.org/abs/2307.11204.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -51,6 +52,14 @@ class Product(DenoiserBase, wraps=True):
         self.schedule = first
         self.channels = [shape[0] for shape in known]
         self.event_shape = (sum(self.channels), *known[0][1:])
+
+    @property
+    def device(self) -> torch.device:
+        return self.models[0].device
+
+    @property
+    def downsampling_factor(self) -> int:
+        return math.lcm(*(model.downsampling_factor for model in self.models))
 
     def __call__(self, x_t: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
         parts = zip(self.models, x_t.split(self.channels, 1), strict=True)

@@ -190,3 +190,22 @@ def check_image_shape(event_shape: tuple[int, ...], factor: int) -> None:
                 f"image size {size} is not divisible by the network's downsampling factor {factor}: "
                 f"the nearest sizes allowed are {nearest}"
             )
+
+
+def by_level(modules: nn.ModuleList, levels: int) -> list[list[nn.Module]]:
+    """The modules of a kind of which each level has equally many.
+
+    >>> by_level(nn.ModuleList([nn.SiLU(), nn.ReLU()]), 2)
+    [[SiLU()], [ReLU()]]
+    """
+    each = len(modules) // levels
+    return [list(modules)[i * each : (i + 1) * each] for i in range(levels)]
+
+
+def last_levels(modules: nn.ModuleList, levels: int) -> list[nn.Module | None]:
+    """The modules of a kind of which the last levels have one each, and the others none.
+
+    >>> last_levels(nn.ModuleList([nn.SiLU()]), 2)
+    [None, SiLU()]
+    """
+    return [None] * (levels - len(modules)) + list(modules)

@@ -29,7 +29,9 @@ from scoreexp.networks.layers import (
     GroupNorm,
     NoiseFeatures,
     SelfAttention,
+    by_level,
     check_image_shape,
+    last_levels,
     start_at_zero,
 )
 
@@ -249,17 +251,19 @@ class DownLevel(NamedTuple):
     A skip is left where the stream enters the first block and behind every block.
     """
 
-    downsample: ResidualBlock | None  # None at full resolution
-    joint: InputSkip | InputResidual | None  # None at full resolution, and without progressive input
-    blocks: list[ResidualBlock]
+    downsample: nn.Module | None  # a ResidualBlock, as all blocks; None at full resolution
+    joint: (
+        nn.Module | None
+    )  # an InputSkip or InputResidual; None at full resolution, and without progressive input
+    blocks: list[nn.Module]
 
 
 class UpLevel(NamedTuple):
     """One resolution on the way up: the stream grows, and every block takes one skip of this resolution with it."""
 
-    upsample: ResidualBlock | None  # None at the lowest resolution
-    blocks: list[ResidualBlock]
-    readout: Readout | None  # its part of the output; None where only finer levels have one
+    upsample: nn.Module | None  # None at the lowest resolution
+    blocks: list[nn.Module]
+    readout: nn.Module | None  # a Readout, its part of the output; None where only finer levels have one
 
 
 class NCSNpp(nn.Module):
@@ -372,24 +376,42 @@ class NCSNpp(nn.Module):
         self.conditioning = FeatureConditioning(features, number, 4 * channels, num_classes)
 
         self.stem = nn.Conv2d(image_channels, widths[0], 3, padding=1)
-        self.way_down = [down_level(level) for level in range(len(widths))]
-        self.way_up = [up_level(level) for level in reversed(range(len(widths)))]
+        way_down = [down_level(level) for level in range(len(widths))]
+        way_up = [up_level(level) for level in reversed(range(len(widths)))]
 
         # Registered by kind, not by level: a seed's initial weights, the keys of checkpoints and the optimiser's order
         # of parameters depend on it.
-        self.down = nn.ModuleList(block for level in self.way_down for block in level.blocks)
-        self.downsample = _present(level.downsample for level in self.way_down)
-        self.progressive_input = _present(level.joint for level in self.way_down)
+        self.down = nn.ModuleList(block for level in way_down for block in level.blocks)
+        self.downsample = _present(level.downsample for level in way_down)
+        self.progressive_input = _present(level.joint for level in way_down)
         self.middle = nn.ModuleList(
             [block(widths[-1], widths[-1], attends=True), block(widths[-1], widths[-1])]
         )
-        self.up = nn.ModuleList(block for level in self.way_up for block in level.blocks)
-        self.upsample = _present(level.upsample for level in self.way_up)
+        self.up = nn.ModuleList(block for level in way_up for block in level.blocks)
+        self.upsample = _present(level.upsample for level in way_up)
         self.grow = grow
-        self.readouts = _present(level.readout for level in self.way_up)
+        self.readouts = _present(level.readout for level in way_up)
         self.gradient_checkpointing = gradient_checkpointing
         self.apply(initialise)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    @property
+    def way_down(self) -> list[DownLevel]:
+        """The levels, read from the registered modules: one that was replaced (quantised, adapted) is the one that runs."""
+        levels = len(self.downsample) + 1
+        singles = (last_levels(kind, levels) for kind in (self.downsample, self.progressive_input))
+        return [DownLevel(*parts) for parts in zip(*singles, by_level(self.down, levels))]
+
+    @property
+    def way_up(self) -> list[UpLevel]:
+        """As ``way_down``, from the lowest resolution."""
+        levels = len(self.upsample) + 1
+        kinds = (
+            last_levels(self.upsample, levels),
+            by_level(self.up, levels),
+            last_levels(self.readouts, levels),
+        )
+        return [UpLevel(*parts) for parts in zip(*kinds)]
 
     def forward(self, x: Tensor, c_noise: Tensor, cond: Tensor | None = None) -> Tensor:
         """Evaluate F.

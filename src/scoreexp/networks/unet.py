@@ -29,7 +29,9 @@ from scoreexp.networks.layers import (
     Conditioning,
     GroupNorm,
     SelfAttention,
+    by_level,
     check_image_shape,
+    last_levels,
     start_at_zero,
 )
 
@@ -75,15 +77,17 @@ class AttentionBlock(nn.Module):
 class DownLevel(NamedTuple):
     """One resolution on the way down: the stream shrinks, then passes the blocks, and each block leaves a skip."""
 
-    downsample: nn.Conv2d | None  # None at full resolution
+    downsample: nn.Module | None  # a convolution; None at full resolution
     blocks: list[nn.Module]
 
 
 class UpLevel(NamedTuple):
     """One resolution on the way up: the stream grows, then every block takes one skip by its merging convolution."""
 
-    upsample: nn.Conv2d | None  # follows the nearest-neighbour upsampling; None at the lowest resolution
-    merges: list[nn.Conv2d]
+    upsample: (
+        nn.Module | None
+    )  # a convolution that follows the nearest-neighbour upsampling; None at the lowest resolution
+    merges: list[nn.Module]  # convolutions
     blocks: list[nn.Module]
 
 
@@ -169,12 +173,11 @@ class UNet(nn.Module):
             return [block(level, attends and i == blocks - 1) for i in range(blocks)]
 
         # Modules are made and registered by kind, not by level: a seed's initial weights, the keys of checkpoints
-        # and the optimiser's order of parameters depend on it. The levels hold the same modules once more.
+        # and the optimiser's order of parameters depend on it.
         fine_to_coarse = range(len(widths))
         self.stem = nn.Conv2d(image_channels, widths[0], 3, padding=1)
         down = [blocks_of(level) for level in fine_to_coarse]
         downsample = [nn.Conv2d(fine, coarse, 3, stride=2, padding=1) for fine, coarse in pairwise(widths)]
-        self.way_down = [DownLevel(*parts) for parts in zip([None, *downsample], down)]
         self.down = nn.ModuleList(chain.from_iterable(down))
         self.downsample = nn.ModuleList(downsample)
 
@@ -183,7 +186,6 @@ class UNet(nn.Module):
         up = [blocks_of(level) for level in reversed(fine_to_coarse)]
         upsample = [nn.Conv2d(coarse, fine, 3, padding=1) for coarse, fine in pairwise(widths[::-1])]
         merges = [[nn.Conv2d(width, width, 1) for _ in range(blocks)] for width in widths[::-1]]
-        self.way_up = [UpLevel(*parts) for parts in zip([None, *upsample], merges, up)]
         self.up = nn.ModuleList(chain.from_iterable(up))
         self.upsample = nn.ModuleList(upsample)
         self.merge = nn.ModuleList(chain.from_iterable(merges))
@@ -198,6 +200,22 @@ class UNet(nn.Module):
             None if self.conditioning.is_empty else nn.Linear(embedding, sum(self.hidden), bias=False)
         )
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    @property
+    def way_down(self) -> list[DownLevel]:
+        """The levels, read from the registered modules: one that was replaced (quantised, adapted) is the one that runs."""
+        levels = len(self.downsample) + 1
+        return [
+            DownLevel(*parts)
+            for parts in zip(last_levels(self.downsample, levels), by_level(self.down, levels))
+        ]
+
+    @property
+    def way_up(self) -> list[UpLevel]:
+        """As ``way_down``, from the lowest resolution."""
+        levels = len(self.upsample) + 1
+        kinds = last_levels(self.upsample, levels), by_level(self.merge, levels), by_level(self.up, levels)
+        return [UpLevel(*parts) for parts in zip(*kinds)]
 
     def forward(self, x: Tensor, c_noise: Tensor, cond: Tensor | None = None) -> Tensor:
         """Evaluate F.

@@ -55,9 +55,10 @@ class BySampling(Restorer):
 
 
 def unscaled(result: SampleResult, schedule: Schedule) -> list[Tensor]:
-    """The kept states as estimates of ``x_0``: ``x_t / alpha_t``, and the result itself."""
-    before = zip(result.trajectory[:-1], result.times[:-1].tolist(), strict=True)
-    return [*(x / schedule.at(t)[0] for x, t in before), *result.trajectory[-1:]]
+    """The kept states as estimates of ``x_0``: ``x_t / alpha_t`` where alpha is not 0, and the result itself."""
+    alphas = (schedule.at(t)[0] for t in result.times[:-1].tolist())
+    before = zip(result.trajectory[:-1], alphas, strict=True)
+    return [*(x / alpha for x, alpha in before if alpha > 0), *result.trajectory[-1:]]
 
 
 def noise_level_of(observation: Observation) -> float:

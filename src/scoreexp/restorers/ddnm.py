@@ -49,11 +49,11 @@ class DDNM(Chain):
 
     Args:
         grid: the times visited.
-        eta: share of fresh noise, in [0, 1] (0.85 in the paper).
+        eta: share of fresh noise, in [0, 1] (0.85 in the paper); > 0 where ``y`` has noise.
 
     Raises:
-        ValueError: a parameter is outside its domain; on a call, the operator has no pseudo-inverse, or no decomposition
-            where ``y`` has noise.
+        ValueError: a parameter is outside its domain; on a call, the operator has no pseudo-inverse, or where ``y`` has
+            noise, no decomposition, or eta is 0.
     """
 
     @checked
@@ -64,6 +64,11 @@ class DDNM(Chain):
     def prepare(self, problem: Problem) -> Tensor | tuple[SVD, Tensor]:
         if problem.sigma_y == 0:
             return problem.operator.pinv(problem.y)
+        if self.eta == 0:
+            raise ValueError(
+                f"eta=0: DDNM lets the noise of y, {problem.sigma_y:g}, take the place of fresh noise, and without any it "
+                "would not use y: choose eta > 0"
+            )
         svd = problem.operator.svd(problem.y)
         return svd, svd.ut(problem.y)
 

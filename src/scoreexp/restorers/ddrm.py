@@ -19,6 +19,7 @@ from torch import Tensor
 
 from scoreexp.core.checked import checked
 from scoreexp.core.types import Probability
+from scoreexp.denoisers.denoiser import eps_from_x0
 from scoreexp.observations.operators import SVD
 from scoreexp.restorers.chain import Chain, Problem
 from scoreexp.samplers.grids import TimeGrid
@@ -66,10 +67,10 @@ class DDRM(Chain):
     def start(self, problem: Problem, x_t: Tensor, t: float, prepared: Prepared) -> Tensor:
         svd, y, level = prepared
         alpha, sigma = problem.schedule.at(t)
-        r = sigma / alpha
-        used = r >= level
-        spread = torch.where(used, (r**2 - level**2).clamp(min=0).sqrt(), r)
-        return alpha * svd.v(torch.where(used, y, 0) + spread * svd.vt(x_t / problem.schedule.prior_std))
+        brought = torch.where(level.isfinite(), alpha * level, torch.inf)  # alpha may be 0
+        used = sigma >= brought
+        spread = torch.where(used, (sigma**2 - brought**2).clamp(min=0).sqrt(), sigma)
+        return svd.v(torch.where(used, alpha * y, 0) + spread * svd.vt(x_t / problem.schedule.prior_std))
 
     def step(
         self, problem: Problem, state: Tensor, t: float, s: float | None, prepared: Prepared
@@ -78,12 +79,13 @@ class DDRM(Chain):
         svd, y, level = prepared
         alpha_t, sigma_t = problem.schedule.at(t)
         alpha_s, sigma_s = (1.0, 0.0) if s is None else problem.schedule.at(s)
-        r_t, r_s = sigma_t / alpha_t, sigma_s / alpha_s
+        r_s = sigma_s / alpha_s
         denoised = problem.denoise(x_t, t)
-        d, x = svd.vt(denoised), svd.vt(x_t / alpha_t)
+        d = svd.vt(denoised)
+        eps = svd.vt(eps_from_x0(denoised, x_t, alpha_t, sigma_t))
 
         keep = (1 - self.eta**2) ** 0.5 * r_s
-        unseen = d + keep * (x - d) / r_t
+        unseen = d + keep * eps  # (x_i - d_i) / r_t, also where alpha_t is 0
         below = d + keep * (y - d) / torch.where(level.isfinite() & (level > 0), level, 1)
         above = (1 - self.eta_b) * d + self.eta_b * y
         finite = torch.where(level.isfinite(), level, 0)

@@ -6,6 +6,8 @@ At each time t with the next time s, with the noise level ``r_t = sigma_t / alph
 2. ``x0' = argmin |y - A x|^2 + rho_t |x - x0_hat|^2`` with ``rho_t = lambda sigma_y^2 / r_t^2``;
 3. ``eps' = (x_t - alpha_t x0') / sigma_t``, ``x_s = alpha_s x0' + sigma_s (sqrt(1 - zeta) eps' + sqrt(zeta) z)``.
 
+Where alpha is 0 (flow matching), rho would be 0 and step 2 the pseudo-inverse with all its noise: there ``x0' = x0_hat``.
+
 Reference: Y. Zhu, K. Zhang, J. Liang, J. Cao, B. Wen, R. Timofte, L. Van Gool, "Denoising Diffusion Models for Plug-and-Play
 Image Restoration", 2023, https://arxiv.org/abs/2305.08995, algorithm 1.
 """
@@ -62,8 +64,10 @@ class DiffPIR(Chain):
     ) -> tuple[Tensor, Tensor]:
         x_t = state
         alpha, sigma = problem.schedule.at(t)
-        rho = self.weight * (problem.sigma_y * alpha / sigma) ** 2
-        x_0 = data_proximal(problem.operator, problem.y, problem.denoise(x_t, t), rho, prepared)
+        x_0 = problem.denoise(x_t, t)
+        if alpha > 0:
+            rho = self.weight * (problem.sigma_y * alpha / sigma) ** 2
+            x_0 = data_proximal(problem.operator, problem.y, x_0, rho, prepared)
         if s is None:
             return x_0, x_0
         return x_0, renoised(problem, x_0, eps_from_x0(x_0, x_t, alpha, sigma), s, self.zeta)

@@ -226,7 +226,7 @@ class HIRDiff(GradientChain):
         eta: share of fresh noise.
 
     Raises:
-        ValueError: a parameter is outside its domain.
+        ValueError: a parameter is outside its domain; on a call, the model is of other data than images and eta_2 > 0.
     """
 
     @checked
@@ -241,7 +241,8 @@ class HIRDiff(GradientChain):
         self.eta_1, self.eta_2 = eta_1, eta_2
 
     def loss(self, problem: Problem, x_t: Tensor, x0_hat: Tensor, t: float) -> Tensor:
-        return self.eta_1 * squared_residual(problem, x0_hat) + self.eta_2 * total_variation(x0_hat)
+        data = self.eta_1 * squared_residual(problem, x0_hat)
+        return data + self.eta_2 * total_variation(x0_hat) if self.eta_2 else data
 
     def remedy(self) -> str:
         return f"choose a smaller eta_1 than {self.eta_1:g}, or more steps"
@@ -255,7 +256,14 @@ def total_variation(x: Tensor, smoothing: float = 1e-3) -> Tensor:
     >>> step[..., 2:] = 1.0
     >>> round(float(total_variation(step)), 2)
     4.0
+
+    Raises:
+        ValueError: ``x`` holds no images.
     """
+    if x.ndim != 4:
+        raise ValueError(
+            f"total variation is of images [B, C, H, W], not of {tuple(x.shape)}: choose eta_2=0"
+        )
     down = torch.nn.functional.pad(x.diff(dim=-2), (0, 0, 0, 1))
     right = torch.nn.functional.pad(x.diff(dim=-1), (0, 1))
     length = (down**2 + right**2 + smoothing**2).sqrt() - smoothing

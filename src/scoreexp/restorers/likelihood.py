@@ -13,7 +13,9 @@ The right-hand side is Tweedie's formula with the score of the posterior, so the
 ``MMPS``  ``V = (sigma_t^2 / alpha_t) J``, the exact covariance; the system is solved by conjugate gradients
 ========= ==================================================================================================
 
-``MMPS`` is exact for Gaussian data; ``PiGDM`` for white Gaussian data of standard deviation ``sigma_d``.
+``MMPS`` is exact for Gaussian data; ``PiGDM`` for white Gaussian data of standard deviation ``sigma_d``. Where alpha is 0
+(flow matching) no derivative tells the covariance, and the mean is left as it is: an error of order ``alpha_s`` in the step
+to the next time ``s``.
 
 References:
     J. Song, A. Vahdat, M. Mardani, J. Kautz, "Pseudoinverse-Guided Diffusion Models for Inverse Problems", 2023,
@@ -130,9 +132,10 @@ class _Posterior(DenoiserBase, wraps=True):
         self.schedule, self.event_shape, self.record = model.schedule, model.event_shape, model.record
 
     def __call__(self, x_t: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
-        alpha, sigma = (
-            expand_to(scale, x_t).to(x_t) for scale in self.schedule(t.to(device="cpu", dtype=torch.float64))
-        )
+        scales = self.schedule(t.to(device="cpu", dtype=torch.float64))
+        if not scales[0].any():
+            return self.model(x_t, t, cond)
+        alpha, sigma = (expand_to(scale, x_t).to(x_t) for scale in scales)
         with torch.inference_mode(False), torch.enable_grad():
             x = x_t.detach().clone().requires_grad_()
             x0_hat = self.model(x, t, cond)

@@ -1,10 +1,13 @@
 r"""RED-diff: the image that a sum of denoisers at all noise levels and the data agree on, by stochastic descent.
 
-From ``mu = A^+ y`` (``A^T y`` where that is not known), for each time t of the grid from high to low noise:
+From ``mu`` after three steps of conjugate gradients on ``min |y - A mu|^2`` (``A^+ y`` for a mask; without the noise that
+``A^+`` of a blur raises, and in the units of the data whatever the norm of ``A``), for each time t of the grid from high to
+low noise:
 
 1. ``x_t = alpha_t mu + sigma_t eps`` with fresh noise, ``eps_hat`` of the model there;
 2. one step of Adam (0.9, 0.99) on ``(w / 2) |y - A mu|^2 + lambda_t <eps_hat - eps, mu>``, the bracket held fixed, with
-   ``lambda_t = lambda sigma_t / alpha_t``.
+   ``lambda_t = lambda sigma_t / alpha_t``. As ``eps_hat - eps = (alpha_t / sigma_t) (mu - D(x_t, t))``, the gradient of the
+   second term is ``lambda (mu - D(x_t, t))``, which is finite where alpha is 0 too.
 
 No gradient goes through the network. The mean of the bracket is that of the score's gradient flow, so with t drawn from the
 grid the fixed point for Gaussian data ``N(m, S)`` solves ``(w A^T A + L) mu = w A^T y + L m`` with
@@ -21,11 +24,12 @@ from torch import Tensor
 
 from scoreexp.core.checked import checked
 from scoreexp.core.types import NonNegativeFloat, PositiveFloat
-from scoreexp.denoisers.denoiser import eps_from_x0
+from scoreexp.numerics.conjugate_gradient import conjugate_gradient
 from scoreexp.restorers.chain import Chain, Problem
 from scoreexp.samplers.grids import TimeGrid
 
 BETA_1, BETA_2, EPSILON = 0.9, 0.99, 1e-8
+START_STEPS = 3  # few, as noise enters with each
 
 
 class _State(NamedTuple):
@@ -76,10 +80,8 @@ class REDDiff(Chain):
         self.weight, self.data_weight, self.lr = weight, data_weight, lr
 
     def start(self, problem: Problem, x_t: Tensor, t: float, prepared: Any) -> _State:
-        try:
-            mu = problem.operator.pinv(problem.y)
-        except ValueError:  # not known in closed form
-            mu = problem.operator.adjoint(problem.y)
+        a = problem.operator
+        mu = conjugate_gradient(lambda x: a.adjoint(a(x)), a.adjoint(problem.y), max_iter=START_STEPS).x
         return _State(mu, torch.zeros_like(mu), torch.zeros_like(mu), 0)
 
     def step(
@@ -87,11 +89,9 @@ class REDDiff(Chain):
     ) -> tuple[Tensor, _State]:
         # 1.
         alpha, sigma = problem.schedule.at(t)
-        eps = problem.streams.normal(state.mu)
-        x_t = alpha * state.mu + sigma * eps
-        eps_hat = eps_from_x0(problem.denoise(x_t, t), x_t, alpha, sigma)
+        x_t = alpha * state.mu + sigma * problem.streams.normal(state.mu)
         # 2.
-        gradient = self.gradient(problem, state.mu) + self.weight * sigma / alpha * (eps_hat - eps)
+        gradient = self.gradient(problem, state.mu) + self.weight * (state.mu - problem.denoise(x_t, t))
         first = BETA_1 * state.first + (1 - BETA_1) * gradient
         second = BETA_2 * state.second + (1 - BETA_2) * gradient**2
         k = state.steps + 1

@@ -64,7 +64,15 @@ class CorrelatedNoise(NoiseModel):
         return y + self._filtered(score, 1.0)
 
     def spectrum(self, like: Tensor) -> Tensor:
-        """Eigenvalues of ``C`` at the frequencies of ``like [..., H, W]``: ``[H, W]``, whose mean is ``sigma^2``."""
+        """Eigenvalues of ``C`` at the frequencies of ``like [B, *, H, W]``: ``[H, W]``, whose mean is ``sigma^2``.
+
+        Raises:
+            ValueError: the data are no images.
+        """
+        if like.ndim < 3:
+            raise ValueError(
+                f"CorrelatedNoise is for images [B, *, H, W], not {tuple(like.shape)}: take GaussianNoise for points"
+            )
         kernel = torch.ones((), dtype=torch.float64)
         for side in like.shape[-2:]:
             place = torch.arange(side, dtype=torch.float64)

@@ -58,7 +58,7 @@ class GammaNoise(NoiseModel):
         return 4 * intensity(x) ** 2 / self.looks
 
     def log_likelihood(self, y: Tensor, x: Tensor) -> Tensor:
-        u, v = intensity(x), intensity(y)
+        u, v = intensity(x).clamp(min=DARKEST), intensity(y).clamp(min=DARKEST)
         rate = self.looks / u
         density = self.looks * rate.log() + (self.looks - 1) * v.log() - rate * v - math.lgamma(self.looks)
         return (density - math.log(2)).flatten(1).sum(1)  # dy = 2 dv

@@ -74,8 +74,10 @@ class PoissonGaussianNoise(NoiseModel):
         if self.sigma == 0:
             return _log_poisson(photons.round(), rate).flatten(1).sum(1)
         s = self.peak * self.sigma / 2
-        high = int(max(float((photons + 8 * s).max()), 0.0)) + 1
-        counts = torch.arange(high + 1, dtype=y.dtype, device=y.device).reshape(-1, *[1] * y.ndim)
+        # a term P(n) N(photons; n, s^2) is largest between the two and falls from there as fast as the Gaussian
+        both = torch.cat([photons.flatten(), rate.flatten()]).detach()
+        low, high = max(int(float(both.min()) - 8 * s), 0), max(int(float(both.max()) + 8 * s), 0) + 1
+        counts = torch.arange(low, high + 1, dtype=y.dtype, device=y.device).reshape(-1, *[1] * y.ndim)
         deviation = (photons - counts) / s
         gaussian = -0.5 * deviation**2 - math.log(self.sigma * math.sqrt(2 * math.pi))
         return (_log_poisson(counts, rate) + gaussian).logsumexp(0).flatten(1).sum(1)

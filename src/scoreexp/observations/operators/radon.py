@@ -10,8 +10,11 @@ Reference: A. C. Kak, M. Slaney, "Principles of Computerized Tomographic Imaging
 """
 
 import math
+import warnings
+from typing import Any, Self
 
 import torch
+from scipy.sparse import coo_array
 from torch import Tensor
 
 from scoreexp.core.checked import checked
@@ -19,6 +22,7 @@ from scoreexp.core.types import PositiveInt
 from scoreexp.observations.operators.base import LinearOperator
 
 Key = tuple[torch.dtype, torch.device]
+Matrices = dict[Key, Tensor]
 _KEY: Key = (torch.float64, torch.device("cpu"))
 
 
@@ -43,29 +47,59 @@ class Radon(LinearOperator):
     def __init__(self, size: PositiveInt, angles: PositiveInt = 60) -> None:
         self.size, self.angles = size, angles
         matrix = _matrix(size, angles)
-        self._forward, self._backward = {_KEY: matrix}, {_KEY: matrix.t().coalesce()}
+        self._forward, self._backward = {_KEY: _by_rows(matrix)}, {_KEY: _by_rows(matrix.T)}
 
     def __call__(self, x: Tensor) -> Tensor:
-        return self._applied(self._forward, x, (self.size, self.size), (self.angles, self.size))
+        return self._applied(
+            (self._forward, self._backward), x, (self.size, self.size), (self.angles, self.size)
+        )
 
     def adjoint(self, y: Tensor) -> Tensor:
-        return self._applied(self._backward, y, (self.angles, self.size), (self.size, self.size))
+        return self._applied(
+            (self._backward, self._forward), y, (self.angles, self.size), (self.size, self.size)
+        )
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self  # it never changes, and torch cannot copy its matrices
 
     def _applied(
-        self, matrices: dict[Key, Tensor], x: Tensor, taken: tuple[int, int], given: tuple[int, int]
+        self, pair: tuple[Matrices, Matrices], x: Tensor, taken: tuple[int, int], given: tuple[int, int]
     ) -> Tensor:
-        """The product with the matrix, of which a copy is kept for each dtype and device."""
+        """The product with the first matrix of the pair, of which copies are kept for each dtype and device."""
         if x.shape[-2:] != taken:
             raise ValueError(f"Radon takes {taken[0]} x {taken[1]} values here, not {tuple(x.shape[-2:])}")
         flat = x.reshape(-1, taken[0] * taken[1]).T
         key = (x.dtype, x.device)
-        if key not in matrices:
-            matrices[key] = matrices[_KEY].to(device=x.device, dtype=x.dtype)
-        return (matrices[key] @ flat).T.reshape(*x.shape[:-2], *given)
+        for matrices in pair:
+            if key not in matrices:
+                matrices[key] = matrices[_KEY].to(device=x.device, dtype=x.dtype)
+        product: Tensor = _Product.apply(flat, pair[0][key], pair[1][key])
+        return product.T.reshape(*x.shape[:-2], *given)
 
 
-def _matrix(size: int, angles: int) -> Tensor:
-    """``[angles size, size size]``, float64, sparse."""
+class _Product(torch.autograd.Function):
+    """``A x`` with the gradient ``A^T g`` of the transpose that is known; torch would transpose anew each time."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, matrix: Tensor, transpose: Tensor) -> Tensor:
+        ctx.swapped = (transpose, matrix)
+        return matrix @ x
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        return _Product.apply(gradients[0], *ctx.swapped), None, None
+
+
+def _by_rows(matrix: coo_array) -> Tensor:
+    """In compressed rows, whose products are some ten times faster than those of coordinates."""
+    rows = matrix.tocsr()
+    starts, columns, values = (torch.from_numpy(part) for part in (rows.indptr, rows.indices, rows.data))
+    with warnings.catch_warnings(action="ignore"):  # torch calls the layout a beta
+        return torch.sparse_csr_tensor(starts, columns, values, matrix.shape, check_invariants=False)
+
+
+def _matrix(size: int, angles: int) -> coo_array:
+    """``[angles size, size size]``, float64."""
     centre = size // 2
     theta = (torch.arange(angles, dtype=torch.float64) * (math.pi / angles))[:, None, None]
     row, column = torch.meshgrid(*[torch.arange(size, dtype=torch.float64) - centre] * 2, indexing="ij")
@@ -80,6 +114,5 @@ def _matrix(size: int, angles: int) -> Tensor:
         rows.append((first + detector.long())[seen])
         columns.append(pixel[seen])
         values.append(weight[seen])
-    index = torch.stack([torch.cat(rows), torch.cat(columns)])
-    shape = (angles * size, size * size)
-    return torch.sparse_coo_tensor(index, torch.cat(values), shape, check_invariants=False).coalesce()
+    places = (torch.cat(rows).numpy(), torch.cat(columns).numpy())
+    return coo_array((torch.cat(values).numpy(), places), shape=(angles * size, size * size))
