@@ -23,7 +23,7 @@ install: $(READY)  ## create .venv with the pinned dependencies
 demo: $(READY)  ## train on a bundled photograph and show the result (under a minute on 2 cores)
 	$(BIN)/python -m scoreexp.train experiment=photo32_ours
 
-test: $(READY)  ## the fast test suite (at most 4 minutes on 2 cores)
+test: $(READY)  ## the fast test suite (about 4 minutes on 2 cores)
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-slow: $(READY)  ## the slow tests that `make test` leaves out

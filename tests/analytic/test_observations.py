@@ -113,7 +113,7 @@ def test_a_simulated_observation_is_the_noise_on_what_the_operator_makes():
 
 
 def test_sampling_from_an_observation_draws_from_the_posterior():
-    sigma, n = 0.5, 4000
+    sigma, n = 0.5, 1500
     y = torch.tensor([[0.9, 0.1]], dtype=torch.float64)
     model = OracleDenoiser(Gaussian(MEAN, COVARIANCE), VP())
     observation = Observation(y.expand(n, 2), Identity(), GaussianNoise(sigma))
