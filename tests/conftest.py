@@ -15,6 +15,7 @@ from scoreexp.core.batch import are_labels
 from scoreexp.denoisers import Wrapper
 
 os.environ.setdefault("WANDB_MODE", "offline")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the programs that tests start, beside other tests
 if hasattr(signal, "SIGHUP"):  # tests send it, also where they run under nohup
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
