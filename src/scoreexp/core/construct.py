@@ -42,7 +42,8 @@ def construct(node: Any, where: str = "", **provided: Any) -> Any:
         provided: further arguments of the outermost call, before those of ``node``.
 
     Raises:
-        ValueError: a constructor refused a value; its message with the key before it.
+        ValueError: a constructor refused a value, or a class lacks a method of its base; with the key before the message.
+        TypeError: a constructor refused a type; the same.
         ImportError: a ``_target_`` does not exist.
     """
     if isinstance(node, Mapping):
@@ -57,11 +58,15 @@ def construct(node: Any, where: str = "", **provided: Any) -> Any:
         if node.get("_partial_"):
             return partial(target, **{**items, **provided})
         try:
+            if missing := getattr(target, "__abstractmethods__", None):
+                raise ValueError(
+                    f"{target.__qualname__} does not define {', '.join(sorted(missing))}: write it"
+                )
             return target(**{**items, **provided})
-        except ValueError as error:
-            if type(error) is not ValueError or not where:
+        except (ValueError, TypeError) as error:
+            if type(error) not in (ValueError, TypeError) or not where:
                 raise
-            raise ValueError(f"{where}: {error}") from error
+            raise type(error)(f"{where}: {error}") from error
     if isinstance(node, (list, tuple)):
         return [construct(value, f"{where}[{i}]") for i, value in enumerate(node)]
     return node
