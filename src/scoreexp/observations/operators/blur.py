@@ -10,6 +10,7 @@ Reference: P. C. Hansen, J. G. Nagy, D. P. O'Leary, "Deblurring Images: Matrices
 """
 
 import math
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -97,9 +98,14 @@ class Blur(LinearOperator):
         padded = F.pad(self.kernel, (0, width - w, 0, height - h))
         return padded.roll((-(h // 2), -(w // 2)), (0, 1))
 
+    @cached_property
+    def _half_spectrum(self) -> Tensor:
+        """The Fourier transform of the kernel, complex128 on the CPU, non-negative frequencies of the columns."""
+        return torch.fft.rfft2(self._wrapped())
+
     def _transfer(self, like: Tensor) -> Tensor:
-        transfer = torch.fft.rfft2(self._wrapped())
-        return transfer.to(like.device, torch.complex128 if like.dtype == torch.float64 else torch.complex64)
+        dtype = torch.complex128 if like.dtype == torch.float64 else torch.complex64
+        return self._half_spectrum.to(like.device, dtype)
 
     def _filtered(self, x: Tensor, transfer: Tensor) -> Tensor:
         return torch.fft.irfft2(torch.fft.rfft2(x) * transfer, s=self.size)
