@@ -8,13 +8,19 @@ from torch import Tensor
 from scoreexp.core.streams import ImageStreams
 from scoreexp.denoisers.denoiser import DenoiserBase
 from scoreexp.samplers.base import Sampler, batch_of, falling_noise_levels
+from scoreexp.samplers.exponential import half_log_snr
 
 
-class _Previous(NamedTuple):
+class Previous(NamedTuple):
     """The prediction of the step before and the length of that step in ``lambda``."""
 
     x0_hat: Tensor
     h: float
+
+    def extrapolated(self, x0_hat: Tensor, h: float) -> Tensor:
+        """``D_i`` of a step of length ``h`` whose prediction is ``x0_hat``."""
+        r = self.h / h
+        return (1 + 1 / (2 * r)) * x0_hat - 1 / (2 * r) * self.x0_hat
 
 
 class DPMSolverPP(Sampler):
@@ -50,7 +56,7 @@ class DPMSolverPP(Sampler):
         ValueError: (on a call) if the schedule's noise level does not fall along the grid.
     """
 
-    def init_state(self, model: DenoiserBase, x: Tensor, times: Tensor) -> _Previous | None:
+    def init_state(self, model: DenoiserBase, x: Tensor, times: Tensor) -> Previous | None:
         """Nothing precedes the first step."""
         falling_noise_levels(model.schedule, times)
         return None
@@ -64,13 +70,10 @@ class DPMSolverPP(Sampler):
         state: Any,
         streams: ImageStreams,
     ) -> tuple[Tensor, Any]:
-        (alpha_t, sigma_t), (alpha_s, sigma_s) = model.schedule.at(t), model.schedule.at(s)
-        h = math.log(alpha_s / sigma_s) - (math.log(alpha_t / sigma_t) if alpha_t > 0 else -math.inf)
+        (_, sigma_t), (alpha_s, sigma_s) = model.schedule.at(t), model.schedule.at(s)
+        h = half_log_snr(model.schedule, s) - half_log_snr(model.schedule, t)
 
         x0_hat = model(x_t, batch_of(t, x_t))
-        D = x0_hat
-        if state is not None:
-            r = state.h / h
-            D = (1 + 1 / (2 * r)) * x0_hat - 1 / (2 * r) * state.x0_hat
+        D = x0_hat if state is None else state.extrapolated(x0_hat, h)
         x_s = sigma_s / sigma_t * x_t - alpha_s * math.expm1(-h) * D
-        return x_s, _Previous(x0_hat, h)
+        return x_s, Previous(x0_hat, h)

@@ -1,21 +1,15 @@
 """The second-order multistep solver of the reverse-time SDE for the prediction of clean data."""
 
 import math
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import Tensor
 
 from scoreexp.core.streams import ImageStreams
 from scoreexp.denoisers.denoiser import DenoiserBase
 from scoreexp.samplers.base import Sampler, batch_of, falling_noise_levels
+from scoreexp.samplers.dpm_solver_pp import Previous
 from scoreexp.samplers.exponential import half_log_snr
-
-
-class _Previous(NamedTuple):
-    """The prediction of the step before and the length of that step in ``lambda``."""
-
-    x0_hat: Tensor
-    h: float
 
 
 class SDEDPMSolverPP(Sampler):
@@ -52,7 +46,7 @@ class SDEDPMSolverPP(Sampler):
         ValueError: (on a call) if the schedule's noise level does not fall along the grid.
     """
 
-    def init_state(self, model: DenoiserBase, x: Tensor, times: Tensor) -> _Previous | None:
+    def init_state(self, model: DenoiserBase, x: Tensor, times: Tensor) -> Previous | None:
         """Nothing precedes the first step."""
         falling_noise_levels(model.schedule, times)
         return None
@@ -71,10 +65,7 @@ class SDEDPMSolverPP(Sampler):
         fresh = -math.expm1(-2 * h)  # share of the variance that is new
 
         x0_hat = model(x_t, batch_of(t, x_t))
-        D = x0_hat
-        if state is not None:
-            r = state.h / h
-            D = (1 + 1 / (2 * r)) * x0_hat - 1 / (2 * r) * state.x0_hat
+        D = x0_hat if state is None else state.extrapolated(x0_hat, h)
         x_s = sigma_s / sigma_t * math.exp(-h) * x_t + alpha_s * fresh * D
         x_s = x_s + sigma_s * math.sqrt(fresh) * streams.normal(x_t)
-        return x_s, _Previous(x0_hat, h)
+        return x_s, Previous(x0_hat, h)
