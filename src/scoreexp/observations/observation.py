@@ -77,6 +77,15 @@ class Observation:
             )
         return back
 
+    def require_finite(self) -> None:
+        """Refuse data that are not finite.
+
+        Raises:
+            ValueError: they are not.
+        """
+        if not self.y.isfinite().all():
+            raise ValueError("y holds values that are not finite: find their origin")
+
     def require_streams(self, streams: ImageStreams) -> None:
         """Refuse another number of random streams than there are samples.
 

@@ -12,6 +12,7 @@ from scoreexp.core.streams import ImageStreams
 from scoreexp.denoisers import DenoiserBase
 from scoreexp.observations import GaussianNoise, LinearOperator, Observation
 from scoreexp.restorers.base import Callback, Restorer
+from scoreexp.restorers.requirements import event_shape, gaussian_level, linear_operator
 from scoreexp.samplers import start_from_prior
 from scoreexp.samplers.base import batch_of, spread
 from scoreexp.samplers.grids import TimeGrid
@@ -104,9 +105,8 @@ class Chain(Restorer):
         with torch.inference_mode(False), torch.no_grad():
             problem = self._problem(observation, model, streams, cond)
             times = self.grid(model.schedule).tolist()
-            assert model.event_shape is not None
             y = problem.y
-            x_t = start_from_prior(model, model.event_shape, streams, dtype=y.dtype, device=y.device)
+            x_t = start_from_prior(model, event_shape(name, model), streams, dtype=y.dtype, device=y.device)
             prepared = self.prepare(problem)
             state = self.start(problem, x_t, times[0], prepared)
             kept = spread(1, len(times), keep)
@@ -130,22 +130,12 @@ class Chain(Restorer):
     def _problem(
         self, observation: Observation, model: DenoiserBase, streams: ImageStreams, cond: Tensor | None
     ) -> Problem:
-        name, y, operator = type(self).__name__, observation.y, observation.operator
-        if model.event_shape is None:
-            raise ValueError(f"{name} needs a model that knows the shape of its samples: give the prior of x")
-        if not isinstance(operator, LinearOperator):
-            raise ValueError(
-                f"{name} solves linear problems, and {type(operator).__name__} is no LinearOperator"
-            )
-        noise = observation.noise
-        if self.uses_sigma and not isinstance(noise, GaussianNoise):
-            raise ValueError(
-                f"{name} is for white Gaussian noise, not {type(noise).__name__}: give GaussianNoise(sigma)"
-            )
-        observation.require_shape(model.event_shape)
-        if not y.isfinite().all():
-            raise ValueError("y holds values that are not finite: find their origin")
-        sigma = noise.sigma if isinstance(noise, GaussianNoise) else 0.0
+        name, y = type(self).__name__, observation.y
+        shape, operator = event_shape(name, model), linear_operator(name, observation)
+        is_gaussian = isinstance(observation.noise, GaussianNoise)
+        sigma = gaussian_level(name, observation) if self.uses_sigma or is_gaussian else 0.0
+        observation.require_shape(shape)
+        observation.require_finite()
         if self.divides_by_sigma and sigma == 0:
             raise ValueError(
                 f"{name} divides by the noise level of y, which is 0: give a small one, or take a restorer for data "

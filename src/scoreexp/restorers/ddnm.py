@@ -75,12 +75,11 @@ class DDNM(Chain):
     def step(
         self,
         problem: Problem,
-        state: Tensor,
+        x_t: Tensor,
         t: float,
         s: float | None,
         prepared: Tensor | tuple[SVD, Tensor],
     ) -> tuple[Tensor, Tensor]:
-        x_t = state
         x0_hat = problem.denoise(x_t, t)
         eps_hat = eps_from_x0(x0_hat, x_t, *problem.schedule.at(t))
         if isinstance(prepared, Tensor):

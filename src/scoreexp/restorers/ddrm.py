@@ -73,9 +73,8 @@ class DDRM(Chain):
         return svd.v(torch.where(used, alpha * y, 0) + spread * svd.vt(x_t / problem.schedule.prior_std))
 
     def step(
-        self, problem: Problem, state: Tensor, t: float, s: float | None, prepared: Prepared
+        self, problem: Problem, x_t: Tensor, t: float, s: float | None, prepared: Prepared
     ) -> tuple[Tensor, Tensor]:
-        x_t = state
         svd, y, level = prepared
         alpha_t, sigma_t = problem.schedule.at(t)
         alpha_s, sigma_s = (1.0, 0.0) if s is None else problem.schedule.at(s)

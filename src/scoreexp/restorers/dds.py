@@ -68,9 +68,8 @@ class DDS(Chain):
         return problem.operator.adjoint(problem.y)
 
     def step(
-        self, problem: Problem, state: Tensor, t: float, s: float | None, prepared: Tensor
+        self, problem: Problem, x_t: Tensor, t: float, s: float | None, prepared: Tensor
     ) -> tuple[Tensor, Tensor]:
-        x_t = state
         # 1.
         x0_hat = problem.denoise(x_t, t)
         eps_hat = eps_from_x0(x0_hat, x_t, *problem.schedule.at(t))

@@ -60,9 +60,8 @@ class DiffPIR(Chain):
         return known_svd(problem.operator, problem.y)
 
     def step(
-        self, problem: Problem, state: Tensor, t: float, s: float | None, prepared: SVD | None
+        self, problem: Problem, x_t: Tensor, t: float, s: float | None, prepared: SVD | None
     ) -> tuple[Tensor, Tensor]:
-        x_t = state
         alpha, sigma = problem.schedule.at(t)
         x_0 = problem.denoise(x_t, t)
         if alpha > 0:

@@ -39,8 +39,7 @@ class ImageFilter(Restorer):
                 f"{name} is for white Gaussian noise, not {type(noise).__name__}: wrap it as Stabilised({name}()), or give "
                 "GaussianNoise(sigma)"
             )
-        if not y.isfinite().all():
-            raise ValueError("y holds values that are not finite: find their origin")
+        observation.require_finite()
         x = self.apply(y, noise.sigma) if noise.sigma > 0 else y.clone()
         if callback is not None:
             callback(1, 1, x, None)

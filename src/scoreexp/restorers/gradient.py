@@ -74,9 +74,8 @@ class GradientChain(Chain):
         """``L [B]``, differentiable in ``x_t``."""
 
     def step(
-        self, problem: Problem, state: Tensor, t: float, s: float | None, prepared: Any
+        self, problem: Problem, x_t: Tensor, t: float, s: float | None, prepared: Any
     ) -> tuple[Tensor, Tensor]:
-        x_t = state
         if s is None:
             x_0 = problem.denoise(x_t, t)
             return x_0, x_0

@@ -26,6 +26,7 @@ References:
 
 from abc import abstractmethod
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -34,15 +35,30 @@ from scoreexp.core.checked import checked
 from scoreexp.core.streams import ImageStreams
 from scoreexp.core.tensors import expand_to
 from scoreexp.core.types import PositiveFloat, PositiveInt
-from scoreexp.denoisers import DenoiserBase
+from scoreexp.denoisers import DenoiserBase, Wrapper
 from scoreexp.numerics.conjugate_gradient import conjugate_gradient
-from scoreexp.observations import GaussianNoise, LinearOperator, Observation
+from scoreexp.observations import SVD, LinearOperator, Observation
 from scoreexp.restorers.base import Callback, Restorer
 from scoreexp.restorers.by_sampling import unscaled
 from scoreexp.restorers.proximal import known_svd
+from scoreexp.restorers.requirements import event_shape, gaussian_level, linear_operator
 from scoreexp.samplers import Sampler, start_from_prior
 
 Product = Callable[[Tensor], Tensor]
+
+
+class Problem(NamedTuple):
+    """What every ``solve`` of an observation needs.
+
+    Attributes:
+        operator: ``A``.
+        sigma_y: standard deviation of the noise of ``y``.
+        svd: of the operator, if it is known in closed form.
+    """
+
+    operator: LinearOperator
+    sigma_y: float
+    svd: SVD | None
 
 
 class LikelihoodRestorer(Restorer):
@@ -54,8 +70,8 @@ class LikelihoodRestorer(Restorer):
     >>> from scoreexp.restorers.likelihood import LikelihoodRestorer
     >>> class Certain(LikelihoodRestorer):
     ...     '''V = 0: x_0 is taken to be x0_hat.'''
-    ...     def solve(self, observed, residual, jacobian_t, alpha, sigma):
-    ...         return observed.operator.adjoint(residual) / observed.noise.sigma**2
+    ...     def solve(self, problem, residual, jacobian_t, alpha, sigma):
+    ...         return problem.operator.adjoint(residual) / problem.sigma_y**2
     >>> oracle = se.oracles.Gaussian(torch.zeros(2), torch.ones(2))
     >>> model = se.denoisers.OracleDenoiser(oracle, se.schedules.VP())
     >>> observation = se.Observation(
@@ -75,12 +91,12 @@ class LikelihoodRestorer(Restorer):
 
     @abstractmethod
     def solve(
-        self, observed: Observation, residual: Tensor, jacobian_t: Product, alpha: Tensor, sigma: Tensor
+        self, problem: Problem, residual: Tensor, jacobian_t: Product, alpha: Tensor, sigma: Tensor
     ) -> Tensor:
         """``A^T (A V A^T + sigma_y^2 I)^-1 residual``, of the shape of ``x_t``.
 
         Args:
-            observed: the operator and the noise.
+            problem: the operator and the noise.
             residual: ``y - A x0_hat``.
             jacobian_t: ``J^T u`` of ``u [B, *]``.
             alpha: of the state, broadcasts against ``x_t``.
@@ -93,21 +109,12 @@ class LikelihoodRestorer(Restorer):
         Raises:
             ValueError: the operator is not linear, the noise is not white and Gaussian, or the shapes disagree.
         """
-        name, noise, operator = type(self).__name__, observation.noise, observation.operator
-        if not isinstance(operator, LinearOperator):
-            raise ValueError(
-                f"{name} solves linear problems, and {type(operator).__name__} is no LinearOperator"
-            )
-        if not isinstance(noise, GaussianNoise):
-            raise ValueError(
-                f"{name} is for white Gaussian noise, not {type(noise).__name__}: give GaussianNoise(sigma)"
-            )
-        if model.event_shape is None:
-            raise ValueError(f"{name} needs a model that knows the shape of its samples: give the prior of x")
-        observation.require_shape(model.event_shape)
-        if not observation.y.isfinite().all():
-            raise ValueError("y holds values that are not finite: find their origin")
-        return _Posterior(model, observation, self.solve)
+        name = type(self).__name__
+        operator, sigma_y = linear_operator(name, observation), gaussian_level(name, observation)
+        observation.require_shape(event_shape(name, model))
+        observation.require_finite()
+        problem = Problem(operator, sigma_y, known_svd(operator, observation.y))
+        return _Posterior(model, observation.y, problem, self.solve)
 
     def restore(
         self,
@@ -119,17 +126,18 @@ class LikelihoodRestorer(Restorer):
         callback: Callback | None,
     ) -> tuple[Tensor, list[Tensor]]:
         y, posterior = observation.y, self.posterior(model, observation)
-        assert model.event_shape is not None
-        x_t = start_from_prior(model, model.event_shape, streams, dtype=y.dtype, device=y.device)
+        shape = event_shape(type(self).__name__, model)
+        x_t = start_from_prior(model, shape, streams, dtype=y.dtype, device=y.device)
         result = self.sampler(posterior, x_t, streams=streams, cond=cond, keep=keep, callback=callback)
         return result.x, unscaled(result, model.schedule)
 
 
-class _Posterior(DenoiserBase, wraps=True):
-    @checked
-    def __init__(self, model: DenoiserBase, observation: Observation, solve: Callable[..., Tensor]) -> None:
-        self.model, self.observation, self.solve = model, observation, solve
-        self.schedule, self.event_shape, self.record = model.schedule, model.event_shape, model.record
+class _Posterior(Wrapper):
+    def __init__(
+        self, model: DenoiserBase, y: Tensor, problem: Problem, solve: Callable[..., Tensor]
+    ) -> None:
+        super().__init__(model)
+        self.y, self.problem, self.solve = y, problem, solve
 
     def __call__(self, x_t: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
         scales = self.schedule(t.to(device="cpu", dtype=torch.float64))
@@ -145,8 +153,8 @@ class _Posterior(DenoiserBase, wraps=True):
 
         with torch.inference_mode(False), torch.no_grad():
             mean = x0_hat.detach()
-            residual = self.observation.y - self.observation.operator(mean)
-            pulled = self.solve(self.observation, residual, jacobian_t, alpha, sigma)
+            residual = self.y - self.problem.operator(mean)
+            pulled = self.solve(self.problem, residual, jacobian_t, alpha, sigma)
             corrected: Tensor = mean + sigma**2 / alpha * jacobian_t(pulled)
         return corrected
 
@@ -158,7 +166,7 @@ class PiGDM(LikelihoodRestorer):
     >>> from scoreexp.core.streams import ImageStreams
     >>> from scoreexp.denoisers import OracleDenoiser
     >>> from scoreexp.numerics.oracles import Gaussian
-    >>> from scoreexp.observations import Identity
+    >>> from scoreexp.observations import GaussianNoise, Identity
     >>> from scoreexp.samplers import DDIM, UniformGrid
     >>> from scoreexp.schedules import VP
     >>> model = OracleDenoiser(Gaussian(torch.zeros(2), torch.ones(2)), VP())
@@ -181,11 +189,10 @@ class PiGDM(LikelihoodRestorer):
         self.sigma_data, self.cg_steps = sigma_data, cg_steps
 
     def solve(
-        self, observed: Observation, residual: Tensor, jacobian_t: Product, alpha: Tensor, sigma: Tensor
+        self, problem: Problem, residual: Tensor, jacobian_t: Product, alpha: Tensor, sigma: Tensor
     ) -> Tensor:
-        operator, sigma_y = linear_gaussian(observed)
+        operator, sigma_y, svd = problem
         variance = (sigma * self.sigma_data) ** 2 / ((alpha * self.sigma_data) ** 2 + sigma**2)
-        svd = known_svd(operator, residual)
         if svd is None:
             v = conjugate_gradient(
                 lambda u: _times(variance, operator(operator.adjoint(u))) + sigma_y**2 * u,
@@ -207,7 +214,7 @@ class MMPS(LikelihoodRestorer):
     >>> from scoreexp.core.streams import ImageStreams
     >>> from scoreexp.denoisers import OracleDenoiser
     >>> from scoreexp.numerics.oracles import Gaussian
-    >>> from scoreexp.observations import Identity
+    >>> from scoreexp.observations import GaussianNoise, Identity
     >>> from scoreexp.samplers import DDIM, UniformGrid
     >>> from scoreexp.schedules import VP
     >>> model = OracleDenoiser(Gaussian(torch.zeros(1, 4, 4), torch.ones(1, 4, 4)), VP())
@@ -230,22 +237,15 @@ class MMPS(LikelihoodRestorer):
         self.cg_steps = cg_steps
 
     def solve(
-        self, observed: Observation, residual: Tensor, jacobian_t: Product, alpha: Tensor, sigma: Tensor
+        self, problem: Problem, residual: Tensor, jacobian_t: Product, alpha: Tensor, sigma: Tensor
     ) -> Tensor:
-        operator, sigma_y = linear_gaussian(observed)
+        operator, sigma_y, _ = problem
         v = conjugate_gradient(
             lambda u: operator(sigma**2 / alpha * jacobian_t(operator.adjoint(u))) + sigma_y**2 * u,
             residual,
             max_iter=self.cg_steps,
         ).x
         return operator.adjoint(v)
-
-
-def linear_gaussian(observed: Observation) -> tuple[LinearOperator, float]:
-    """The operator and the noise level of an observation that ``LikelihoodRestorer.posterior`` has accepted."""
-    assert isinstance(observed.operator, LinearOperator)
-    assert isinstance(observed.noise, GaussianNoise)
-    return observed.operator, observed.noise.sigma
 
 
 def _times(scale: Tensor, y: Tensor) -> Tensor:

@@ -23,9 +23,10 @@ from scoreexp.core.checked import checked
 from scoreexp.core.streams import ImageStreams
 from scoreexp.core.types import FinitePositiveFloat, PositiveInt
 from scoreexp.denoisers import DenoiserBase
-from scoreexp.observations import LinearOperator, Observation
+from scoreexp.observations import Observation
 from scoreexp.restorers.base import Callback, Restorer
 from scoreexp.restorers.proximal import data_proximal, known_svd
+from scoreexp.restorers.requirements import linear_operator
 from scoreexp.samplers.base import batch_of, spread
 
 
@@ -75,11 +76,7 @@ class PnPADMM(Restorer):
         keep: int,
         callback: Callback | None,
     ) -> tuple[Tensor, list[Tensor]]:
-        y, operator = observation.y, observation.operator
-        if not isinstance(operator, LinearOperator):
-            raise ValueError(
-                f"PnPADMM solves linear problems, and {type(operator).__name__} is no LinearOperator"
-            )
+        y, operator = observation.y, linear_operator("PnPADMM", observation)
         if model.event_shape is not None:
             channels, *sides = model.event_shape
             if self.magnitude and channels != 1:
