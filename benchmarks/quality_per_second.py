@@ -8,9 +8,10 @@ those of the processor in the training steps alone (forward, backward, optimiser
 validation are not counted. All networks of a seed live in one process, and the one that has used the least seconds goes on
 next, so that what other jobs do to the machine befalls all alike.
 
-A recipe is an optimiser of conf/optimizer with what goes with it: ``adam`` or ``muon:warmup=10,ema=0.9,precision=bf16-mixed``.
-Finished cells (network, recipe, learning rate, seed) are kept in the result and not run again. Photographs of more than
-960 pixels a side are reduced by averaging. Published figures: CBSD68 for training, Kodak24 for validation.
+A recipe is an optimiser of conf/optimizer with what goes with it: ``adam``, or as in
+``muon:warmup=10,ema=0.9,precision=bf16-mixed``. Results are stored at each mark; finished cells (network, recipe,
+learning rate, seed) are not run again. Photographs of more than 960 pixels a side are reduced by averaging. Published
+figures: CBSD68 for training, Kodak24 for validation.
 
 ``--memory`` instead measures, each network in a process of its own, the peak resident memory in 20 steps less that
 before the first. ``--table`` prints what is stored and ``--doc`` writes it into docs/networks.md.
@@ -23,6 +24,7 @@ import math
 import multiprocessing
 import resource
 import time
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from pathlib import Path
 from statistics import mean, stdev
@@ -205,9 +207,13 @@ def key(cell: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def train(
-    cells: list[Training], marks: tuple[float, ...], photographs: Photographs, validation: Validation
+    cells: list[Training],
+    marks: Sequence[float],
+    photographs: Photographs,
+    validation: Validation,
+    keep: Callable[[], None],
 ) -> None:
-    """Train all cells, one slice of time at a time, up to each mark in turn."""
+    """Train all cells, one slice of time at a time, up to each mark in turn, and call ``keep`` there."""
     for cell in cells:
         cell.mark(0, validation)
     for mark in marks:
@@ -218,8 +224,9 @@ def train(
             going = [c for c in going if c.finite and c.seconds < mark]
         for cell in cells:
             cell.mark(mark, validation)
-            print(f"{mark:5g} s  {cell.name} {cell.recipe_text} lr {cell.lr:g} seed {cell.seed}: "
-                  f"{cell.steps} steps, loss {cell.marks[f'{mark:g}']}", flush=True)  # fmt: skip
+            name = f"{cell.name} {cell.recipe_text} lr {cell.lr:g} seed {cell.seed}"
+            print(f"{mark:5g} s  {name}: {cell.steps} steps, loss {cell.marks[f'{mark:g}']}", flush=True)
+        keep()
 
 
 def peak_memory(name: str, size: str) -> float:
@@ -277,8 +284,9 @@ def seconds_to(loss: float, marks: list[str], losses: list[float]) -> float | No
 
 
 def table(stored: dict[str, Any]) -> str:
-    """Rows of networks at their best learning rate, mean and standard deviation over seeds."""
+    """Networks at their best learning rate, mean and standard deviation over seeds, at marks that all cells reached."""
     marks = [f"{m:g}" for m in (0, *stored["settings"]["marks"])]
+    marks = [m for m in marks if all(m in cell["loss"] for cell in stored["cells"])]
     rows = at_best_rate(stored["cells"], marks)
     curves = {}
     for i, row in enumerate(rows):
@@ -362,13 +370,20 @@ def main() -> None:
             parser.error(
                 f"{options.json} holds results of other settings {stored['settings']}: choose another --json"
             )
-        validation, done = Validation(others), {key(cell) for cell in stored["cells"]}
+        validation, done = (
+            Validation(others),
+            {key(c) for c in stored["cells"] if len(c["loss"]) > len(settings["marks"])},
+        )
         for seed in options.seeds:
             wanted = [(n, r, lr, seed) for n in networks for r in options.recipes for lr in options.lrs]
             cells = [Training(*cell, options.size) for cell in wanted if cell not in done]
-            train(cells, tuple(settings["marks"]), photographs, validation)
-            stored["cells"] += [cell.cell for cell in cells]
-            _store(options.json, results)
+            others_kept = [c for c in stored["cells"] if key(c) not in {key(cell.cell) for cell in cells}]
+
+            def keep(cells: list[Training] = cells, kept: list[dict[str, Any]] = others_kept) -> None:
+                stored["cells"] = kept + [cell.cell for cell in cells]
+                _store(options.json, results)
+
+            train(cells, settings["marks"], photographs, validation, keep)
     for size in MARKS:
         if size in results:
             print(f"\n{table(results[size])}")

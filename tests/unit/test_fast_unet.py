@@ -29,7 +29,7 @@ class Echo(nn.Module):
 
 
 def tiny(**kwargs):
-    return ModulatedUNet(**{"event_shape": SHAPE, "widths": (16, 32), "blocks": (1, 2), **kwargs})
+    return ModulatedUNet(**{"event_shape": SHAPE, "widths": (16, 32), "blocks": (1, 2), "bands": 2, **kwargs})
 
 
 def awake(network):
@@ -139,7 +139,9 @@ def test_modulated_unet_is_the_stated_composition_of_layers():
     joined = torch.cat([skip, h.repeat_interleave(2, 2).repeat_interleave(2, 3)], 1)
     kernel = torch.cat([network.skip[0].weight, network.upsample[0].weight], 1)
     h = F.conv2d(joined, kernel, network.skip[0].bias + network.upsample[0].bias)
-    expected = network.conv_out(block(h, network.up[1], 3))
+    found, fine_gain, coarse_gain = network.conv_out(block(h, network.up[1], 3)).chunk(3, dim=1)
+    coarse = F.interpolate(F.avg_pool2d(x, 2), scale_factor=2, mode="bilinear")
+    expected = found + fine_gain * (x - coarse) + coarse_gain * coarse
     torch.testing.assert_close(network(x, c_noise), expected)
 
 
@@ -157,5 +159,7 @@ def test_resampling_starts_near_means_and_copies():
 def test_wrong_levels_are_refused():
     with pytest.raises(ValueError, match="blocks has 1 values for the 2 levels of widths"):
         tiny(blocks=(1,))
+    with pytest.raises(ValueError, match="bands=3 for 2 levels"):
+        tiny(bands=3)
     with pytest.raises(ValueError, match="downsampling factor 2"):
         tiny(event_shape=(3, 5, 4))

@@ -40,7 +40,7 @@ class SpectralResidual(nn.Module):
 
     >>> from functools import partial
     >>> from scoreexp.networks import ModulatedUNet
-    >>> inner = partial(ModulatedUNet, widths=(16, 32), blocks=(1, 1))
+    >>> inner = partial(ModulatedUNet, widths=(16, 32), blocks=(1, 1), bands=2)
     >>> network = SpectralResidual(network=inner, event_shape=(3, 8, 8))
     >>> network(torch.zeros(2, 3, 8, 8), torch.zeros(2)).shape
     torch.Size([2, 3, 8, 8])
@@ -64,7 +64,7 @@ class SpectralResidual(nn.Module):
         event_shape: tuple[int, ...],
         num_classes: PositiveInt | None = None,
         sigma_data: Annotated[PositiveFloat, "that of precond=edm"] = 0.5,
-        scale: PositiveFloat = 0.1,
+        scale: PositiveFloat = 0.3,
     ) -> None:
         super().__init__()
         if not isinstance(kind_of(tuple(event_shape)), Images):

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from scoreexp.core.checked import checked
-from scoreexp.core.types import FinitePositiveFloat, PositiveInt
+from scoreexp.core.types import FinitePositiveFloat, NonNegativeInt, PositiveInt
 from scoreexp.networks.layers import Conditioning, check_image_shape, start_at_zero
 
 
@@ -41,11 +41,16 @@ class ModulatedUNet(nn.Module):
     resolution start near the mean of a 2x2 square and near nearest-neighbour upsampling, skips near the identity, and the
     last convolution at 0.
 
+    The last convolution gives for each pixel a summand b and one gain for each of some frequency bands of the input,
+    ``F = b + sum_i m_i * band_i(x)``. Where an image is smooth, its denoiser shrinks fine bands, and at edges it keeps
+    them: a product, which convolutions and SiLU learn slowly.
+
     References: W. Peebles, S. Xie, "Scalable Diffusion Models with Transformers", 2023, https://arxiv.org/abs/2212.09748
-    (adaptive normalisation with a gate); J. Ho, A. Jain, P. Abbeel, "Denoising Diffusion Probabilistic Models", 2020,
+    (modulation with a gate); M. Wainwright, E. Simoncelli, "Scale Mixtures of Gaussians and the Statistics of Natural
+    Images", 1999 (why local gains); J. Ho, A. Jain, P. Abbeel, "Denoising Diffusion Probabilistic Models", 2020,
     https://arxiv.org/abs/2006.11239 (the U-Net).
 
-    >>> network = ModulatedUNet(event_shape=(3, 8, 8), num_classes=10, widths=(16, 32), blocks=(1, 2))
+    >>> network = ModulatedUNet(event_shape=(3, 8, 8), num_classes=10, widths=(16, 32), blocks=(1, 2), bands=2)
     >>> network(torch.zeros(2, 3, 8, 8), torch.zeros(2), torch.tensor([0, 9])).shape
     torch.Size([2, 3, 8, 8])
 
@@ -57,6 +62,8 @@ class ModulatedUNet(nn.Module):
         blocks: residual blocks of each level, on the way down and again on the way up.
         embedding_channels: width of the conditioning vector, even.
         gate: of each block at first.
+        bands: frequency bands of the input that the output weighs, at most one per level; 0 for an output that is a sum
+            alone.
 
     Raises:
         ValueError: if the event shape does not divide by the downsampling factor (naming the nearest sizes allowed),
@@ -73,6 +80,7 @@ class ModulatedUNet(nn.Module):
         blocks: tuple[PositiveInt, ...] = (1, 2, 2, 1),
         embedding_channels: PositiveInt = 64,
         gate: Annotated[FinitePositiveFloat, "0.1 to 0.3"] = 0.1,
+        bands: NonNegativeInt = 3,
     ) -> None:
         super().__init__()
         if not widths or len(blocks) != len(widths):
@@ -80,9 +88,11 @@ class ModulatedUNet(nn.Module):
                 f"blocks has {len(blocks)} values for the {len(widths)} levels of widths: give one per level, and at "
                 "least one level"
             )
+        if bands > len(widths):
+            raise ValueError(f"bands={bands} for {len(widths)} levels: give at most one per level of widths")
         self.downsampling_factor = 2 ** (len(widths) - 1)
         check_image_shape(tuple(event_shape), self.downsampling_factor)
-        self.levels = tuple(blocks)
+        self.levels, self.bands = tuple(blocks), bands
         way_down = [width for width, n in zip(widths, blocks) for _ in range(n)]
         self.channels = [*way_down, *way_down[::-1]]
 
@@ -92,7 +102,7 @@ class ModulatedUNet(nn.Module):
         self.downsample = nn.ModuleList(_near_mean(fine, coarse) for fine, coarse in pairwise(widths))
         self.upsample = nn.ModuleList(_near_identity(coarse, fine) for fine, coarse in pairwise(widths))
         self.skip = nn.ModuleList(_near_identity(width, width) for width in widths[:-1])
-        self.conv_out = start_at_zero(nn.Conv2d(widths[0], event_shape[0], 3, padding=1))
+        self.conv_out = start_at_zero(nn.Conv2d(widths[0], (1 + bands) * event_shape[0], 3, padding=1))
 
         self.conditioning = Conditioning(embedding_channels, True, num_classes)
         self.modulation = nn.Linear(embedding_channels, 2 * sum(self.channels))
@@ -131,7 +141,30 @@ class ModulatedUNet(nn.Module):
                 h = self.skip[level](skips.pop()).add_(h)
             for _ in range(self.levels[level]):
                 h = next(up)(h, *next(modulations))
-        return self.conv_out(h)
+        found, *gains = self.conv_out(h).chunk(1 + self.bands, dim=1)
+        for gain, band in zip(gains, bands_of(x, self.bands)):
+            found = torch.addcmul(found, gain, band.to(found.dtype))
+        return found
+
+
+def bands_of(x: Tensor, bands: int) -> list[Tensor]:
+    """A Laplacian pyramid at full size: differences of ever coarser means, and the coarsest; their sum is x.
+
+    Reference: P. Burt, E. Adelson, "The Laplacian Pyramid as a Compact Image Code", 1983,
+    https://doi.org/10.1109/TCOM.1983.1095851.
+
+    >>> x = torch.arange(16.0).view(1, 1, 4, 4)
+    >>> torch.allclose(sum(bands_of(x, 2)), x)
+    True
+
+    Args:
+        x: ``[B, C, H, W]``, H and W divisible by ``2 ** (bands - 1)``.
+        bands: their number; none for 0.
+    """
+    sizes = [2**i for i in range(1, bands)]
+    means = [F.interpolate(F.avg_pool2d(x, n), scale_factor=float(n), mode="bilinear") for n in sizes]
+    smooth = [x, *means][:bands]
+    return [fine - coarse for fine, coarse in pairwise(smooth)] + smooth[-1:]
 
 
 @torch.no_grad()
