@@ -9,7 +9,7 @@ validation are not counted. All networks of a seed live in one process, and the 
 next, so that what other jobs do to the machine befalls all alike.
 
 A recipe is an optimiser of conf/optimizer with what goes with it: ``adam``, or as in
-``muon:warmup=10,ema=0.9,precision=bf16-mixed``. Results are stored at each mark; finished cells (network, recipe,
+``adam:warmup=10,ema=0.9,precision=bf16-mixed``. Results are stored at each mark; finished cells (network, recipe,
 learning rate, seed) are not run again. Photographs of more than 960 pixels a side are reduced by averaging. Published
 figures: CBSD68 for training, Kodak24 for validation.
 
@@ -125,7 +125,7 @@ class Recipe(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> "Recipe":
-        """``adam`` or ``muon:warmup=10,ema=0.9,precision=bf16-mixed``."""
+        """``adam`` or ``adam:warmup=10,ema=0.9,precision=bf16-mixed``."""
         optimizer, _, rest = text.partition(":")
         given = dict(part.split("=") for part in rest.split(",") if part)
         kinds = {"warmup": int, "ema": float, "precision": str}
