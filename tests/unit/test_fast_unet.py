@@ -1,10 +1,12 @@
 """The spectral residual against the exact denoiser of a Gaussian, and the modulated U-Net."""
 
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+import yaml
 from torch import nn
 
 from scoreexp.denoisers import Denoiser, EDMPrediction, OracleDenoiser, VPrediction
@@ -165,3 +167,15 @@ def test_wrong_levels_are_refused():
         tiny(bands=3)
     with pytest.raises(ValueError, match="downsampling factor 2"):
         tiny(event_shape=(3, 5, 4))
+
+
+@pytest.mark.parametrize(
+    ("name", "low", "high"), [("unet_fast_1m", 0.9e6, 1.1e6), ("unet_fast_9m", 8e6, 10e6)]
+)
+def test_sizes_of_the_configurations(name, low, high):
+    config = yaml.safe_load((Path(__file__).parents[2] / "conf" / "network" / f"{name}.yaml").read_text())
+    inner = {key: value for key, value in config.pop("network").items() if not key.startswith("_")}
+    assert config.pop("_target_") == "scoreexp.networks.SpectralResidual"
+    with torch.device("meta"):
+        network = SpectralResidual(event_shape=(3, 32, 32), network=partial(ModulatedUNet, **inner), **config)
+    assert low < sum(p.numel() for p in network.parameters()) < high
