@@ -248,26 +248,6 @@ def _resident_peak() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB on Linux
 
 
-def at_best_rate(cells: list[dict[str, Any]], marks: list[str]) -> list[dict[str, Any]]:
-    """One row per network and recipe: that of the learning rate with the lowest mean loss at the last mark."""
-
-    def last(chosen: list[dict[str, Any]]) -> float:
-        losses = [cell["loss"][marks[-1]] for cell in chosen]
-        return mean(math.inf if loss is None else loss for loss in losses)
-
-    rows = []
-    for network, recipe in dict.fromkeys((cell["network"], cell["recipe"]) for cell in cells):
-        mine = [c for c in cells if (c["network"], c["recipe"]) == (network, recipe)]
-        by_rate = [[c for c in mine if c["lr"] == lr] for lr in sorted({c["lr"] for c in mine})]
-        rows.append({
-            "network": network,
-            "recipe": recipe,
-            "rates": [chosen[0]["lr"] for chosen in by_rate],
-            "cells": min(by_rate, key=last),
-        })  # fmt: skip
-    return sorted(rows, key=lambda row: last(row["cells"]))
-
-
 def seconds_to(loss: float, marks: list[str], losses: list[float]) -> float | None:
     """When a curve reaches ``loss``, between two marks along a straight line of the logarithm of the loss; None if never.
 
@@ -284,41 +264,42 @@ def seconds_to(loss: float, marks: list[str], losses: list[float]) -> float | No
 
 
 def table(stored: dict[str, Any]) -> str:
-    """Networks at their best learning rate, mean and standard deviation over seeds, at marks that all cells reached."""
+    """A row for each network, recipe and learning rate, mean and standard deviation over seeds, best first.
+
+    The last column: after how many seconds it has the loss that the best peer has at the last mark a peer reached.
+    """
     marks = [f"{m:g}" for m in (0, *stored["settings"]["marks"])]
-    marks = [m for m in marks if all(m in cell["loss"] for cell in stored["cells"])]
-    rows = at_best_rate(stored["cells"], marks)
+    rows: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for cell in stored["cells"]:
+        rows.setdefault(key(cell)[:3], []).append(cell)
     curves = {}
-    for i, row in enumerate(rows):
-        finite = all(c["loss"][m] is not None for c in row["cells"] for m in marks)
-        curves[i] = (
-            [mean(c["loss"][m] for c in row["cells"]) for m in marks] if finite else [math.inf] * len(marks)
-        )
-    best_peer = min(
-        (curves[i][-1] for i, row in enumerate(rows) if row["network"] in PEERS), default=math.nan
-    )
+    for name, cells in rows.items():
+        reached = [m for m in marks if all(m in cell["loss"] for cell in cells)]
+        losses = {m: [cell["loss"][m] for cell in cells] for m in reached}
+        curves[name] = {m: values for m, values in losses.items() if None not in values}  # None: diverged
+    peers = [(curve, max(curve, key=float)) for name, curve in curves.items() if name[0] in PEERS]
+    last = max((mark for _, mark in peers), key=float, default="0")
+    best_peer = min((mean(curve[last]) for curve, mark in peers if mark == last), default=math.nan)
     lines = [
-        f"| network | recipe | learning rate (of) | parameters | seeds | steps | {' | '.join(f'{m} s' for m in marks)} | "
-        "best peer's last loss after |",
+        f"| network | recipe | learning rate | parameters | seeds | steps | {' | '.join(f'{m} s' for m in marks)} | "
+        f"best peer's loss of {last} s after |",
         f"| --- | --- | --- | ---: | ---: | ---: | {' | '.join('---:' for _ in marks)} | ---: |",
     ]
-    for i, row in enumerate(rows):
-        cells, others = row["cells"], ", ".join(f"{lr:g}" for lr in row["rates"])
-        reached = seconds_to(best_peer, marks, curves[i])
-        losses = [_mean_and_spread([c["loss"][m] for c in cells]) for m in marks]
-        steps = f"{mean(c['steps'] for c in cells):,.0f}"
+    for name, cells in sorted(rows.items(), key=lambda row: mean(list(curves[row[0]].values())[-1])):
+        network, recipe, lr = name
+        curve = curves[name]
+        reached = seconds_to(best_peer, list(curve), [mean(values) for values in curve.values()])
+        losses = [_mean_and_spread(curve[m]) if m in curve else "–" for m in marks]
         lines.append(
-            f"| `{row['network']}` | {row['recipe']} | {cells[0]['lr']:g} ({others}) | {cells[0]['parameters']:,} | "
-            f"{len(cells)} | {steps} | {' | '.join(losses)} | {'–' if reached is None else f'{reached:.0f} s'} |"
+            f"| `{network}` | {recipe} | {lr:g} | {cells[0]['parameters']:,} | {len(cells)} | "
+            f"{mean(cell['steps'] for cell in cells):,.0f} | {' | '.join(losses)} | "
+            f"{'–' if reached is None else f'{reached:.0f} s'} |"
         )
     return "\n".join(lines)
 
 
-def _mean_and_spread(losses: list[float | None]) -> str:
-    finite = [loss for loss in losses if loss is not None]
-    if len(finite) < len(losses):
-        return "diverged"
-    return f"{mean(finite):.3f}" + (f" ± {stdev(finite):.3f}" if len(finite) > 1 else "")
+def _mean_and_spread(losses: list[float]) -> str:
+    return f"{mean(losses):.3f}" + (f" ± {stdev(losses):.3f}" if len(losses) > 1 else "")
 
 
 def main() -> None:

@@ -17,16 +17,15 @@ class SpectralResidual(nn.Module):
 
     In the orthonormal cosine transform (DCT-II) of rows, columns and channels, the coefficients of images are nearly
     independent, of variance :math:`\sigma_d^2 P`. For EDM's output F and noise level :math:`s = \sigma / (\alpha \sigma_d)`
-    the posterior mean of a Gaussian with these variances is a gain for each coefficient, and an inner network adds to it in
-    units of its error, coefficient by coefficient:
+    the posterior mean of a Gaussian with these variances is a gain for each coefficient, and input and output of the
+    inner network are scaled to unit variance, each coefficient by its own factor:
 
     .. math:: F(x, s) = s \frac{P - 1}{P + s^2}\, x + g \sqrt{\frac{P (1 + s^2)}{P + s^2}}\,
-        \mathrm{network}(x_w, x, s), \qquad x_w = \sqrt{\frac{1 + s^2}{P + s^2}}\, x.
+        \mathrm{network}\Big(\sqrt{\frac{1 + s^2}{P + s^2}}\, x, s\Big).
 
-    These are EDM's three coefficients for data that are not white. The network sees the input twice, white, with all
-    frequencies at unit variance, and as it is, with edges in plain sight where there is little noise; so it has 2 C
-    channels, and the two halves of its output are summed. g is small because the filter leaves little to explain. A new
-    network whose output is 0 is the Wiener filter. The spectrum is learned, and starts as a power law of natural images,
+    These are EDM's three coefficients for data that are not white: with P = 1 the network alone is left, times g, which is
+    small because the filter leaves little to explain. A new network whose output is 0 is the Wiener filter. The spectrum
+    is learned, and starts as a power law of natural images,
 
     .. math:: P_k(f) = A_k \big(1 + |f|^2 / f_k^2\big)^{-\beta_k},
 
@@ -47,8 +46,7 @@ class SpectralResidual(nn.Module):
     torch.Size([2, 3, 8, 8])
 
     Args:
-        network: makes the inner network from the keywords ``event_shape``, here (2 C, H, W), and ``num_classes`` (a Hydra
-            ``_partial_``).
+        network: makes the inner network from the keywords ``event_shape`` and ``num_classes`` (a Hydra ``_partial_``).
         event_shape: shape (C, H, W) of one image.
         num_classes: passed on.
         sigma_data: that of the EDM preconditioning, the only one whose output F this is.
@@ -71,10 +69,10 @@ class SpectralResidual(nn.Module):
         super().__init__()
         if not isinstance(kind_of(tuple(event_shape)), Images):
             raise ValueError(f"event_shape={tuple(event_shape)}: SpectralResidual is for images (C, H, W)")
-        channels, *sides = event_shape
-        self.network = network(event_shape=(2 * channels, *sides), num_classes=num_classes)
+        self.network = network(event_shape=event_shape, num_classes=num_classes)
         self.downsampling_factor: Any = getattr(self.network, "downsampling_factor", 1)
         self.sigma_data, self.scale = sigma_data, scale
+        channels = event_shape[0]
         self.log_power = nn.Parameter(torch.tensor([6.0, *[2.5] * (channels - 1)]))  # log A_k
         self.exponent = nn.Parameter(torch.full((channels,), 1.3))
         self.log_corner = nn.Parameter(torch.full((channels,), math.log(0.03)))
@@ -97,10 +95,9 @@ class SpectralResidual(nn.Module):
             whitening = ((1 + square) / (power + square)).sqrt()
             coefficients = torch.einsum("bchw,kc,ih,jw->bkij", x, *bases)
             white = torch.einsum("bkij,kc,ih,jw->bchw", whitening * coefficients, *bases)
-        both = self.network(torch.cat([white, x], 1), c_noise, cond)
-        output = both.to(x.dtype).unflatten(1, (2, -1)).sum(1)
+        output = self.network(white, c_noise, cond)
         with torch.autocast(x.device.type, enabled=False):
-            residual = torch.einsum("bchw,kc,ih,jw->bkij", output, *bases)
+            residual = torch.einsum("bchw,kc,ih,jw->bkij", output.to(x.dtype), *bases)
             gain = square.sqrt() * (power - 1) / (power + square)
             found = gain * coefficients + self.scale * power.sqrt() * whitening * residual
             return torch.einsum("bkij,kc,ih,jw->bchw", found, *bases)
