@@ -1,4 +1,7 @@
-"""``python -m scoreexp.compare sweep=NAME``: compare methods under equal conditions and write a report."""
+"""``python -m scoreexp.compare sweep=NAME``: compare methods under equal conditions and write a report.
+
+With ``restorers=[dds,ddrm]`` it compares restorers on tasks instead, with one model as the prior.
+"""
 
 import re
 import sys
@@ -28,6 +31,14 @@ SCHEMA = {
     "sweep.common": "list[str]",
     "sweep.methods": "dict[str, list[str]]",
 }
+RESTORERS = {
+    **dict.fromkeys(("restorers", "tasks", "trust"), "list[str]"),
+    **dict.fromkeys(("input", "ckpt", "device", "run_dir"), "str"),
+    "weights": "Literal['averaged', 'raw']",
+    **dict.fromkeys(("count", "nfe"), "PositiveInt | None"),
+    "seconds": "PositiveFloat | None",
+    "guidance": "Node | None",
+}
 
 
 def arguments(argv: list[str]) -> list[str]:
@@ -44,6 +55,13 @@ def arguments(argv: list[str]) -> list[str]:
     return [*argv, "sweep=experiments", *([] if named else [f"sweep.name={'+'.join(names)}"])]
 
 
+def main(argv: list[str]) -> int:
+    """The exit code."""
+    if any(word.startswith("restorers=") for word in argv):
+        task = "scoreexp.app.commands.restore_comparison:compare"
+        return run_app("compare_restorers", task, schema=RESTORERS, argv=argv, module="scoreexp.compare")
+    return run_app("compare", "scoreexp.app.commands.compare:compare", schema=SCHEMA, argv=arguments(argv))
+
+
 if __name__ == "__main__":
-    task = "scoreexp.app.commands.compare:compare"
-    sys.exit(run_app("compare", task, schema=SCHEMA, argv=arguments(sys.argv[1:])))
+    sys.exit(main(sys.argv[1:]))
