@@ -19,7 +19,7 @@ from scoreexp.app.picture_files import (
     with_each,
 )
 from scoreexp.app.progress import StepProgress
-from scoreexp.app.run_settings import guided, label_of_pictures, model_of_pictures, restorer_of
+from scoreexp.app.run_settings import label_of_pictures, prior_of_pictures, restorer_of
 from scoreexp.app.terminal import say_labelled
 from scoreexp.core.construct import construct, locate
 from scoreexp.core.errors import UserError
@@ -159,27 +159,8 @@ def _task(cfg: DictConfig) -> _Task:
     )
     if not task.restorer.needs_model:
         return task
-    model = model_of_pictures(cfg) if cfg.ckpt is not None else guided(bundled_prior(cfg), cfg)
+    model = prior_of_pictures(cfg, type(task.restorer).__name__)
     return task._replace(model=model, label=label_of_pictures(cfg, model))
-
-
-def bundled_prior(cfg: DictConfig) -> DenoiserBase:
-    """The prior of photographs that comes with the package, which it says to take.
-
-    Raises:
-        UserError: this installation has none.
-    """
-    try:
-        from scoreexp import prior
-    except ImportError as error:
-        name = cfg.restorer["_target_"].rpartition(".")[2]
-        raise UserError(
-            f"restorer: {name} needs a model, and none comes with this installation: add "
-            "ckpt=RUN_DIR/checkpoints/best.ckpt"
-        ) from error
-    say_labelled("prior", "the bundled one of photographs; ckpt=FILE takes another")
-    found: DenoiserBase = prior.load(str(choose_device(cfg.device)))
-    return found
 
 
 def _mask(path: str) -> Tensor:

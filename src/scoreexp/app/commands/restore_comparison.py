@@ -14,7 +14,7 @@ from torch import Tensor
 
 from scoreexp.api.restore import restore
 from scoreexp.app.conf_dir import conf_dir
-from scoreexp.app.run_settings import model_of_pictures
+from scoreexp.app.run_settings import prior_of_pictures
 from scoreexp.app.terminal import say, say_labelled
 from scoreexp.core.construct import construct, locate
 from scoreexp.core.errors import UserError
@@ -286,7 +286,8 @@ def compare(cfg: DictConfig) -> list[Row]:
         raise UserError(
             "give one of nfe=N, equal network evaluations, and seconds=S, equal seconds for each picture"
         )
-    names = list(cfg.restorers)
+    if not (names := list(cfg.restorers)):
+        raise UserError("restorers=[] names none: give some, such as restorers=[dds,ddrm]")
     for group, given in (("restorer", names), ("task", cfg.tasks)):
         for name in given:
             read_conf(group, name)
@@ -297,7 +298,7 @@ def compare(cfg: DictConfig) -> list[Row]:
     source = Path(cfg.input).expanduser()
     paths = list_images(source) if source.is_dir() else [source]
     images = [as_observed(read_image(path).pixels) for path in paths[: cfg.count]]
-    model = model_of_pictures(cfg)
+    model = prior_of_pictures(cfg, names[0])
     say_labelled("pictures", f"{len(images)}, each damaged by {len(cfg.tasks)} tasks")
     rows: list[Row] = []
     for row in compare_restorers(
