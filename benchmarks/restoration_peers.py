@@ -220,6 +220,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3, help="of each measurement of seconds (default 3)")
     parser.add_argument("--tasks", nargs="+", default=TASKS)
     parser.add_argument("--methods", nargs="+", default=METHODS)
+    parser.add_argument("--restorers", nargs="+", default=restorers_with_model(), help="ours, of table two")
     parser.add_argument("--only", choices=("peers", "equal", "batches"), help="one table")
     parser.add_argument(
         "--trainable", action="store_true", help="weights that could be trained, as of a network as made"
@@ -294,7 +295,7 @@ def at_equal_quality(
         reference = theirs(deepinv(), "dps", arguments.dps_steps, AsDeepinv(model), problem)
         assert reference is not None
         runs = {"theirs": reference}
-        for restorer in restorers_with_model():
+        for restorer in arguments.restorers:
             for steps in STEPS_TRIED:
                 runs[f"{restorer}, {steps} steps"] = ours(configured(restorer, steps), model, problem)
         made: dict[str, tuple[float, float]] = {}
