@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-_DEFAULTS = (None, 1, 0, 1, 1)  # bias, stride, padding, dilation, groups of torch.conv2d
+_DEFAULTS: tuple[Any, ...] = (None, 1, 0, 1, 1)  # bias, stride, padding, dilation, groups of torch.conv2d
 
 
 class InputGradients(TorchFunctionMode):
@@ -31,8 +31,9 @@ class InputGradients(TorchFunctionMode):
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         if func is torch.conv2d and not kwargs and args[0].requires_grad and torch.is_grad_enabled():
-            x, weight, *given = args
-            bias, stride, padding, dilation, groups = (*given, *_DEFAULTS[len(given) :])
+            x, weight = args[:2]
+            settings: list[Any] = [*args[2:], *_DEFAULTS[len(args) - 2 :]]
+            bias, stride, padding, dilation, groups = settings
             if (
                 not isinstance(padding, str)
                 and x.dtype == weight.dtype

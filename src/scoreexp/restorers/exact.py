@@ -57,8 +57,11 @@ def exact_posterior_mean(model: DenoiserBase, observation: Observation) -> Tenso
         )
     observation.require_shape(prior.event_shape)
     y = observation.y.flatten(1).double().cpu()
-    of = _of_images if isinstance(prior, EmpiricalImages) else _of_mixture
-    return of(operator, prior, y, sigma).reshape(len(y), *prior.event_shape).to(observation.y)
+    if isinstance(prior, EmpiricalImages):
+        mean = _of_images(operator, prior, y, sigma)
+    else:
+        mean = _of_mixture(operator, prior, y, sigma)
+    return mean.reshape(len(y), *prior.event_shape).to(observation.y)
 
 
 def _of_images(operator: LinearOperator, prior: EmpiricalImages, y: Tensor, sigma: float) -> Tensor:
