@@ -11,6 +11,7 @@ from scoreexp.restorers.dds import DDS
 from scoreexp.restorers.diffpir import DiffPIR
 from scoreexp.restorers.exposure import Exposure
 from scoreexp.restorers.filter2noise import Filter2Noise
+from scoreexp.restorers.flicking import SinogramFlicking
 from scoreexp.restorers.gradient import DPS, STSL, HIRDiff
 from scoreexp.restorers.likelihood import MMPS, PiGDM
 from scoreexp.restorers.mid import MID
@@ -53,5 +54,6 @@ __all__ = [
     "Restoration",
     "Restorer",
     "ScoreDVI",
+    "SinogramFlicking",
     "Stabilised",
 ]

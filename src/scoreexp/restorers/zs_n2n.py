@@ -76,7 +76,7 @@ class ZSN2N(PerImage):
         """As of the base class; odd sides are mirrored by a pixel for the fit."""
         y = observation.y
         height, width = y.shape[-2:]
-        network = self._network(y.shape[1], seed).to(y)
+        network = residual_network(y.shape[1], self.width, generator(seed, "zs_n2n")).to(y)
         optimizer = torch.optim.Adam(network.parameters(), lr=self.lr)
         schedule = torch.optim.lr_scheduler.StepLR(optimizer, step_size=1500, gamma=0.5)
         even = mirror_to_multiple(y, 2)
@@ -96,13 +96,13 @@ class ZSN2N(PerImage):
                 break
         return y - network(y)
 
-    def _network(self, channels: int, seed: int) -> nn.Module:
-        """With torch's usual law of initial weights, uniform within 1 / sqrt(inputs), from a stream of its own."""
-        sizes = ((channels, self.width, 3), (self.width, self.width, 3), (self.width, channels, 1))
-        layers = [skip_init(nn.Conv2d, a, b, side, padding=side // 2) for a, b, side in sizes]
-        random = generator(seed, "zs_n2n")
-        for layer, (inputs, _, side) in zip(layers, sizes):
-            bound = (inputs * side**2) ** -0.5
-            for weights in layer.parameters():
-                nn.init.uniform_(weights, -bound, bound, generator=random)
-        return nn.Sequential(layers[0], nn.LeakyReLU(0.2), layers[1], nn.LeakyReLU(0.2), layers[2])
+
+def residual_network(channels: int, width: int, random: torch.Generator) -> nn.Module:
+    """``f``: convolutions of 3, 3 and 1 pixels a side, with torch's usual law of initial weights."""
+    sizes = ((channels, width, 3), (width, width, 3), (width, channels, 1))
+    layers = [skip_init(nn.Conv2d, a, b, side, padding=side // 2) for a, b, side in sizes]
+    for layer, (inputs, _, side) in zip(layers, sizes):
+        bound = (inputs * side**2) ** -0.5
+        for weights in layer.parameters():
+            nn.init.uniform_(weights, -bound, bound, generator=random)
+    return nn.Sequential(layers[0], nn.LeakyReLU(0.2), layers[1], nn.LeakyReLU(0.2), layers[2])
