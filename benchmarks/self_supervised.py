@@ -34,6 +34,7 @@ import scoreexp as se
 from benchmarks.fokker_planck import describe_machine
 from benchmarks.pages import DOCS, write_table
 from scoreexp.core.streams import ImageStreams
+from scoreexp.lit import EMA
 from scoreexp.metrics.functional import ssim
 from scoreexp.observations import (
     CorrelatedNoise,
@@ -71,7 +72,7 @@ IN_WORDS = {
 }
 FITTED: dict[str, Callable[[int], PerImage]] = {
     "zs_n2n": lambda steps: ZSN2N(steps=steps),
-    "filter2noise": lambda steps: Filter2Noise(steps=steps, reach=2, tolerance=0.0),
+    "filter2noise": lambda steps: Filter2Noise(steps=steps, tolerance=0.0),
     "mid": lambda steps: MID(steps=steps, tolerance=0.0),
 }
 TRAINED = ("noise2score", "sdap", "cbsn")
@@ -170,7 +171,7 @@ def trained(name: str, observation: Observation, seconds: float) -> Tensor:
             time_law=se.objectives.UniformTime(),
             optimizer=partial(torch.optim.Adam, lr=1e-3),
             batch_size=8,
-            ema=se.lit.EMA(decay=0.99, warmup=True),
+            ema=EMA(decay=0.99, warmup=True),
         )
 
     model = run(steps_within(0.95 * seconds * len(y), run))

@@ -56,16 +56,22 @@ class OfNoisyImages(nn.Module, Objective):
         return done
 
     def in_window(self, y: Tensor, noise: Tensor, multiple: int = 1) -> tuple[Tensor, Tensor]:
-        """A square of ``y[B, *, H, W]`` and the same of the noise, named by the noise; its sides divide by ``multiple``."""
+        """A square of each of the images ``y[B, *, H, W]`` and the same of its noise, by which it is named.
+
+        Its sides are divisible by ``multiple``; data that are no images are returned as they are.
+        """
         if y.ndim != 4:
             return y, noise
-        random = generator(noise_name(noise), "window")
-        for axis in (-2, -1):
-            length = y.shape[axis]
-            side = min(length, self.window or length) // multiple * multiple
-            start = int(torch.randint(length - side + 1, (), generator=random))
-            y, noise = y.narrow(axis, start, side), noise.narrow(axis, start, side)
-        return y, noise
+        height, width = (min(n, self.window or n) // multiple * multiple for n in y.shape[-2:])
+        parts = []
+        for image, its_noise in zip(y, noise, strict=True):
+            random = generator(noise_name(its_noise), "window")
+            row = int(torch.randint(y.shape[-2] - height + 1, (), generator=random))
+            column = int(torch.randint(y.shape[-1] - width + 1, (), generator=random))
+            place = (..., slice(row, row + height), slice(column, column + width))
+            parts.append((image[place], its_noise[place]))
+        images, noises = zip(*parts, strict=True)
+        return torch.stack(images), torch.stack(noises)
 
 
 def noisy_images(batch: Batch) -> Tensor:

@@ -158,7 +158,7 @@ class Filter2Noise(PerImage):
         self,
         steps: PositiveInt = 150,
         stages: PositiveInt = 2,
-        reach: PositiveInt = 3,
+        reach: PositiveInt = 2,
         edges: NonNegativeFloat = 350.0,
         lr: PositiveFloat = 1e-2,
         tolerance: NonNegativeFloat = 0.01,
