@@ -80,6 +80,7 @@ TRIAL = 8  # steps that are timed to know how many fit into the seconds
 LARGEST = 5000  # steps
 BM3D = """
 import sys, numpy as np, bm3d
+np.trapz = getattr(np, "trapz", None) or np.trapezoid  # its name before numpy 2, which bm4d uses
 y, sigma, correlated = np.load(sys.argv[1]), float(sys.argv[3]), float(sys.argv[4])
 if correlated:
     away = np.arange(-4, 5) ** 2 / (4 * correlated**2)
@@ -321,7 +322,11 @@ def main() -> None:
                     continue
                 clean = pictures(source, folder, count, arguments.side)
                 row = dict(zip(("set", "noise", "method", "pictures"), key, strict=True))
-                rows.append({**row, **measure(clean, NOISES[noise], work, min(arguments.counts))})
+                try:
+                    rows.append({**row, **measure(clean, NOISES[noise], work, min(arguments.counts))})
+                except subprocess.CalledProcessError as error:
+                    print(f"{name} failed on {source}, {noise}: exit code {error.returncode}", flush=True)
+                    continue
                 print(json.dumps(rows[-1]), flush=True)
                 content = {"machine": describe_machine(), "settings": settings, "rows": rows}
                 arguments.json.write_text(json.dumps(content, indent=2) + "\n")
