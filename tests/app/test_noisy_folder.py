@@ -42,6 +42,8 @@ def folder(tmp_path_factory):
 
 def trained_on(folder, experiment, run, *overrides):
     shared = [
+        "data.size=20",
+        "data.crops=2",
         "data.batch_size=3",
         "trainer.max_steps=2",
         "trainer.val_check_interval=1",
