@@ -129,7 +129,7 @@ class ScoreDVI(PerImage):
         level: FinitePositiveFloat | None = None,
         pairs: PositiveInt = 1,
         rate: FinitePositiveFloat = 0.3,
-        tolerance: NonNegativeFloat = 0.02,
+        tolerance: NonNegativeFloat = 0.1,
     ) -> None:
         self.steps, self.weight, self.components, self.level = steps, weight, components, level
         self.pairs, self.rate, self.tolerance = pairs, rate, tolerance
