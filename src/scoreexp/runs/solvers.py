@@ -43,8 +43,9 @@ def solver_beside(
 ) -> StoredSolver:
     """The solver of ``auto.steps`` evaluations for the model of a checkpoint, read or else fitted and written.
 
-    ``RUN_DIR/checkpoints/best.ckpt`` has its solver of 10 evaluations in ``best.auto-10.json``. The file says what it belongs
-    to: the content of the checkpoint, the target, the label and ``settings``. One that was fitted to another model is named and replaced.
+    ``RUN_DIR/checkpoints/best.ckpt`` has its solver of 10 evaluations in ``best.auto-10.json``. The file says what it
+    belongs to: the content of the checkpoint, the target, the label and ``settings``. A solver that was fitted to anything
+    else is named and replaced.
 
     Args:
         checkpoint: the file that ``model`` was loaded from.

@@ -134,7 +134,8 @@ def fit_solver(
 
     >>> import torch
     >>> import scoreexp as se
-    >>> oracle = se.oracles.GaussianMixture(torch.tensor([0.5, 0.5]), torch.tensor([[-1.0], [1.0]]), torch.tensor([0.1, 0.1]))
+    >>> means, variances = torch.tensor([[-1.0], [1.0]]), torch.tensor([0.1, 0.1])
+    >>> oracle = se.oracles.GaussianMixture(torch.tensor([0.5, 0.5]), means, variances)
     >>> model = se.denoisers.OracleDenoiser(oracle, se.schedules.VP())
     >>> fitted = se.samplers.fit_solver(model, 4, reference=se.samplers.trajectories(model, 64), iterations=10)
     >>> se.samplers.draw(model, fitted.sampler, seeds=[0, 1]).nfe, fitted.error < 0.2
@@ -177,7 +178,9 @@ def fit_solver(
 
 def _split(reference: Trajectories, held_out: int) -> tuple[Trajectories, Trajectories]:
     if not held_out:
-        raise ValueError(f"{len(reference.ends)} reference trajectories: give 4 or more, a quarter is held out")
+        raise ValueError(
+            f"{len(reference.ends)} reference trajectories: give 4 or more, a quarter is held out"
+        )
 
     def part(rows: slice) -> Trajectories:
         cond = None if reference.cond is None else reference.cond[rows]
@@ -187,7 +190,7 @@ def _split(reference: Trajectories, held_out: int) -> tuple[Trajectories, Trajec
 
 
 class _Solver(NamedTuple):
-    """Times ``t_1 ... t_n``, the coefficients of each step, and the scale of each: ``R`` with ``R c`` in units of the state."""
+    """Times ``t_1 ... t_n``, and for each step the coefficients c and R, so that ``R c`` is in units of the state."""
 
     times: Tensor
     coefficients: list[Tensor]
@@ -197,7 +200,9 @@ class _Solver(NamedTuple):
 class _Fit:
     """The mean squared distance of solvers to the ends of trajectories."""
 
-    def __init__(self, model: DenoiserBase, reference: Trajectories, evaluations: int, denoise_last: bool) -> None:
+    def __init__(
+        self, model: DenoiserBase, reference: Trajectories, evaluations: int, denoise_last: bool
+    ) -> None:
         self.model, self.reference, self.evaluations = model, reference, evaluations
         self.start = reference.states[0]
         self.target = reference.ends if denoise_last else reference.states[-1]
@@ -227,12 +232,12 @@ class _Fit:
     @torch.no_grad()
     def least_squares(self, power: float) -> _Solver:
         """Even times, and each step fitted from the solver's state to the reference at the next time."""
-        n, last = self.evaluations, len(self.reference.times) - 1
+        n = self.evaluations
         # 1. the first of n + 1 gaps is half as long as the others: there the mean stands for the prediction
         fraction = (torch.arange(n + 1, dtype=torch.float64) + 0.5) / (n + 0.5)
-        ends = (_angle(self.model.schedule, t) for t in (self.model.schedule.t_max, self.model.schedule.t_min))
-        high, low = ends
-        wanted = _time(self.model.schedule, low + (high - low) * (1 - fraction) ** power)
+        schedule = self.model.schedule
+        high, low = _angle(schedule, schedule.t_max), _angle(schedule, schedule.t_min)
+        wanted = _time(schedule, low + (high - low) * (1 - fraction) ** power)
         at = [int((self.reference.times - t).abs().argmin()) for t in wanted.tolist()]
         for k in range(n - 1, -1, -1):  # different states of the reference, the last one for the end only
             at[k] = min(at[k], at[k + 1] - 1)

@@ -1,6 +1,7 @@
 """A linear multistep method with times and coefficients of its own for each step, fitted to one model."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -44,9 +45,9 @@ class NonStationary(Sampler):
 
     .. math:: x_{i+1} = a_i x_i + \sum_{j=0}^{i} b_{ij} \hat x_0(x_j, t_j), \qquad i = 0, ..., n .
 
-    The scalars and the times are fitted to a model by ``fit_solver``, so that ``x_{n+1}`` is near the end of the probability
-    flow. Every linear multistep method for the flow is of this form. The posterior mean at ``t_0 = t_max`` is replaced by its
-    mean over starts, since little of the data is known there: that step costs no evaluation.
+    The scalars and the times are fitted to a model by ``fit_solver``, so that ``x_{n+1}`` is near the end of the
+    probability flow. Every linear multistep method for the flow is of this form. The posterior mean at ``t_0 = t_max``,
+    where little is known of the data, is replaced by its mean over starts: that step costs no evaluation.
 
     Reference: N. Shaul, U. Singer, R. T. Q. Chen, M. Le, A. Thabet, A. Pumarola, Y. Lipman, "Bespoke Non-Stationary Solvers
     for Fast Sampling of Diffusion and Flow Models", 2024, https://arxiv.org/abs/2403.01329. There the first evaluation is at
@@ -74,11 +75,13 @@ class NonStationary(Sampler):
     def __init__(self, times: Sequence[float], coefficients: Sequence[Sequence[float]], mean: Tensor) -> None:
         if [len(c) for c in coefficients] != list(range(2, len(times) + 1)) or len(times) < 2:
             raise ValueError(
-                f"{len(times)} times with {[len(c) for c in coefficients]} coefficients: give n + 2 times and 2, 3, ..., n + 2 "
-                "coefficients for the steps between them"
+                f"{len(times)} times with {[len(c) for c in coefficients]} coefficients: give n + 2 times and 2, 3, ..., "
+                "n + 2 coefficients for the steps between them"
             )
-        if any(t <= s for t, s in zip(times, times[1:])):
-            raise ValueError(f"times {[round(t, 6) for t in times]}: choose times that fall from each to the next")
+        if any(t <= s for t, s in pairwise(times)):
+            raise ValueError(
+                f"times {[round(t, 6) for t in times]}: choose times that fall from each to the next"
+            )
         super().__init__(FixedTimes(times), denoise_last=False)
         self.times = tuple(times)
         self.coefficients = tuple(tuple(c) for c in coefficients)

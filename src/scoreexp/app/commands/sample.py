@@ -79,7 +79,14 @@ def _draw_into(
         for done, batch in enumerate(batches):
             progress.part_done(done, len(batches))
             cond = labels_for(batch, model.record, cfg.label, device=device)
-            result = draw(model, solver.sampler if solver else sampler, batch, cond=cond, device=device, callback=progress.step)
+            result = draw(
+                model,
+                solver.sampler if solver else sampler,
+                batch,
+                cond=cond,
+                device=device,
+                callback=progress.step,
+            )
             drawn.append(result.x.cpu())
     samples = torch.cat(drawn)
     are_images = isinstance(kind_of(shape), Images)
