@@ -151,7 +151,8 @@ def fit_solver(
         tolerance: of the reference, relative and absolute.
 
     Raises:
-        ValueError: if the model does not say of what shape its samples are, or the schedule has one noise level only.
+        ValueError: if the model does not say of what shape its samples are, the schedule has one noise level only, there
+            are fewer than 4 trajectories, or more evaluations than states of these.
     """
     low, high = model.schedule.sigma_range
     if low == high:
@@ -160,6 +161,11 @@ def fit_solver(
             "choose sampler=ddim"
         )
     reference = reference or trajectories(model, label=label, tolerance=tolerance)
+    if evaluations > len(reference.times) - 2:
+        raise ValueError(
+            f"{evaluations} evaluations: a solver is fitted for at most {len(reference.times) - 2}, with more choose "
+            "sampler=unipc_velocity"
+        )
     held_out = len(reference.ends) // 4
     fitted_on, tested_on = _split(reference, held_out)
     training = _Fit(model, fitted_on, evaluations, denoise_last)
