@@ -10,7 +10,7 @@ Prince's pair in the angle of the noise). Six models:
 
 Ours is ``fit_solver``, fitted to other starts, and every sampler on every grid here (for the U-Nets, UniPC for the
 velocity alone). ``--peers`` adds the samplers of other packages, see ``benchmarks.sampler_peers``, on their own grids:
-for points each of them is run, and the best counts; for images the 3 best of each package at 4 other starts are run.
+for mixtures each of them is run, and the best counts; for networks the 3 best of each package at a few other starts are run.
 A sampler that cannot spend exactly a budget takes the most steps within it; evaluations are counted at the model.
 
 Resumable: networks, solutions and cells are kept in ``outputs/sampler_errors``, and what is there is not done again
@@ -72,7 +72,16 @@ RESULT = ROOT / "benchmarks" / "results" / "sampler_errors.json"
 KEPT = ROOT / "outputs" / "sampler_errors"
 PAGE = DOCS / "samplers.md"
 
-STARTS, TUNED, CHOSEN = 256, 4, 3
+STARTS, CHOSEN = 256, 3
+IMAGES = ("mnist", "cifar10")
+TUNED = {
+    "swiss_roll": 32,
+    "mnist": 4,
+    "cifar10": 4,
+}  # starts by which the peers are chosen that are run on all
+# starts and iterations of the fit: as many as take minutes for all budgets together on one core
+FITS = {"narrow": (256, 80), "swiss_roll": (512, 60), "mnist": (12, 40), "cifar10": (12, 40)}
+USUAL_FIT = (1024, 120)
 BUDGETS = (5, 6, 8, 10, 15, 20, 30)
 FITTED = "fitted"
 TOLERANCE, TOLERANCE_SINGLE = 1e-10, 1e-6
@@ -212,7 +221,7 @@ def solved(model: DenoiserBase, x: Tensor, tolerance: float) -> Tensor:
 
 def problem(name: str) -> Problem:
     """A problem by name; solutions are kept."""
-    images = name in ("mnist", "cifar10")
+    images = name in IMAGES
     tolerance = TOLERANCE_SINGLE if images else TOLERANCE
     model: DenoiserBase
     if name in TRAINING:
@@ -234,8 +243,8 @@ def problem(name: str) -> Problem:
         return x, torch.load(path)
 
     x, solution = kept("sampling", STARTS)
-    tuning = kept("sampler_errors tuning", TUNED) if images else None
-    return Problem(model, x, solution, tuning, (16, 60) if images else (1024, 120))
+    tuning = kept("sampler_errors tuning", TUNED[name]) if name in TUNED else None
+    return Problem(model, x, solution, tuning, FITS.get(name, USUAL_FIT))
 
 
 def agreement(name: str) -> float:
@@ -243,8 +252,9 @@ def agreement(name: str) -> float:
     path = KEPT / f"{name}-agreement.json"
     if not path.is_file():
         found = problem(name)
-        exact = solved(load(trained(name)).double(), found.x[:TUNED], TOLERANCE)
-        write_json(path, {"distance": distance(exact, found.solution[:TUNED])})
+        few = slice(TUNED[name])
+        exact = solved(load(trained(name)).double(), found.x[few], TOLERANCE)
+        write_json(path, {"distance": distance(exact, found.solution[few])})
     return float(read_json(path)["distance"])
 
 
@@ -337,9 +347,7 @@ def measure(name: str, packages: Sequence[str]) -> None:
                 candidate, said = fitted(found, reference, budget)
                 rows = [evaluate(candidate) | said]
             else:
-                candidates = candidates or (
-                    ours(found.tuning is not None) if part == "scoreexp" else peers(part)
-                )
+                candidates = candidates or (ours(name in IMAGES) if part == "scoreexp" else peers(part))
                 chosen = candidates
                 if found.tuning and part != "scoreexp":
                     x, solution = found.tuning
@@ -415,7 +423,7 @@ def publish() -> None:
         "machine": describe_machine() | {"torch": torch.__version__},
         "revision": git_revision(),
         "starts": STARTS,
-        "tolerance": {name: TOLERANCE_SINGLE if name in ("mnist", "cifar10") else TOLERANCE for name in kept},
+        "tolerance": {name: TOLERANCE_SINGLE if name in IMAGES else TOLERANCE for name in kept},
         "distance_to_float64_network": {
             name: read_json(path)["distance"]
             for name in kept
@@ -477,7 +485,7 @@ def main() -> None:
         (KEPT / f"{name}-cells.json").unlink(missing_ok=True)
     for name in arguments.problems:
         measure(name, arguments.peers)
-        if arguments.agreement and name in ("mnist", "cifar10"):
+        if arguments.agreement and name in IMAGES:
             print(
                 f"{name}: distance to the solution of the float64 network {agreement(name):.1e}", flush=True
             )
