@@ -74,13 +74,10 @@ PAGE = DOCS / "samplers.md"
 
 STARTS, CHOSEN = 256, 3
 IMAGES = ("mnist", "cifar10")
-TUNED = {
-    "swiss_roll": 32,
-    "mnist": 4,
-    "cifar10": 4,
-}  # starts by which the peers are chosen that are run on all
+# starts by which the peers are chosen that are run on all
+TUNED = {"swiss_roll": 32, "mnist": 4, "cifar10": 4}
 # starts and iterations of the fit: as many as take minutes for all budgets together on one core
-FITS = {"narrow": (256, 80), "swiss_roll": (512, 60), "mnist": (12, 40), "cifar10": (12, 40)}
+FITS = {"narrow": (256, 80), "swiss_roll": (512, 60), "mnist": (32, 40), "cifar10": (16, 40)}
 USUAL_FIT = (1024, 120)
 BUDGETS = (5, 6, 8, 10, 15, 20, 30)
 FITTED = "fitted"

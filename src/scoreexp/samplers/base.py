@@ -202,19 +202,20 @@ def falling_noise_levels(schedule: Schedule, times: Tensor) -> Tensor:
     Raises:
         ValueError: unless it falls from each time to the next.
     """
-    if not (times.diff() < 0).all():
+    levels = schedule.noise_level(times)
+    if (levels.diff() < 0).all():
+        return levels
+    low, high = schedule.sigma_range
+    if low < high and not (times.diff() < 0).all():
         again = int((times.diff() >= 0).nonzero()[0, 0])
         raise ValueError(
             f"time {again + 2} of the grid is {times[again + 1].item():.6g} and the one before {times[again].item():.6g}: "
             "choose times that fall from each to the next (fewer steps, or another grid)"
         )
-    levels = schedule.noise_level(times)
-    if not (levels.diff() < 0).all():
-        raise ValueError(
-            f"the {type(schedule).__name__} schedule has the same noise level {levels[0].item():.6g} at different "
-            "times, so there is no flow to follow: choose a schedule whose noise grows (vp, ve, ddpm)"
-        )
-    return levels
+    raise ValueError(
+        f"the {type(schedule).__name__} schedule has the same noise level {levels[0].item():.6g} at different "
+        "times, so there is no flow to follow: choose a schedule whose noise grows (vp, ve, ddpm)"
+    )
 
 
 def step_from_noise(

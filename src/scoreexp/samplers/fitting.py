@@ -39,8 +39,8 @@ from scoreexp.schedules import Schedule
 PURPOSE = "solver fit"  # of the random streams: never the noise of a sample
 STATES = 97  # of a reference trajectory
 POWERS = (1.0, 1.4, 2.0)  # of the angle
-VALUES = 8192  # that the starts have together, as far as their number allows
-FEWEST, MOST = 8, 1024  # starts
+VALUES = 32768  # that the starts have together, as far as their number allows
+FEWEST, MOST = 16, 1024  # starts
 RIDGE = 1e-5  # of the least squares, relative to each term
 
 
@@ -104,7 +104,7 @@ def trajectories(
     tolerance: float = 1e-5,
     dtype: torch.dtype = torch.float32,
 ) -> Trajectories:
-    """The flow from so many starts; by default 8 to 1024, fewer for larger samples."""
+    """The flow from so many starts; by default 16 to 1024, fewer for larger samples."""
     if model.event_shape is None:
         raise ValueError("the model does not say of what shape its samples are: load it from a checkpoint")
     if starts is None:
