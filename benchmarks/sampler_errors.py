@@ -387,7 +387,7 @@ def cell_table(kept: dict[str, Any]) -> list[dict[str, Any]]:
                 continue
             fit = cells[FITTED][budget][0]
             row = {"problem": name, "budget": int(budget), "fitted": fit, "unfitted": own}
-            if others:
+            if all(budget in cells.get(package, {}) for package in PEERS):
                 best = min(others, key=_error)
                 row |= {"peer": best, "ratio": float(f"{_error(fit) / _error(best):.4g}")}
             table.append(row)
@@ -454,11 +454,15 @@ def publish() -> None:
             "",
             f"Geometric mean of the {len(ratios)} ratios: {geometric_mean(ratios):.2f}; the largest: {max(ratios):.2f}.",
         ]
+    missing = len(PROBLEMS) * len(BUDGETS) - len(ratios)
+    if missing:
+        lines += ["", f"{missing} of the {len(PROBLEMS) * len(BUDGETS)} ratios are still to be measured."]
     write_table(PAGE, "sampler_errors", "\n".join(lines))
-    lines = ["| sampler | grid | error |", "| --- | --- | ---: |"]
-    lines += [f"| {row['sampler']} | {row['grid']} | {row['error']:.2g} |" for row in samplers[:12]]
-    write_table(PAGE, "sampler_means", "\n".join(lines))
-    print("\n".join(lines), f"\n{len(cells)} cells, ratio {geometric_mean(ratios):.3f}" if ratios else "")
+    if samplers:  # once the mixtures are complete
+        means = ["| sampler | grid | error |", "| --- | --- | ---: |"]
+        means += [f"| {row['sampler']} | {row['grid']} | {row['error']:.2g} |" for row in samplers[:12]]
+        write_table(PAGE, "sampler_means", "\n".join(means))
+    print("\n".join(lines))
 
 
 def main() -> None:
