@@ -1,10 +1,11 @@
-"""``python -m scoreexp.denoise ckpt=FILE input=IMAGE sigma=0.2``: denoise the user's own images."""
+"""``python -m scoreexp.denoise input=IMAGE``: denoise the user's own images."""
 
 import sys
 from typing import Any
 
-from scoreexp.app.early_checks import require_device_name, require_input, require_model, require_output
+from scoreexp.app.early_checks import require_device_name, require_input, require_output
 from scoreexp.core.callable_module import make_callable
+from scoreexp.runs.checkpoint_path import require_checkpoint
 
 SCHEMA = {
     "ckpt": "str | None",
@@ -19,13 +20,15 @@ SCHEMA = {
     "weights": "Literal['averaged', 'raw']",
     "seed": "int",
     "device": "str",
-    "strip": "bool",
+    "strip": "bool | None",
+    "residual": "bool | None",
     "intermediate": "NonNegativeInt",
     "gif": "bool",
     "overwrite": "bool",
     "run_dir": "str",
     "sampler": "Any",
     "restorer": "Node | None",
+    "noise": "Node | None",
     "guidance": "Node | None",
 }
 PROVIDED = {"guidance": {"model"}}
@@ -34,7 +37,8 @@ PROVIDED = {"guidance": {"model"}}
 def run(cfg: Any) -> Any:
     """``scoreexp.app.commands.denoise.denoise``, after what can be refused without torch."""
     require_device_name(cfg.device)
-    require_model(cfg.ckpt, cfg.get("restorer"))
+    if cfg.ckpt is not None:
+        require_checkpoint(cfg.ckpt)
     require_output(require_input(cfg.input), cfg.output)
     from scoreexp.app.commands.denoise import denoise
 

@@ -14,6 +14,8 @@ from scoreexp.restorers.gradient import DPS, STSL, HIRDiff
 from scoreexp.restorers.likelihood import MMPS, PiGDM
 from scoreexp.restorers.non_local_means import NonLocalMeans
 from scoreexp.restorers.pnp_admm import PnPADMM
+from scoreexp.restorers.pnp_coloured import PnPColoured
+from scoreexp.restorers.posterior_mean import PosteriorMean
 from scoreexp.restorers.red_diff import REDDiff
 from scoreexp.restorers.renoise import Renoise
 from scoreexp.restorers.stabilised import Stabilised
@@ -39,6 +41,8 @@ __all__ = [
     "NonLocalMeans",
     "PiGDM",
     "PnPADMM",
+    "PnPColoured",
+    "PosteriorMean",
     "REDDiff",
     "Renoise",
     "Restoration",

@@ -30,6 +30,17 @@ class NoiseModel(ABC):
     torch.Size([2, 3, 8, 8])
     """
 
+    def __str__(self) -> str:
+        """What a user is told of it, in units of [0, 1]; the class and its arguments unless a class says it better."""
+        values = ", ".join(f"{name}={value:.4g}" for name, value in self.parameters().items())
+        return f"{type(self).__name__}({values})"
+
+    def parameters(self) -> dict[str, float]:
+        """The numbers that it was made with, by name, in the units of the model."""
+        return {
+            name: value for name, value in vars(self).items() if isinstance(value, float) and name[0] != "_"
+        }
+
     @abstractmethod
     def sample(self, x: Tensor, streams: ImageStreams) -> Tensor:
         """A draw of ``y [B, *]`` given ``x [B, *]``, one random stream per sample."""

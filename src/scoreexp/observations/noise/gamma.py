@@ -51,6 +51,9 @@ class GammaNoise(NoiseModel):
         self._bias = float(torch.digamma(shape)) - math.log(self.looks)
         self._deviation = math.sqrt(float(torch.polygamma(1, shape)))
 
+    def __str__(self) -> str:
+        return f"Gamma (speckle), {self.looks:.3g} looks"
+
     def sample(self, x: Tensor, streams: ImageStreams) -> Tensor:
         return 2 * intensity(x) * streams.gamma(x, self.looks) / self.looks - 1
 

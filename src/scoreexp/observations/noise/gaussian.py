@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from scoreexp.core.checked import checked
+from scoreexp.core.ranges import sigma_to_unit
 from scoreexp.core.streams import ImageStreams
 from scoreexp.core.types import FiniteNonNegativeFloat
 from scoreexp.observations.noise.base import NoiseModel
@@ -35,6 +36,10 @@ class GaussianNoise(NoiseModel):
     @checked
     def __init__(self, sigma: FiniteNonNegativeFloat) -> None:
         self.sigma = float(sigma)
+
+    def __str__(self) -> str:
+        level = sigma_to_unit(self.sigma)
+        return f"white Gaussian, sigma {level:.3g} ({255 * level:.3g} of 255)"
 
     def sample(self, x: Tensor, streams: ImageStreams) -> Tensor:
         return x + self.sigma * streams.normal(x)

@@ -31,6 +31,7 @@ import torch
 from torch import Tensor
 
 from scoreexp.core.checked import checked
+from scoreexp.core.ranges import sigma_to_unit
 from scoreexp.core.streams import ImageStreams
 from scoreexp.core.types import FiniteNonNegativeFloat, FinitePositiveFloat
 from scoreexp.observations.noise.base import NoiseModel
@@ -60,6 +61,12 @@ class PoissonGaussianNoise(NoiseModel):
     @checked
     def __init__(self, peak: FinitePositiveFloat, sigma: FiniteNonNegativeFloat = 0.0) -> None:
         self.peak, self.sigma = float(peak), float(sigma)
+
+    def __str__(self) -> str:
+        counts = f"{self.peak:.3g} counts at white"
+        if not self.sigma:
+            return f"Poisson, {counts}"
+        return f"Poisson-Gaussian, {counts}, read-out sigma {sigma_to_unit(self.sigma):.3g}"
 
     def sample(self, x: Tensor, streams: ImageStreams) -> Tensor:
         y = 2 / self.peak * streams.poisson(self.peak * intensity(x)) - 1
