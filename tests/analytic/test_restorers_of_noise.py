@@ -24,11 +24,13 @@ from scoreexp.restorers import (
     TV,
     Averaged,
     Bilateral,
+    Binned,
     BySampling,
     NonLocalMeans,
     PnPColoured,
     PosteriorMean,
     Renoise,
+    Restorer,
     Stabilised,
 )
 from scoreexp.samplers import DDIM, DDPM, UniformGrid
@@ -405,3 +407,48 @@ def test_stabilised_data_have_the_noise_that_the_model_knows_at_most():
     assert seen == [pytest.approx(1.0)]
     plain = Stabilised(TV(1e-9))(Observation(y, Identity(), PoissonNoise(1.0)), streams=STREAMS).x
     torch.testing.assert_close(restored, plain, rtol=1e-4, atol=1e-4)  # nothing was changed, in another unit
+
+
+# Few counts
+
+
+class Seen(Restorer):
+    """Gives back what it is given, and remembers it."""
+
+    needs_model = False
+
+    def restore(self, observation, model, streams, cond, keep, callback):
+        self.observation = observation
+        return observation.y, []
+
+
+def test_binning_hands_on_means_with_their_law_and_gives_back_what_is_smooth():
+    row, column = torch.meshgrid(torch.arange(21.0), torch.arange(30.0), indexing="ij")
+    ramp = (0.02 * row - 0.01 * column)[None, None].double()
+    inner = Seen()
+    back = Binned(inner, 3)(Observation(ramp, Identity(), PoissonNoise(0.5)), streams=STREAMS).x
+    torch.testing.assert_close(
+        inner.observation.y[0, 0], ramp[0, 0, 1::3, 1::3]
+    )  # the middles of its squares
+    assert isinstance(inner.observation.noise, PoissonNoise)
+    assert inner.observation.noise.peak == 4.5
+    inside = (
+        ...,
+        slice(6, -6),
+        slice(6, -6),
+    )  # bicubic of torch is exact for constants only, on a slope of 0.02
+    torch.testing.assert_close(back[inside], ramp[inside], rtol=0, atol=0.004)
+    with pytest.raises(ValueError, match="CorrelatedNoise has no known law of the mean"):
+        Binned(inner)(Observation(ramp, Identity(), CorrelatedNoise(0.5)), streams=STREAMS)
+
+
+@pytest.mark.parametrize(
+    "noise", [GaussianNoise(0.3), PoissonGaussianNoise(9.0, 0.2), PoissonNoise(0.7), GammaNoise(3.0)]
+)
+def test_the_law_of_a_mean_has_its_variance_and_its_stabilised_mean(noise):
+    x = torch.full((1, 4, 50000), 0.2, dtype=torch.float64)
+    mean = noise.sample(x, STREAMS).mean(1)
+    law = noise.of_mean(4)
+    assert float(mean.var()) == pytest.approx(float(law.variance(x[0, 0, 0])), rel=0.04)
+    if not isinstance(noise, GaussianNoise):
+        assert float(law.unstabilise(law.stabilise(mean).mean())) == pytest.approx(0.2, abs=0.03)

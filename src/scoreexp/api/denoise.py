@@ -25,7 +25,7 @@ from scoreexp.diagnostics.without_reference import (
 )
 from scoreexp.observations import GaussianNoise, Identity, NoiseModel, Observation
 from scoreexp.observations.noise.estimate import Estimate, estimate
-from scoreexp.restorers import BySampling, PnPColoured, PosteriorMean, Restorer, Stabilised
+from scoreexp.restorers import Binned, BySampling, PnPColoured, PosteriorMean, Restorer, Stabilised
 from scoreexp.restorers.filtering import ImageFilter
 from scoreexp.restorers.images import Tiles, as_observed, restore_pixels
 from scoreexp.restorers.usual import serving, usual_restorer
@@ -35,7 +35,7 @@ from scoreexp.samplers.labels import Label
 Array = TypeVar("Array", np.ndarray, Tensor)
 
 GIVEN = "as given"  # in the place of what an estimate rests on
-LOOKED_AT = 256  # side of the part of an image by which the result is judged
+LOOKED_AT = 160  # side of the part of an image by which the result is judged
 LEAST = 0.002  # of a noise level that is more than rounding, in the units of the model
 SMALLEST = 8  # side of an image whose residual tells anything
 WHITE = 0.05  # deviation of the residual's correlations from the noise's
@@ -181,6 +181,8 @@ def name_of(restorer: Restorer) -> str:
     """
     if isinstance(restorer, Stabilised):
         return f"{name_of(restorer.restorer)}, of the stabilised image"
+    if isinstance(restorer, Binned):
+        return f"{name_of(restorer.restorer)}, of means of {restorer.factor} x {restorer.factor} pixels"
     if isinstance(restorer, PosteriorMean):
         n = restorer.evaluations
         return f"posterior mean in {n} evaluation{'s' * (n > 1)}"
@@ -226,7 +228,9 @@ def judged(
         return as_observed(found.states[-1])
 
     residual = check_residual(observation, x)
-    inner = getattr(restorer, "restorer", restorer)
+    inner = restorer
+    while isinstance(inner, Binned | Stabilised):
+        inner = inner.restorer
     if is_known and isinstance(inner, PosteriorMean | ImageFilter | PnPColoured):
         error = float(sure_of_noise(again, y, noise, ImageStreams([seed], "sure"))) / 4
         return Judgement(residual, -10 * math.log10(error) if error > 0 else None, "SURE")

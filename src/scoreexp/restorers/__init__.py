@@ -3,6 +3,7 @@
 from scoreexp.restorers.averaged import Averaged
 from scoreexp.restorers.base import Restoration, Restorer
 from scoreexp.restorers.bilateral import Bilateral
+from scoreexp.restorers.binned import Binned
 from scoreexp.restorers.by_sampling import BySampling
 from scoreexp.restorers.conditioned import Conditioned
 from scoreexp.restorers.ddnm import DDNM
@@ -33,6 +34,7 @@ __all__ = [
     "ZSN2N",
     "Averaged",
     "Bilateral",
+    "Binned",
     "BySampling",
     "Conditioned",
     "DiffPIR",

@@ -111,6 +111,11 @@ def denoise(cfg: DictConfig) -> list[Denoised]:
     require_none_failed(failed, len(pairs))
     if folder is not None:
         say_labelled("done", f"{len(done)} of {len(pairs)} images")
+    other = "sampler (sampler=ddpm)" if cfg.ckpt else "restorer (restorer=non_local_means)"
+    ideas = [] if cfg.get("restorer") else ["another strength (sigma=...)", f"another {other}"]
+    has_strip = task.extras if cfg.strip is None else cfg.strip
+    if ideas := ideas + ["strip=true for a comparison"] * (not has_strip):
+        say_labelled("try next", ", ".join(ideas))
     return done
 
 

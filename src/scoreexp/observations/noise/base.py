@@ -53,6 +53,14 @@ class NoiseModel(ABC):
     def log_likelihood(self, y: Tensor, x: Tensor) -> Tensor:
         """``log p(y | x)``, summed over all but the first axis: ``[B]``, in nats."""
 
+    def of_mean(self, count: int) -> "NoiseModel":
+        """The law of the mean of ``count`` values that have the same ``x`` and independent noise.
+
+        Raises:
+            ValueError: it is none of this kind.
+        """
+        raise ValueError(f"{type(self).__name__} has no known law of the mean of several values")
+
     def posterior_mean(self, y: Tensor, score: Tensor) -> Tensor:
         """``E[x | y]`` from ``score = grad log p(y) [B, *]``, the pixel-space score of the noisy data.
 

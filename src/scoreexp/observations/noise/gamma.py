@@ -66,6 +66,9 @@ class GammaNoise(NoiseModel):
         density = self.looks * rate.log() + (self.looks - 1) * v.log() - rate * v - math.lgamma(self.looks)
         return (density - math.log(2)).flatten(1).sum(1)  # dy = 2 dv
 
+    def of_mean(self, count: int) -> "GammaNoise":
+        return GammaNoise(self.looks * count)
+
     def posterior_mean(self, y: Tensor, score: Tensor) -> Tensor:
         """The harmonic mean ``1 / E[1 / u | v]``, as ``x``."""
         v = (y + 1) / 2

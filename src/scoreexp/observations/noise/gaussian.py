@@ -60,5 +60,8 @@ class GaussianNoise(NoiseModel):
             self.sigma * math.sqrt(2 * math.pi)
         )
 
+    def of_mean(self, count: int) -> "GaussianNoise":
+        return GaussianNoise(self.sigma / count**0.5)
+
     def posterior_mean(self, y: Tensor, score: Tensor) -> Tensor:
         return y + self.sigma**2 * score

@@ -89,6 +89,11 @@ class PoissonGaussianNoise(NoiseModel):
         gaussian = -0.5 * deviation**2 - math.log(self.sigma * math.sqrt(2 * math.pi))
         return (_log_poisson(counts, rate) + gaussian).logsumexp(0).flatten(1).sum(1)
 
+    def of_mean(self, count: int) -> "PoissonGaussianNoise":
+        if not self.sigma:
+            return PoissonNoise(self.peak * count)
+        return PoissonGaussianNoise(self.peak * count, self.sigma / count**0.5)
+
     def posterior_mean(self, y: Tensor, score: Tensor) -> Tensor:
         """``(n + 1/2) exp(l'(n))`` without reading noise; with it the Gaussian formula at the variance of ``y``."""
         if self.sigma:
