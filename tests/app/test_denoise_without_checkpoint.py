@@ -180,7 +180,10 @@ def test_the_smallest_pictures_are_denoised_where_the_level_is_known(side):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"image": np.full((20, 20), 7.0)}, "give .0, 1. apart from noise"),
+        (
+            {"image": np.full((20, 20), 7.0)},
+            "give .0, 1. apart from noise, counts divided by their number at white",
+        ),
         ({"image": np.full((20, 20), np.nan)}, "not finite"),
         ({"sigma": 0.1, "noise": GaussianNoise(0.2)}, "two answers"),
         ({"restorer": se.restorers.TV(), "model": Wiener()}, "TV takes no model"),
@@ -189,6 +192,16 @@ def test_the_smallest_pictures_are_denoised_where_the_level_is_known(side):
 def test_python_users_are_told_the_same(arguments, message):
     with pytest.raises(ValueError, match=message):
         se.denoise(**{"image": noisy(GaussianNoise(0.2)), **arguments})
+
+
+def test_models_of_any_size_and_samplers_take_the_place_of_the_prior():
+    y = noisy(GaussianNoise(0.2), 64).astype(np.float32)
+    sampler = se.samplers.DDIM(se.samplers.UniformGrid(1))  # one time: the posterior mean
+    expected = se.denoise(y, sigma=0.1)
+    for arguments in ({"sampler": sampler}, {"model": Wiener(), "sampler": sampler}):
+        np.testing.assert_allclose(se.denoise(y, sigma=0.1, **arguments), expected, atol=1e-6)
+    averaged = se.restorers.Averaged(se.restorers.BySampling(se.samplers.DDPM(se.samplers.UniformGrid(5))), 8)
+    assert psnr(se.denoise(y, sigma=0.1, restorer=averaged), 64) > psnr(y, 64) + 7
 
 
 def test_python_users_hear_what_was_done(capsys):

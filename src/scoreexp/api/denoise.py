@@ -126,7 +126,7 @@ def denoise(
         denoiser = None
     else:
         denoiser = bundled_prior() if model is None else as_model(model)
-        if model is not None and not isinstance(kind_of(denoiser.event_shape), Images):
+        if denoiser.event_shape is not None and not isinstance(kind_of(denoiser.event_shape), Images):
             raise ValueError(
                 f"the model's samples have shape {denoiser.event_shape}: give a model of images (C, H, W)"
             )
@@ -139,7 +139,7 @@ def denoise(
     clean = result.states[-1]
     if say is not None:
         say(f"noise: {noise} ({found.trust}: {found.why})")
-        say(f"restorer: {name_of(restorer)}, {result.nfe} evaluations, {result.seconds:.1f} s")
+        say(f"restorer: {name_of(restorer)}, {result.seconds:.1f} s")
         known = found.why == GIVEN
         told = judged(restorer, denoiser, pixels, clean, noise, is_known=known, label=chosen, seed=seed)
         say(f"residual: {told}")
@@ -264,8 +264,10 @@ def _pixels(image: np.ndarray | Tensor) -> np.ndarray:
         raise ValueError("the image has values that are not finite: find their origin")
     mean = float(values.mean())
     if not (0 <= mean <= 1 and abs(values).max() <= 10):
+        whole = bool((values == np.round(values)).all())
         raise ValueError(
             f"the image has values in [{values.min():.4g}, {values.max():.4g}]: give [0, 1] apart from noise"
+            + ", counts divided by their number at white, 8-bit values by 255" * whole
         )
     return values.astype(np.float32).reshape(*values.shape[:2], -1)
 

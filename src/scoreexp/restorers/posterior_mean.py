@@ -72,7 +72,7 @@ class PosteriorMean(Restorer):
         if sigma == 0:
             return y.clone(), [y.clone()][-keep:] if keep else []
         x_t, t = start_from_observation(model.schedule, y, sigma)
-        mean, means = torch.zeros_like(y), list[Tensor]()
+        mean, means = torch.zeros_like(y), [y]
         for i in range(self.evaluations):
             x = _turned_back(model(_turned(x_t, i).contiguous(), batch_of(t, x_t), cond), i)
             mean = mean + (x - mean) / (i + 1)
