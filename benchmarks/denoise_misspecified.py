@@ -10,7 +10,7 @@ noise gets the others through the stabilising transform; ``-`` is a noise that i
     --folder DIR     pictures, by default ../shared/testsets/Kodak24 beside the repository
     --count N        so many of them, evenly spaced (default 4); --side N their squares (default 192 pixels)
     --noises, --restorers NAME ...    some of the rows alone
-    --prior NAME     dotted name of a function that gives the prior; none: the classical restorers alone
+    --no-prior       the classical restorers alone
     --json [PATH]    write the rows; --docs: write the table into docs/denoising.md
 """
 
@@ -27,7 +27,7 @@ from skimage import io
 
 from benchmarks.fokker_planck import describe_machine
 from benchmarks.pages import DOCS, write_table
-from scoreexp.core.construct import locate
+from scoreexp.api.denoise import bundled_prior
 from scoreexp.core.ranges import sigma_to_model, to_model, to_unit
 from scoreexp.core.streams import ImageStreams
 from scoreexp.denoisers import DenoiserBase
@@ -141,12 +141,12 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=192)
     parser.add_argument("--noises", nargs="+", choices=NOISES, default=list(NOISES))
     parser.add_argument("--restorers", nargs="+", choices=RESTORERS, default=list(RESTORERS))
-    parser.add_argument("--prior", default="scoreexp.prior.load")
+    parser.add_argument("--no-prior", action="store_true")
     parser.add_argument("--json", nargs="?", type=Path, const=RESULT)
     parser.add_argument("--docs", action="store_true")
     asked = parser.parse_args()
     torch.set_num_threads(1)
-    prior = None if asked.prior == "none" else locate(asked.prior)()
+    prior = None if asked.no_prior else bundled_prior()
     needs_prior = {name for name, restorer in RESTORERS.items() if restorer(GaussianNoise(0.1)).needs_model}
     names = [name for name in asked.restorers if prior is not None or name not in needs_prior]
     images, rows, started = squares(asked.folder, asked.count, asked.side), [], time.perf_counter()
@@ -162,11 +162,11 @@ def main() -> None:
     if asked.json:
         known = {
             "machine": describe_machine(), "pictures": [name for name, _ in images], "side": asked.side,
-            "prior": asked.prior, "seconds": time.perf_counter() - started, "rows": rows,
+            "seconds": time.perf_counter() - started, "rows": rows,
         }  # fmt: skip
         asked.json.write_text(json.dumps(known, indent=2) + "\n")
     if asked.docs:
-        what = f"Mean over {len(images)} squares of {asked.side} x {asked.side} pixels; prior: {asked.prior}."
+        what = f"Mean over {len(images)} squares of {asked.side} x {asked.side} pixels."
         write_table(DOCS / "denoising.md", "denoise_misspecified", f"{what}\n\n{table(rows, names)}")
 
 

@@ -147,8 +147,9 @@ def denoise(
 
 
 def bundled_prior(device: torch.device | str = "cpu") -> DenoiserBase:
-    """The denoiser of photographs that comes with the package."""
-    prior: DenoiserBase = locate("scoreexp.prior.load")(device=device)
+    """The denoiser of photographs that comes with the package, gray or in colour, of any size."""
+    prior: DenoiserBase = locate("scoreexp.prior.load")(device=str(device))
+    prior.event_shape = None
     return prior
 
 

@@ -1,7 +1,7 @@
 r"""Plug-and-play proximal gradients for Gaussian noise that neighbouring pixels share, with the prior of white noise.
 
-The covariance of stationary noise is diagonal in the Fourier domain, with the spectrum ``S``. From the level ``s_1`` of its
-strongest frequency down to ``s_N = end sigma``, in equal ratios, from ``z_1 = y``:
+The covariance of stationary noise is diagonal in the Fourier domain, with the spectrum ``S``. From a share of the level of
+its strongest frequency, ``s_1 = start max(S)^(1/2)``, down to ``s_N = end sigma`` in equal ratios, from ``z_1 = y``:
 
 1. ``x_i = D(z_i, s_i)``;
 2. ``z_{i+1} = x_i + F^{-1} min(1, s_{i+1}^2 / S) F (y - x_i)``.
@@ -42,12 +42,12 @@ class PnPColoured(Restorer):
     >>> y = CorrelatedNoise(0.5).sample(torch.zeros(1, 1, 8, 8), ImageStreams([0]))
     >>> restored = PnPColoured()(Observation(y, Identity(), CorrelatedNoise(0.5)), model, streams=ImageStreams([0]))
     >>> restored.nfe, bool(restored.x.norm() < 0.5 * y.norm())
-    (3, True)
+    (2, True)
 
     Args:
         steps: ``N``.
-        end: the last level, in units of the noise's standard deviation, > 0; the smaller, the less of the noise between the
-            strongest frequencies is taken away, and the more steps it takes.
+        start: > 0; with 1 all noise is gone after the first step, and much of the image, which the further ones bring back.
+        end: the last level, in units of the noise's standard deviation, > 0; the first is no lower.
 
     Raises:
         ValueError: a parameter is outside its domain; on a call, the noise is neither Gaussian nor correlated, the operator
@@ -55,8 +55,10 @@ class PnPColoured(Restorer):
     """
 
     @checked
-    def __init__(self, steps: PositiveInt = 3, end: FinitePositiveFloat = 1.0) -> None:
-        self.steps, self.end = steps, end
+    def __init__(
+        self, steps: PositiveInt = 2, start: FinitePositiveFloat = 0.5, end: FinitePositiveFloat = 1.0
+    ) -> None:
+        self.steps, self.start, self.end = steps, start, end
 
     @torch.no_grad()
     def restore(
@@ -80,8 +82,9 @@ class PnPColoured(Restorer):
         if noise.sigma == 0:
             return y.clone(), [y.clone()][-keep:] if keep else []
         spectrum = noise.spectrum(y) if isinstance(noise, CorrelatedNoise) else noise.variance(y[:1, :1])
-        first, last = float(spectrum.max()) ** 0.5, self.end * noise.sigma
-        first = min(first, model.schedule.sigma_range[1])
+        last = self.end * noise.sigma
+        first = max(self.start * float(spectrum.max()) ** 0.5, last)
+        first = min(first, max(model.schedule.sigma_range[1], last))
         kept, trajectory, x, z = spread(1, self.steps, keep), [], y, y
         for i in range(1, self.steps + 1):
             share = (i - 1) / max(self.steps - 1, 1)

@@ -14,7 +14,7 @@ from scoreexp.restorers.pnp_coloured import PnPColoured
 from scoreexp.restorers.posterior_mean import PosteriorMean
 from scoreexp.restorers.stabilised import Stabilised
 
-ENOUGH = 8.0  # counts at white, from which pixels are better than sums of them
+ENOUGH = 3.0  # counts at white, from which pixels are better than means of them
 OF_WHITE_GAUSSIAN_NOISE = (BySampling, ImageFilter, PosteriorMean)
 
 
@@ -22,7 +22,7 @@ def usual_restorer(noise: NoiseModel) -> Restorer:
     """The restorer of a noisy image with a denoiser of images as its prior.
 
     >>> from scoreexp.observations import PoissonNoise
-    >>> [type(usual_restorer(noise)).__name__ for noise in (GaussianNoise(0.2), PoissonNoise(30.0), PoissonNoise(4.0))]
+    >>> [type(usual_restorer(noise)).__name__ for noise in (GaussianNoise(0.2), PoissonNoise(4.0), PoissonNoise(1.0))]
     ['PosteriorMean', 'Stabilised', 'Binned']
 
     Noise of a law that has no stabilising transform gets one too, which refuses it on its call.
