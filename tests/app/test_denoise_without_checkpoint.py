@@ -172,9 +172,10 @@ def test_bad_input_is_one_clear_line_and_writes_nothing(pixels, keys, message, t
 
 
 @pytest.mark.parametrize("side", [1, 2, 7, 16])
-def test_the_smallest_pictures_are_denoised_where_the_level_is_known(side):
-    y = np.clip(noisy(GaussianNoise(0.2), side), 0, 1)
-    assert se.denoise(y, sigma=0.1).shape == y.shape
+def test_the_smallest_and_plainest_pictures_are_denoised_where_the_level_is_known(side, capsys):
+    for y in (np.clip(noisy(GaussianNoise(0.2), side), 0, 1), np.full((side, side, 1), 0.25)):
+        assert se.denoise(y, sigma=0.1, say=print).shape == y.shape
+    assert "nothing to judge the result by" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ class Judgement(NamedTuple):
     """What a result says of itself, without a reference, at the middle of the image.
 
     Attributes:
-        residual: how far what was removed is the assumed noise; None for an image that is too small.
+        residual: how far what was removed is the assumed noise; None for a small image, and where it is nothing.
         psnr: expected, in dB; None where the restorer would have to run at length again.
         by: how it is known: by SURE where the noise was given, which asks nothing of the prior but the exact level of the
             noise, and else by the posterior's own variance, which believes the prior.
@@ -57,7 +57,7 @@ class Judgement(NamedTuple):
 
     def __str__(self) -> str:
         if self.residual is None:
-            return "the image is too small to judge the result"
+            return "nothing to judge the result by: the image is too small, or nothing was removed"
         scale, correlation, _ = self.residual
         white = (
             "white as the noise"
@@ -219,7 +219,8 @@ def judged(
     if min(pixels.shape[:2]) < SMALLEST:
         return Judgement(None)
     y, x = as_observed(pixels[middle]), as_observed(clean[middle])
-    if torch.equal(x, y):
+    removed = y - x
+    if float((removed - removed.mean((-1, -2), keepdim=True)).abs().max()) < 1e-6:
         return Judgement(None)
     observation = Observation(y, Identity(), noise)
 
