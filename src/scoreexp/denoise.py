@@ -3,9 +3,8 @@
 import sys
 from typing import Any
 
-from scoreexp.app.early_checks import require_device_name, require_input, require_output
+from scoreexp.app.early_checks import require_device_name, require_input, require_model, require_output
 from scoreexp.core.callable_module import make_callable
-from scoreexp.runs.checkpoint_path import require_checkpoint
 
 SCHEMA = {
     "ckpt": "str | None",
@@ -27,9 +26,7 @@ SCHEMA = {
     "overwrite": "bool",
     "run_dir": "str",
     "sampler": "Any",
-    "restorer": "Node | None",
-    "noise": "Node | None",
-    "guidance": "Node | None",
+    **dict.fromkeys(("restorer", "noise", "guidance"), "Node | None"),
 }
 PROVIDED = {"guidance": {"model"}}
 
@@ -37,8 +34,7 @@ PROVIDED = {"guidance": {"model"}}
 def run(cfg: Any) -> Any:
     """``scoreexp.app.commands.denoise.denoise``, after what can be refused without torch."""
     require_device_name(cfg.device)
-    if cfg.ckpt is not None:
-        require_checkpoint(cfg.ckpt)
+    require_model(cfg.ckpt, has_prior=True)
     require_output(require_input(cfg.input), cfg.output)
     from scoreexp.app.commands.denoise import denoise
 
