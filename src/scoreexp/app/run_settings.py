@@ -54,6 +54,29 @@ def model_of_pictures(cfg: DictConfig) -> DenoiserBase:
     return model
 
 
+def prior_of_pictures(cfg: DictConfig, user: str) -> DenoiserBase:
+    """``model_of_pictures``; without a checkpoint the prior of photographs that comes with the package, and says so.
+
+    Args:
+        cfg: of the command.
+        user: what needs it, for the error.
+
+    Raises:
+        UserError: of ``model_of_pictures``, or there is none in this installation.
+    """
+    if cfg.ckpt is not None:
+        return model_of_pictures(cfg)
+    try:
+        from scoreexp import prior
+    except ImportError as error:
+        raise UserError(
+            f"restorer: {user} needs a model, and none comes with this installation: add "
+            "ckpt=RUN_DIR/checkpoints/best.ckpt"
+        ) from error
+    say_labelled("prior", "the bundled one of photographs; ckpt=FILE takes another")
+    return guided(prior.load(str(choose_device(cfg.device))), cfg)
+
+
 def label_of_pictures(cfg: DictConfig, model: DenoiserBase) -> Label:
     """The label with which a model restores the user's images; says what is to be said of that and of its training.
 
@@ -90,7 +113,7 @@ def restorer_of(cfg: DictConfig, *, has_prior: bool = False) -> Restorer | None:
 
     Args:
         cfg: of the command.
-        has_prior: whether there is a model without a checkpoint too.
+        has_prior: whether the command has a model where ``cfg`` names none.
 
     Raises:
         UserError: it needs a model that is not given, or something is given that it does not use.
