@@ -27,7 +27,7 @@ from skimage import io
 
 from benchmarks.fokker_planck import describe_machine
 from benchmarks.pages import DOCS, write_table
-from scoreexp.api.denoise import bundled_prior
+from scoreexp import prior as bundled
 from scoreexp.core.ranges import sigma_to_model, to_model, to_unit
 from scoreexp.core.streams import ImageStreams
 from scoreexp.denoisers import DenoiserBase
@@ -146,7 +146,7 @@ def main() -> None:
     parser.add_argument("--docs", action="store_true")
     asked = parser.parse_args()
     torch.set_num_threads(1)
-    prior = None if asked.no_prior else bundled_prior()
+    prior = None if asked.no_prior else bundled.load()
     needs_prior = {name for name, restorer in RESTORERS.items() if restorer(GaussianNoise(0.1)).needs_model}
     names = [name for name in asked.restorers if prior is not None or name not in needs_prior]
     images, rows, started = squares(asked.folder, asked.count, asked.side), [], time.perf_counter()

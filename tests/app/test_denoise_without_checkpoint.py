@@ -1,8 +1,6 @@
 """`denoise` of a picture of which nothing is known: the noise estimated, the restorer chosen, the result judged."""
 
 import json
-import sys
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -10,6 +8,7 @@ import torch
 from conftest import composed
 
 import scoreexp as se
+from scoreexp import prior
 from scoreexp.app.commands.denoise import denoise
 from scoreexp.core.errors import UserError
 from scoreexp.core.ranges import to_model, to_unit
@@ -41,10 +40,7 @@ class Wiener(DenoiserBase):
 @pytest.fixture(autouse=True)
 def _prior(monkeypatch):
     """In the place of the bundled one."""
-    module = ModuleType("scoreexp.prior")
-    module.load = lambda device="cpu": Wiener()
-    monkeypatch.setitem(sys.modules, "scoreexp.prior", module)
-    monkeypatch.setattr(se, "prior", module, raising=False)
+    monkeypatch.setattr(prior, "load", lambda device="cpu": Wiener())
 
 
 def scene(side=128, channels=3):

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from scoreexp import prior
 from scoreexp.api.models import as_model, usual_sampler
 from scoreexp.core.checked import checked
-from scoreexp.core.construct import locate
 from scoreexp.core.kinds import Images, kind_of
 from scoreexp.core.ranges import sigma_to_model, to_uint8, to_unit
 from scoreexp.core.streams import ImageStreams
@@ -125,7 +125,7 @@ def denoise(
             raise ValueError(f"{type(restorer).__name__} takes no model: leave it out")
         denoiser = None
     else:
-        denoiser = bundled_prior() if model is None else as_model(model)
+        denoiser = prior.load() if model is None else as_model(model)
         if denoiser.event_shape is not None and not isinstance(kind_of(denoiser.event_shape), Images):
             raise ValueError(
                 f"the model's samples have shape {denoiser.event_shape}: give a model of images (C, H, W)"
@@ -144,13 +144,6 @@ def denoise(
         told = judged(restorer, denoiser, pixels, clean, noise, is_known=known, label=chosen, seed=seed)
         say(f"residual: {told}")
     return _like(clean, image)
-
-
-def bundled_prior(device: torch.device | str = "cpu") -> DenoiserBase:
-    """The denoiser of photographs that comes with the package, gray or in colour, of any size."""
-    prior: DenoiserBase = locate("scoreexp.prior.load")(device=str(device))
-    prior.event_shape = None
-    return prior
 
 
 def estimated(pixels: np.ndarray) -> Estimate:

@@ -11,7 +11,8 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
-from scoreexp.api.denoise import GIVEN, bundled_prior, estimated, judged, name_of
+from scoreexp import prior
+from scoreexp.api.denoise import GIVEN, estimated, judged, name_of
 from scoreexp.app.picture_files import (
     input_and_output,
     output_folder,
@@ -130,7 +131,7 @@ def _task(cfg: DictConfig, extras: bool) -> _Task:
             raise UserError(
                 f"the bundled prior takes no {' and no '.join(given)}: leave {' and '.join(given)} out, or add ckpt="
             )
-        model = bundled_prior(choose_device(cfg.device))
+        model = prior.load(choose_device(cfg.device))
     else:
         model = model_of_pictures(cfg)
     record = model.record
