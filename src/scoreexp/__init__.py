@@ -55,6 +55,7 @@ def on_first_use(package: str) -> None:
 
 
 if TYPE_CHECKING:
+    from scoreexp import bridge as bridge
     from scoreexp import denoise as denoise
     from scoreexp import denoisers as denoisers
     from scoreexp import editing as editing
