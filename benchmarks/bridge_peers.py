@@ -284,8 +284,8 @@ def deepinv() -> Difference:
     from deepinv.physics.blur import gaussian_blur
 
     network = randomised(DRUNet(3, 3, nc=(8, 8, 8, 8), nb=1, pretrained=None))
-    model = se.bridge.from_deepinv(network, event_shape=(3, 16, 16))
-    back = se.bridge.as_deepinv(model)
+    model = se.from_deepinv(network, event_shape=(3, 16, 16))
+    back = se.as_deepinv(model)
     x, found = start(size=16), 0.0
     for sigma in torch.linspace(0.01, 0.9, 10).tolist():
         theirs = 2 * network((x + 1) / 2, sigma) - 1

@@ -22,6 +22,7 @@ _PRECONDITIONING: Mapping[str, Mapping[str, Any]] = {
 class AzulaBackbone(nn.Module):
     """A backbone ``b(x, log(sigma / alpha))`` of azula as a network ``F(x, c_noise, cond)``.
 
+    >>> import torch
     >>> class Backbone(nn.Module):
     ...     def forward(self, x, t):
     ...         return t[:, None] * x
