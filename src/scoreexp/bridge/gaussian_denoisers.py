@@ -202,7 +202,12 @@ def read_gaussian_denoiser(held: Any, stated: Mapping[str, Any], path: Path, kin
         label = {"_target_": "scoreexp.bridge.SigmaLabel"}
         schedule = {"_target_": "scoreexp.schedules.ConstantNoise", "sigma": sigma_to_model(sigma)}
     convention = {"_target_": "scoreexp.bridge.Convention", "prediction": "sample", "label": label}
-    return ForeignModel(kind, network, convention, schedule, shape, None, weights)
+    once = {
+        "_target_": "scoreexp.samplers.UniformGrid",
+        "steps": 1,
+    }  # the posterior mean, for which it was trained
+    sampler = {"_target_": "scoreexp.samplers.DDIM", "grid": once}
+    return ForeignModel(kind, network, convention, schedule, shape, None, weights, sampler)
 
 
 def _levels(stated: Any, path: Path) -> tuple[float, float]:
