@@ -25,6 +25,7 @@ WRITERS = {
     "MNIST": lambda root, node: write_mnist(root),
     "CelebA": lambda root, node: write_celeba(root),
     "FFHQ": lambda root, node: write_ffhq(root, node.source),
+    "Crops": lambda root, node: write_folder(root),
     "Folder": lambda root, node: write_folder(root),
 }
 
@@ -41,8 +42,10 @@ def data(request, tmp_path_factory):
     write = WRITERS.get(node._target_.rsplit(".", 1)[-1])
     if write is not None:
         write(root, node)
-    if request.param == "folder":
+    if request.param in ("folder", "crops"):
         node.size = 16
+    if request.param == "crops":
+        node.reduction, node.crops = [1.0, 1.0], 3
     if "classes" in node:
         node.classes = True
     module = instantiate(node)

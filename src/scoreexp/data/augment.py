@@ -1,4 +1,4 @@
-"""Random flips and rotations, drawn for the place of a sample in the training stream.
+"""Random flips, rotations and gray batches, drawn for the place of a sample in the training stream.
 
 The draw depends on (seed, place) only: the same batch comes out of 0, 1 or 4 worker processes, on 1 or 2
 ranks and after a resume.
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from scoreexp.core.streams import generator
 
+_LUMA = (0.299, 0.587, 0.114)
 _BLOCK = 1024  # places that share a generator, so that one is made per batch and not per image
 
 
@@ -32,11 +33,15 @@ class Augmentation:
         flip: flip images left to right.
         rotation: largest angle in degrees; 0 leaves the pixels alone.
         seed: names the draws.
+        gray_share: probability that a batch of colour images becomes one of a single channel, Rec. 601 luma.
+        batch_size: places that share that draw, those of a batch over all devices.
     """
 
     flip: bool
     rotation: float
     seed: int
+    gray_share: float = 0.0
+    batch_size: int = 1
 
     def __call__(self, x: Tensor, places: np.ndarray) -> Tensor:
         """Augment ``x[B, C, H, W]``, which is changed; sample i is at ``places[i]`` of the training stream."""
@@ -47,6 +52,10 @@ class Augmentation:
         if self.rotation > 0:
             angle = (2 * draws[:, 1] - 1) * math.radians(self.rotation)
             x = _rotated(x, angle)
+        if self.gray_share > 0 and x.shape[1] == 3:
+            stream = generator(self.seed, "gray", int(places[0]) // self.batch_size)
+            if torch.rand((), generator=stream) < self.gray_share:
+                x = (x * torch.tensor(_LUMA)[:, None, None]).sum(1, keepdim=True)
         return x
 
     def _uniform(self, places: np.ndarray) -> Tensor:

@@ -107,18 +107,22 @@ class Folder(FileCorpus):
     def open_split(self, name: SplitName) -> Split:
         files = self.files()
         names = self._share(files, name)
-        wanted = f"{self.size or 'own'}x{self.channels or 'own'}"
-        wanted += "" if self.white_level is None else f", white at {self.white_level}"
+        wanted = self._wanted()
         sources = [(self.folder / file).stat() for file in files]
         state = fingerprint((file, stat.st_size, stat.st_mtime_ns) for file, stat in zip(files, sources))
         shares = f"{self.val_fraction:g} and {self.test_fraction:g}"
         key = fingerprint([self.folder.resolve(), state, wanted, shares])
         return self.prepared(
             f"folder-{key}-{name}",
-            f"central square of size and channels {wanted}, antialiased lanczos; shares {shares}",
+            f"{wanted}, antialiased lanczos; shares {shares}",
             lambda: self._contents(names, files),
             fingerprint=state,
         )
+
+    def _wanted(self) -> str:
+        """What is taken of an image, in words that name the prepared file."""
+        white = "" if self.white_level is None else f", white at {self.white_level}"
+        return f"central square of size and channels {self.size or 'own'}x{self.channels or 'own'}{white}"
 
     def files(self) -> list[str]:
         """Paths of all images below ``root``, sorted; hidden files and folders are left out."""

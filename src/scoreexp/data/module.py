@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from scoreexp.core.batch import Batch
 from scoreexp.core.checked import checked
 from scoreexp.core.kinds import Images, kind_of
-from scoreexp.core.types import NonNegativeFloat, NonNegativeInt, PositiveInt
+from scoreexp.core.types import NonNegativeFloat, NonNegativeInt, PositiveInt, Probability
 from scoreexp.data.augment import Augmentation
 from scoreexp.data.errors import DataError
 from scoreexp.data.order import Draw, EvaluationOrder, TrainingOrder
@@ -95,6 +95,8 @@ class DataModule(pl.LightningDataModule, ABC):
         num_workers: loader processes per device; 0 loads in the training process.
         augment: flip training images left to right with probability 1/2.
         rotation: rotate training images by an angle uniform in [-rotation, rotation] degrees.
+        gray_share: share of the training batches that are gray, of one channel, though the data are in colour; for
+            networks that take both.
         on_bad_image: ``error`` stops at an unreadable image, ``skip`` leaves it out and lists it in the
             log.
         seed: names the order of the samples and their augmentation.
@@ -119,6 +121,7 @@ class DataModule(pl.LightningDataModule, ABC):
         num_workers: NonNegativeInt = 0,
         augment: bool = False,
         rotation: NonNegativeFloat = 0.0,
+        gray_share: Probability = 0.0,
         on_bad_image: Literal["error", "skip"] = "error",
         seed: int = 0,
     ) -> None:
@@ -135,6 +138,7 @@ class DataModule(pl.LightningDataModule, ABC):
         self.num_workers = num_workers
         self.augment = augment
         self.rotation = rotation
+        self.gray_share = gray_share
         self.on_bad_image = on_bad_image
         self.seed = seed
         self.first_batch: Callable[[], int] = self._batches_trained
@@ -221,12 +225,14 @@ class DataModule(pl.LightningDataModule, ABC):
     def train_dataloader(self) -> DataLoader:
         """The infinite training stream."""
         augmentation = None
-        if self.augment or self.rotation > 0:
+        if self.augment or self.rotation > 0 or self.gray_share > 0:
             if not isinstance(kind_of(self.event_shape), Images):
                 raise DataError(
-                    f"data.augment and data.rotation are for images, not events of {self.event_shape}"
+                    f"data.augment, data.rotation and data.gray_share are for images, not events of {self.event_shape}"
                 )
-            augmentation = Augmentation(self.augment, self.rotation, self.seed)
+            augmentation = Augmentation(
+                self.augment, self.rotation, self.seed, self.gray_share, self.batch_size
+            )
         samples = self._samples(self.split("train"), self.train_positions, augmentation)
         order = TrainingOrder(
             samples,

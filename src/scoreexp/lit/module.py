@@ -63,6 +63,7 @@ class ScoreModule(pl.LightningModule):
         time_law: the law of the training times t.
         optimizer: constructor that takes the parameters (a Hydra ``_partial_``).
         warmup_steps: linear warm-up of the learning rate over this many optimiser steps.
+        cooldown: share of ``trainer.max_steps`` at the end over which the learning rate falls linearly to 0.
         ema: decay law of the averaged weights, or None for none.
         label_dropout: share of the labels that are left out in training, so that the model also knows the null label; of no
             effect where the data have no classes; images that condition the model stay.
@@ -84,6 +85,7 @@ class ScoreModule(pl.LightningModule):
         time_law: TimeLaw,
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
         warmup_steps: NonNegativeInt = 0,
+        cooldown: Probability = 0.0,
         ema: EMA | None = None,
         label_dropout: Probability = 0.1,
         compile: bool = False,
@@ -95,7 +97,7 @@ class ScoreModule(pl.LightningModule):
         self.averaged = copy.deepcopy(denoiser).requires_grad_(False) if ema is not None else None
         self.objective, self.time_law = objective, time_law
         time_law.sample(1, denoiser.schedule, generator("first time"))  # refuses before the run has begun
-        self.make_optimizer, self.warmup_steps = optimizer, warmup_steps
+        self.make_optimizer, self.warmup_steps, self.cooldown = optimizer, warmup_steps, cooldown
         self.ema, self.seed = ema, int(seed)
         self.record: dict[
             str, Any
@@ -179,7 +181,6 @@ class ScoreModule(pl.LightningModule):
         loss = losses.mean()
         if not torch.isfinite(loss):
             self._stop_on_non_finite(losses, t)
-        self.log("step", self.global_step + 1.0, on_step=True, on_epoch=False)  # rows are named by steps done
         self.log(
             "train/loss",
             loss.detach(),
@@ -230,6 +231,11 @@ class ScoreModule(pl.LightningModule):
         self.trainer.fit_loop.epoch_loop._batches_that_stepped = self.global_step
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if every and (self.global_step % every == 0 or self.trainer.should_stop):  # else no row is written
+            self.log(
+                "step", float(self.global_step), on_step=True, on_epoch=False
+            )  # names the row by steps done
         if self.ema is not None and self.averaged is not None and not self._accumulating():
             self.ema.update(self.averaged, self.denoiser, self.global_step)
 
@@ -242,10 +248,21 @@ class ScoreModule(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         learned = [*self.denoiser.parameters(), *getattr(self.objective, "parameters", list)()]
         optimizer = self.make_optimizer([p for p in learned if p.requires_grad])
-        if not self.warmup_steps:
+        if not (self.warmup_steps or self.cooldown):
             return optimizer
-        warmup = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda n: min(1.0, (n + 1) / self.warmup_steps))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": warmup, "interval": "step"}}
+        law = torch.optim.lr_scheduler.LambdaLR(optimizer, self._share_of_lr)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": law, "interval": "step"}}
+
+    def _share_of_lr(self, step: int) -> float:
+        share = min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
+        if not self.cooldown:
+            return share
+        last = self.trainer.max_steps
+        if last < 1:
+            raise UserError(
+                "model.cooldown needs the number of steps: set trainer.max_steps, or model.cooldown=0"
+            )
+        return share * min(1.0, max(0.0, (last - step) / (self.cooldown * last)))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.require_finite_weights()

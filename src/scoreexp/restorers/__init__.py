@@ -10,12 +10,18 @@ from scoreexp.restorers.ddrm import DDRM
 from scoreexp.restorers.dds import DDS
 from scoreexp.restorers.diffpir import DiffPIR
 from scoreexp.restorers.exposure import Exposure
+from scoreexp.restorers.filter2noise import Filter2Noise
+from scoreexp.restorers.flicking import SinogramFlicking
 from scoreexp.restorers.gradient import DPS, STSL, HIRDiff
 from scoreexp.restorers.likelihood import MMPS, PiGDM
+from scoreexp.restorers.mid import MID
+from scoreexp.restorers.noise2score import Noise2Score
+from scoreexp.restorers.noiser import NoiSER
 from scoreexp.restorers.non_local_means import NonLocalMeans
 from scoreexp.restorers.pnp_admm import PnPADMM
 from scoreexp.restorers.red_diff import REDDiff
 from scoreexp.restorers.renoise import Renoise
+from scoreexp.restorers.scoredvi import ScoreDVI
 from scoreexp.restorers.stabilised import Stabilised
 from scoreexp.restorers.tv import TV
 from scoreexp.restorers.zs_n2n import ZSN2N
@@ -25,6 +31,7 @@ __all__ = [
     "DDRM",
     "DDS",
     "DPS",
+    "MID",
     "MMPS",
     "STSL",
     "TV",
@@ -35,7 +42,10 @@ __all__ = [
     "Conditioned",
     "DiffPIR",
     "Exposure",
+    "Filter2Noise",
     "HIRDiff",
+    "NoiSER",
+    "Noise2Score",
     "NonLocalMeans",
     "PiGDM",
     "PnPADMM",
@@ -43,5 +53,7 @@ __all__ = [
     "Renoise",
     "Restoration",
     "Restorer",
+    "ScoreDVI",
+    "SinogramFlicking",
     "Stabilised",
 ]

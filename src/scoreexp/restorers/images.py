@@ -209,8 +209,9 @@ def restore_observed(
     """Restore a batch of images of one size, whatever the size that the model was trained on.
 
     The unknown is padded to what the model's sides must be divisible by. Nothing is observed of the padding, but for
-    operators that work pixel by pixel, where the observation is mirrored. Data that are no images, and operators that are
-    not linear, are handed on as they are.
+    operators that work pixel by pixel, where the observation is mirrored. Where the operator would lose its decomposition
+    by that (a periodic blur), the unknown keeps its size, and the network alone sees it mirrored. Data that are no images,
+    and operators that are not linear, are handed on as they are.
 
     Args:
         restorer: what restores.
@@ -236,13 +237,9 @@ def restore_observed(
     whole = _padded(observation, (height, width), multiple)
     operator = observation.operator
     assert isinstance(operator, LinearOperator)
-    lost = isinstance(whole.operator, Compose) and known_svd(operator, observation.y) is not None
-    if lost and warn is not None:
-        tall, wide = _up(height, multiple), _up(width, multiple)
-        warn(
-            f"{width} x {height} pixels are padded to {wide} x {tall} for the model, where "
-            f"{type(operator).__name__} has no decomposition: a restorer that needs one wants the sides cropped"
-        )
+    if isinstance(whole.operator, Compose) and known_svd(operator, observation.y) is not None:
+        assert model is not None  # which alone asks for a multiple
+        model, whole, multiple = _Mirrored(model), observation, 1
     counts: list[int] = []
 
     def run(part: Tensor, corner: tuple[int, int]) -> Tensor:
@@ -297,6 +294,20 @@ class _OfSize(Wrapper):
 
     def __call__(self, x_t: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
         return self.model(x_t, t, cond)
+
+
+class _Mirrored(Wrapper):
+    """The model for images of any side: what its factor asks for is mirrored at their right and bottom, and cut off."""
+
+    @property
+    def downsampling_factor(self) -> int:
+        return 1
+
+    def __call__(self, x_t: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+        height, width = x_t.shape[-2:]
+        return self.model(mirror_to_multiple(x_t, self.model.downsampling_factor), t, cond)[
+            ..., :height, :width
+        ]
 
 
 def _of_size(model: DenoiserBase | None, like: Tensor) -> DenoiserBase | None:
