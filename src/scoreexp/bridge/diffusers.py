@@ -264,7 +264,7 @@ def convention_of(
             "prediction": "flow",
             "label": {
                 "_target_": "scoreexp.bridge.FlowTime",
-                "scale": float(stated.get("num_train_timesteps", 1000)),
+                "scale": _number(stated, "num_train_timesteps", 1000.0, where),
             },
         }
         sampler = {
@@ -358,15 +358,26 @@ def _edm(stated: Mapping[str, Any], where: Path) -> tuple[dict[str, Any], dict[s
             f"{where}: prediction_type is {prediction!r}: allowed are epsilon and v_prediction"
         )
     low, high, data = (
-        stated.get(key, usual)
+        _number(stated, key, usual, where)
         for key, usual in (("sigma_min", 0.002), ("sigma_max", 80.0), ("sigma_data", 0.5))
     )
     name = "EDMPrediction" if prediction == "epsilon" else "NegatedEDM"
     target = f"scoreexp.{'denoisers' if prediction == 'epsilon' else 'bridge'}.{name}"
     schedule = {"_target_": "scoreexp.schedules.EDM", "sigma_min": low, "sigma_max": high}
-    grid = {"_target_": "scoreexp.samplers.KarrasGrid", "steps": 50, "rho": float(stated.get("rho", 7.0))}
+    grid = {
+        "_target_": "scoreexp.samplers.KarrasGrid",
+        "steps": 50,
+        "rho": _number(stated, "rho", 7.0, where),
+    }
     sampler = {"_target_": "scoreexp.samplers.DDIM", "grid": grid}
     return {"_target_": target, "sigma_data": data}, schedule, sampler
+
+
+def _number(stated: Mapping[str, Any], key: str, usual: float, where: Path) -> float:
+    value = stated.get(key, usual)
+    if isinstance(value, int | float) and 0 < value < 1e9:
+        return float(value)
+    raise ForeignModelError(f"{where}: {key} is {str(value)[:40]!r}: allowed are numbers above 0")
 
 
 def _weights(unet: Path) -> dict[str, Tensor]:
