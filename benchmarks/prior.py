@@ -4,6 +4,7 @@
     python -m benchmarks.prior check DIR TESTSETS # no photograph may show what an image of the test sets shows
     python -m benchmarks.prior train DIR RUN      # experiment=photo_prior
     python -m benchmarks.prior pack RUN           # weights and card into src/scoreexp/prior
+    python -m benchmarks.prior figure FILE        # what ``denoise`` makes of a photograph that is not among them
 
 ``make prior`` does all four. More steps from the packed weights: ``train DIR RUN init_from=OLD_RUN/checkpoints/last.ckpt``.
 """
@@ -23,6 +24,8 @@ from PIL import Image
 from safetensors.torch import save_file
 from scipy.ndimage import uniform_filter
 
+import scoreexp as se
+from scoreexp.core.streams import generator
 from scoreexp.data.photo import photographs
 from scoreexp.runs.checkpoint_file import read_checkpoint
 from scoreexp.runs.model import MODEL_PARTS, model_weights
@@ -243,12 +246,29 @@ def pack(run: Path) -> None:
         raise SystemExit(f"more than the {LARGEST} bytes that a package may carry: choose narrower widths")
 
 
+def figure(file: Path) -> None:
+    """A CC0 photograph with noise of sigma 30/255, rounded to 8 bits; what ``se.denoise`` makes of it; and the clean one."""
+    with Image.open(photographs()["camera"]) as image:
+        clean = np.asarray(image.convert("L"))[40:296, 130:450]
+    noise = torch.randn(clean.shape, generator=generator(0, "prior figure")).numpy()
+    noisy = (clean + 30 * noise).round().clip(0, 255).astype(np.uint8)
+    gap = np.full((clean.shape[0], 8), 255, np.uint8)
+    estimate = se.denoise(noisy[..., None], say=print)[..., 0]
+    with atomic_write(file) as temporary:
+        Image.fromarray(np.hstack([noisy, gap, estimate, gap, clean])).save(temporary, "PNG")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, arguments in (("fetch", ["folder"]), ("check", ["folder", "testsets"]), ("pack", ["run"])):
+    for name, arguments in (
+        ("fetch", ["folder"]),
+        ("check", ["folder", "testsets"]),
+        ("pack", ["run"]),
+        ("figure", ["file"]),
+    ):
         command = commands.add_parser(name)
         for argument in arguments:
             command.add_argument(argument, type=Path)
@@ -266,6 +286,8 @@ def main() -> None:
             train(args.folder, args.run, args.overrides)
         case "pack":
             pack(args.run)
+        case "figure":
+            figure(args.file)
 
 
 if __name__ == "__main__":
