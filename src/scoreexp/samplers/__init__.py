@@ -2,6 +2,7 @@
 
 from scoreexp.samplers.base import Sampler, SampleResult
 from scoreexp.samplers.clamped_euler import ClampedEulerMaruyama
+from scoreexp.samplers.consistency import ConsistencySampler
 from scoreexp.samplers.ddim import DDIM
 from scoreexp.samplers.ddpm import DDPM
 from scoreexp.samplers.deis import DEIS
@@ -40,6 +41,7 @@ __all__ = [
     "PNDM",
     "AnnealedLangevin",
     "ClampedEulerMaruyama",
+    "ConsistencySampler",
     "ConstantGrid",
     "DPMSolverPP",
     "DPMSolverPP3M",
