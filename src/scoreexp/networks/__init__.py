@@ -6,6 +6,7 @@ conditioned on an image states in ``cond_shape`` of what shape ``(C', H, W)``; t
 """
 
 from scoreexp.networks.denoising_unet import DenoisingUNet
+from scoreexp.networks.dit import DiT
 from scoreexp.networks.exact import ExactPosteriorMean
 from scoreexp.networks.image_conditioned import ImageConditioned
 from scoreexp.networks.mlp import MLP
@@ -18,6 +19,7 @@ from scoreexp.networks.unet_published import UNetPublished
 __all__ = [
     "MLP",
     "DenoisingUNet",
+    "DiT",
     "ExactPosteriorMean",
     "ImageConditioned",
     "NCSNpp",
