@@ -5,6 +5,8 @@ Every network takes the keywords ``event_shape`` and ``num_classes``, maps ``x[B
 conditioned on an image states in ``cond_shape`` of what shape ``(C', H, W)``; there ``cond`` is ``[B, C', H, W]``.
 """
 
+from scoreexp.networks.autoencoder import ConvAutoencoder
+from scoreexp.networks.blind_spot import BlindSpot
 from scoreexp.networks.denoising_unet import DenoisingUNet
 from scoreexp.networks.dit import DiT
 from scoreexp.networks.exact import ExactPosteriorMean
@@ -18,6 +20,8 @@ from scoreexp.networks.unet_published import UNetPublished
 
 __all__ = [
     "MLP",
+    "BlindSpot",
+    "ConvAutoencoder",
     "DenoisingUNet",
     "DiT",
     "ExactPosteriorMean",
