@@ -13,8 +13,7 @@ import argparse
 import json
 import subprocess
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from statistics import fmean
 
@@ -23,7 +22,11 @@ import torch
 from PIL import Image
 
 from scoreexp import prior
+from scoreexp.core.ranges import sigma_to_model
 from scoreexp.core.streams import generator
+from scoreexp.observations import GaussianNoise
+from scoreexp.restorers import PosteriorMean
+from scoreexp.restorers.images import restore_pixels
 from scoreexp.system.atomic import atomic_write
 from scoreexp.system.machine import processor
 
@@ -60,18 +63,15 @@ def observed(pixels: np.ndarray, name: str, level: int, clipped: bool) -> np.nda
     return noisy.clip(0, 1) if clipped else noisy
 
 
-def by_prior(noisy: np.ndarray, level: int) -> tuple[np.ndarray, float]:
-    model = prior.load()
-    x = torch.from_numpy(noisy).float().permute(2, 0, 1)[None] * 2 - 1
-    factor = model.downsampling_factor
-    bottom, right = (-side % factor for side in x.shape[2:])
-    start = time.perf_counter()
-    with torch.inference_mode():
-        padded = torch.nn.functional.pad(x, (0, right, 0, bottom), mode="reflect")
-        t = model.schedule.t_of_sigma(torch.tensor([2 * level / 255], dtype=torch.float64))
-        estimate = model(padded, t)[..., : x.shape[2], : x.shape[3]]
-    seconds = time.perf_counter() - start
-    return (estimate[0].permute(1, 2, 0).numpy() + 1) / 2, seconds
+def by_prior(evaluations: int) -> Callable[[np.ndarray, int], tuple[np.ndarray, float]]:
+    model, restorer = prior.load(), PosteriorMean(evaluations)
+
+    def denoise(noisy: np.ndarray, level: int) -> tuple[np.ndarray, float]:
+        noise = GaussianNoise(sigma_to_model(level / 255))
+        result = restore_pixels(restorer, model, noisy.astype(np.float32), noise)
+        return result.states[-1], result.seconds
+
+    return denoise
 
 
 def by_bm3d(python: str) -> Callable[[np.ndarray, int], tuple[np.ndarray, float]]:
@@ -97,32 +97,35 @@ def stored() -> dict[str, dict[str, list[float]]]:
 
 
 def table(found: dict[str, dict[str, list[float]]]) -> str:
-    """Mean PSNR and seconds over the images that both have, where bm3d was measured."""
+    """Mean PSNR and seconds of each set, and of the images of which bm3d was measured too."""
     lines = [
-        "| images | sigma | prior, dB | bm3d, dB | prior, s | bm3d, s | images of both |",
-        "| --- " * 7 + "|",
+        "| images | sigma | one evaluation | default | seconds | images beside bm3d | default | bm3d | seconds |",
+        "| --- " * 9 + "|",
     ]
     for name in SETS:
         for noise in ("", " clipped"):
             for level in LEVELS:
-                ours, theirs = (
-                    found.get(f"{name} {level}{noise} {method}", {}) for method in ("prior", "bm3d")
+                one, default, theirs = (
+                    found.get(f"{name} {level}{noise} {method}", {})
+                    for method in ("prior", "default", "bm3d")
                 )
-                if not ours:
+                if not one:
                     continue
-                both = sorted(set(ours) & set(theirs))
                 cells = [
-                    f"{fmean(v[0] for v in ours.values()):.2f}",
-                    "-",
-                    f"{fmean(v[1] for v in ours.values()):.2f}",
-                    "-",
-                    "0",
+                    _mean(one, one, 0),
+                    _mean(default, default, 0),
+                    f"{_mean(one, one, 1)}, {_mean(default, default, 1)}",
                 ]
-                if both:
-                    means = [fmean(of[k][i] for k in both) for i in (0, 1) for of in (ours, theirs)]
-                    cells = [*(f"{mean:.2f}" for mean in means), str(len(both))]
+                both = sorted(set(default) & set(theirs))
+                seconds = f"{_mean(default, both, 1)}, {_mean(theirs, both, 1)}"
+                cells += [str(len(both)), _mean(default, both, 0), _mean(theirs, both, 0), seconds]
                 lines.append(f"| {name}{noise} | {level} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _mean(cell: dict[str, list[float]], names: Iterable[str], column: int) -> str:
+    values = [cell[name][column] for name in names]
+    return f"{fmean(values):.2f}" if values else "-"
 
 
 def main() -> None:
@@ -132,18 +135,19 @@ def main() -> None:
     parser.add_argument("testsets", type=Path)
     parser.add_argument("--bm3d", help="Python of a virtual environment that has bm3d")
     parser.add_argument("--every", type=int, default=1)
+    parser.add_argument("--levels", type=int, nargs="+", default=LEVELS, help="of 255")
     parser.add_argument("--clipped", action="store_true")
     parser.add_argument("--again", action="store_true", help="measure the prior anew, as after training")
     args = parser.parse_args()
-    methods: dict[str, Callable[[np.ndarray, int], tuple[np.ndarray, float]]] = {"prior": by_prior}
+    methods = {"prior": by_prior(1), "default": by_prior(8)}
     if args.bm3d:
         methods["bm3d"] = by_bm3d(args.bm3d)
     found = stored()
     if args.again:
-        found = {key: value for key, value in found.items() if not key.endswith("prior")}
+        found = {key: value for key, value in found.items() if key.endswith("bm3d")}
     for name in SETS:
         for image, pixels in images(args.testsets, name, args.every):
-            for level in LEVELS:
+            for level in args.levels:
                 noisy = observed(pixels, image, level, args.clipped)
                 for method, denoise in methods.items():
                     cell = found.setdefault(f"{name} {level}{' clipped' * args.clipped} {method}", {})

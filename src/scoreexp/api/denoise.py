@@ -133,7 +133,8 @@ def denoise(
     if restorer is None and (model is not None or sampler is not None):
         assert denoiser is not None
         restorer = BySampling(sampler or usual_sampler(denoiser))
-    restorer = usual_restorer(noise) if restorer is None else serving(restorer, noise)
+    height, width = pixels.shape[:2]
+    restorer = usual_restorer(noise, height * width) if restorer is None else serving(restorer, noise)
     chosen, _ = label_of_observed({} if denoiser is None else denoiser.record, seed, label)
     result = restore_pixels(restorer, denoiser, pixels, noise, label=chosen, seed=seed, tiles=Tiles(tile))
     clean = result.states[-1]

@@ -15,7 +15,9 @@ from scoreexp.networks.mlp import MLP
 from scoreexp.networks.ncsnpp import NCSNpp
 from scoreexp.networks.regression_unet import RegressionUNet
 from scoreexp.networks.score_cnn import ScoreCNN
+from scoreexp.networks.spectral import SpectralResidual
 from scoreexp.networks.unet import UNet
+from scoreexp.networks.unet_modulated import ModulatedUNet
 from scoreexp.networks.unet_published import UNetPublished
 
 __all__ = [
@@ -26,9 +28,11 @@ __all__ = [
     "DiT",
     "ExactPosteriorMean",
     "ImageConditioned",
+    "ModulatedUNet",
     "NCSNpp",
     "RegressionUNet",
     "ScoreCNN",
+    "SpectralResidual",
     "UNet",
     "UNetPublished",
 ]

@@ -14,22 +14,25 @@ from scoreexp.restorers.pnp_coloured import PnPColoured
 from scoreexp.restorers.posterior_mean import PosteriorMean
 from scoreexp.restorers.stabilised import Stabilised
 
+SMALL = 2**20  # pixels
 ENOUGH = 3.0  # counts at white, from which pixels are better than means of them
 OF_WHITE_GAUSSIAN_NOISE = (BySampling, ImageFilter, PosteriorMean)
 
 
-def usual_restorer(noise: NoiseModel) -> Restorer:
+def usual_restorer(noise: NoiseModel, pixels: int) -> Restorer:
     """The restorer of a noisy image with a denoiser of images as its prior.
 
+    The posterior mean is that of all turns and reflections, some 0.2 dB better than one evaluation, up to 2^20 pixels.
+
     >>> from scoreexp.observations import PoissonNoise
-    >>> [type(usual_restorer(noise)).__name__ for noise in (GaussianNoise(0.2), PoissonNoise(4.0), PoissonNoise(1.0))]
+    >>> [type(usual_restorer(noise, 4096)).__name__ for noise in (GaussianNoise(0.2), PoissonNoise(4.0), PoissonNoise(1.0))]
     ['PosteriorMean', 'Stabilised', 'Binned']
 
     Noise of a law that has no stabilising transform gets one too, which refuses it on its call.
     """
     if isinstance(noise, CorrelatedNoise):
         return PnPColoured()
-    restorer = serving(PosteriorMean(), noise)
+    restorer = serving(PosteriorMean(8 if pixels <= SMALL else 1), noise)
     if isinstance(noise, PoissonGaussianNoise) and noise.peak < ENOUGH:
         return Binned(restorer, math.ceil((ENOUGH / noise.peak) ** 0.5))
     return restorer

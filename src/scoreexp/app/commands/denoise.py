@@ -191,7 +191,10 @@ def _denoise_file(task: _Task, source: Path, target: Path) -> Denoised:
             require_absent(path, cfg.overwrite)
     found = _estimated(task, picture, source)
     noise = found.noise
-    restorer = usual_restorer(noise) if task.restorer is None else serving(task.restorer, noise)
+    height, width = picture.pixels.shape[:2]
+    restorer = (
+        usual_restorer(noise, height * width) if task.restorer is None else serving(task.restorer, noise)
+    )
     kept = cfg.intermediate or GIF_STATES * cfg.gif
     with StepProgress(f"denoising {source.name}", part="tile") as progress:
         restored = restore_pixels(
