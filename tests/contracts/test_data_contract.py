@@ -23,6 +23,7 @@ COMMON = [name for name in inspect.signature(DataModule.__init__).parameters if 
 WRITERS = {
     "CIFAR10": lambda root, node: write_cifar(root),
     "MNIST": lambda root, node: write_mnist(root),
+    "FashionMNIST": lambda root, node: write_mnist(root),
     "CelebA": lambda root, node: write_celeba(root),
     "FFHQ": lambda root, node: write_ffhq(root, node.source),
     "Crops": lambda root, node: write_folder(root),
@@ -42,7 +43,7 @@ def data(request, tmp_path_factory):
     write = WRITERS.get(node._target_.rsplit(".", 1)[-1])
     if write is not None:
         write(root, node)
-    if request.param in ("folder", "crops"):
+    if request.param in ("folder", "faces64", "crops"):
         node.size = 16
     if request.param == "crops":
         node.reduction, node.crops = [1.0, 1.0], 3

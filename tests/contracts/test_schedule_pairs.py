@@ -29,6 +29,7 @@ REMEDY = r"^[^\n]*\b(choose|set)\b[^\n]*$"
 # what is no chain from the prior to the data
 OF_ONE_STEP_SIZE = {
     "clamped_euler": "the published script's fixed g",
+    "consistency": "of a model that maps to the end of a path, which a posterior mean is not",
     "langevin": "updates at one noise level",
 }
 
@@ -140,7 +141,8 @@ def test_a_loss_and_its_gradient_are_finite_up_to_both_ends_or_refused(schedule,
     noise = torch.randn(len(t), 2, generator=generator(0, "noise"))
     loss = or_refused(lambda: objective(Blind(model), Batch(x=x), t, noise))
     if loss is None:
-        assert not grows(schedule)
+        needs_a_largest_level = node["_target_"].endswith(".ConsistencyTraining")
+        assert not grows(schedule) or (reaches_noise_alone(schedule) and needs_a_largest_level)
     else:
         loss.sum().backward()
         assert loss.isfinite().all()

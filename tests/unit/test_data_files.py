@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from scoreexp.core.ranges import to_uint8, to_unit
-from scoreexp.data import CIFAR10, FFHQ, MNIST, CelebA, DataError, Folder, Photo, SwissRoll
+from scoreexp.data import CIFAR10, FFHQ, MNIST, CelebA, DataError, FashionMNIST, Folder, Photo, SwissRoll
 from scoreexp.data.image_io import Picture, write_image
 from scoreexp.data.photo import photographs
 from scoreexp.data.resize import resized
@@ -274,6 +274,12 @@ def test_mnist_is_padded_with_black(tmp_path):
     padded = all_bytes(MNIST(root=str(tmp_path), size=32), "train")[:, 0]
     assert np.array_equal(padded[:, 2:30, 2:30], mnist_arrays("train")[0])
     assert padded.sum(dtype=int) == mnist_arrays("train")[0].sum(dtype=int)
+
+
+def test_fashion_mnist_never_downloads_digits(tmp_path):
+    with pytest.raises(DataError, match=r"no train-images-idx3-ubyte .*fashion-mnist.*nothing is downloaded"):
+        FashionMNIST(root=str(tmp_path), download=True).split("train")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

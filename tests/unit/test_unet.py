@@ -10,7 +10,7 @@ import yaml
 from torch import nn
 
 from scoreexp.networks import NCSNpp, UNet, UNetPublished
-from scoreexp.networks.layers import EXPLICIT_ATTENTION_PIXELS, NoiseFeatures, SelfAttention, _attend
+from scoreexp.networks.layers import EXPLICIT_ATTENTION_PIXELS, NoiseFeatures, SelfAttention, attend
 
 NETWORKS = Path(__file__).parents[2] / "conf" / "network"
 TINY = {"channels": 8, "multipliers": (1, 2), "blocks": 1, "attention_resolutions": (4,)}
@@ -215,7 +215,7 @@ def test_attention_is_softmax_of_scaled_products(pixels):
     q, k, v = torch.randn(3, 1, 2, pixels, 4, generator=generator, dtype=torch.float64)
     weights = torch.einsum("bhic,bhjc->bhij", q, k).div(2).exp()
     expected = torch.einsum("bhij,bhjc->bhic", weights / weights.sum(-1, keepdim=True), v)
-    torch.testing.assert_close(_attend(q, k, v), expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(attend(q, k, v), expected, rtol=0, atol=1e-12)
 
 
 def test_attention_commutes_with_a_permutation_of_the_pixels():

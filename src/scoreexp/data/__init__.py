@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from scoreexp.data.ffhq import FFHQ as FFHQ
     from scoreexp.data.folder import Folder as Folder
     from scoreexp.data.mnist import MNIST as MNIST
+    from scoreexp.data.mnist import FashionMNIST as FashionMNIST
     from scoreexp.data.module import DataModule as DataModule
     from scoreexp.data.photo import Photo as Photo
     from scoreexp.data.split import Split as Split

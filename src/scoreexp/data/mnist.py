@@ -79,7 +79,7 @@ class MNIST(FileCorpus):
         names = [f"{part}-images-idx3-ubyte", f"{part}-labels-idx1-ubyte"]
         files = {name: self._find(name) for name in names}
         missing = [name for name, file in files.items() if file is None]
-        if missing and not self.download:
+        if missing and not (self.downloadable and self.download):
             raise DataError(f"no {' and no '.join(missing)} in {self.folder}: {self.how_to_get}")
         return Contents(60_000 if part == "train" else 10_000, self._blocks(files))
 
@@ -108,6 +108,29 @@ class MNIST(FileCorpus):
 
     def _download(self, name: str) -> Path:
         return download([f"{mirror}/{name}.gz" for mirror in _MIRRORS], _SHA256[name], self.folder)
+
+
+class FashionMNIST(MNIST):
+    """Fashion-MNIST: 60,000 + 10,000 images of clothes in ten classes, in files of MNIST's names and form.
+
+    Reference: H. Xiao, K. Rasul, R. Vollgraf, "Fashion-MNIST: a Novel Image Dataset for Benchmarking Machine Learning
+    Algorithms", 2017, https://arxiv.org/abs/1708.07747.
+
+    >>> FashionMNIST(root="data/fashion").event_shape
+    (1, 28, 28)
+
+    Args:
+        size: 28 as published, or 32 with two black pixels added on every side.
+        classes: give the model the ten kinds of clothes as classes.
+        common: the keys of ``DataModule``.
+    """
+
+    how_to_get = (
+        f"it must hold {', '.join(_SHA256)}, each plain or as .gz, from https://github.com/zalandoresearch/fashion-mnist, "
+        "or /usr/share/datasets/fashion-mnist of Debian's package dataset-fashion-mnist (nothing is downloaded)"
+    )
+
+    downloadable = False
 
 
 def read_idx(path: Path, dimensions: int) -> np.ndarray:

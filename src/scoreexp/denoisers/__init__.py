@@ -4,6 +4,7 @@ from scoreexp.denoisers.conditional_oracle import ConditionalOracle
 from scoreexp.denoisers.denoiser import Denoiser, DenoiserBase, OracleDenoiser, Wrapper
 from scoreexp.denoisers.preconditioning import (
     Coefficients,
+    ConsistencyPrediction,
     EDMPrediction,
     EpsPrediction,
     Preconditioning,
@@ -17,6 +18,7 @@ from scoreexp.denoisers.rendered import Rendered
 __all__ = [
     "Coefficients",
     "ConditionalOracle",
+    "ConsistencyPrediction",
     "Denoiser",
     "DenoiserBase",
     "EDMPrediction",

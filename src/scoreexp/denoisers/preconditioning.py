@@ -183,3 +183,46 @@ class EDMPrediction(Preconditioning):
             1 / norm,
             _noise_level(alpha, sigma),
         )
+
+
+class ConsistencyPrediction(Preconditioning):
+    r"""EDM's with ``F`` left out at the smallest noise level ``r_min``: there ``x0_hat`` is ``x_t / alpha``, whatever ``F``.
+
+    .. math:: c_{skip} = \frac{\sigma_d^2}{(r - r_{min})^2 + \sigma_d^2}, \quad
+              c_{out} = \frac{(r - r_{min}) \sigma_d}{\sqrt{r^2 + \sigma_d^2}} ,
+
+    of ``x_t / alpha`` with ``r = sigma / alpha``: the boundary condition of a consistency function.
+
+    Reference: Y. Song, P. Dhariwal, M. Chen, I. Sutskever, "Consistency Models", 2023, https://arxiv.org/abs/2303.01469,
+    appendix C.
+
+    >>> c = ConsistencyPrediction(sigma_min=0.002)(torch.tensor([1.0]), torch.tensor([0.002]))
+    >>> c.c_skip, c.c_out
+    (tensor([1.]), tensor([0.]))
+
+    Args:
+        sigma_data: standard deviation of the data, > 0, in units of the [-1, 1] range.
+        sigma_min: ``r_min``, the smallest noise level of the schedule, > 0, in the same units.
+
+    Raises:
+        ValueError: if a parameter is outside its domain.
+    """
+
+    @checked
+    def __init__(
+        self,
+        sigma_data: Annotated[PositiveFloat, "0.5 for images in [-1, 1]"] = 0.5,
+        sigma_min: Annotated[PositiveFloat, "that of the schedule"] = 0.002,
+    ) -> None:
+        self.sigma_data, self.sigma_min = sigma_data, sigma_min
+
+    def __call__(self, alpha: Tensor, sigma: Tensor) -> Coefficients:
+        above = sigma - self.sigma_min * alpha  # in units of x_t
+        data = self.sigma_data * alpha
+        norm = torch.hypot(data, sigma)
+        return Coefficients(
+            self.sigma_data * data / (above**2 + data**2),
+            self.sigma_data * above / norm,
+            1 / norm,
+            _noise_level(alpha, sigma),
+        )

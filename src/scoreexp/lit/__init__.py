@@ -6,6 +6,7 @@ from scoreexp import on_first_use
 
 if TYPE_CHECKING:
     from scoreexp.lit.ema import EMA as EMA
+    from scoreexp.lit.ema import PowerEMA as PowerEMA
     from scoreexp.lit.exact_score import ExactScore as ExactScore
     from scoreexp.lit.module import DDPM as DDPM
     from scoreexp.lit.module import NonFiniteError as NonFiniteError

@@ -8,6 +8,7 @@ conditioned on an image states in ``cond_shape`` of what shape ``(C', H, W)``; t
 from scoreexp.networks.autoencoder import ConvAutoencoder
 from scoreexp.networks.blind_spot import BlindSpot
 from scoreexp.networks.denoising_unet import DenoisingUNet
+from scoreexp.networks.dit import DiT
 from scoreexp.networks.exact import ExactPosteriorMean
 from scoreexp.networks.image_conditioned import ImageConditioned
 from scoreexp.networks.mlp import MLP
@@ -24,6 +25,7 @@ __all__ = [
     "BlindSpot",
     "ConvAutoencoder",
     "DenoisingUNet",
+    "DiT",
     "ExactPosteriorMean",
     "ImageConditioned",
     "ModulatedUNet",

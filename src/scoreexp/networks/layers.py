@@ -155,11 +155,11 @@ class SelfAttention(nn.Module):
         q, k, v = (
             part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in self.qkv(pixels).split(c, dim=2)
         )
-        attended = _attend(q, k, v).transpose(1, 2).reshape(b, h, w, c)
+        attended = attend(q, k, v).transpose(1, 2).reshape(b, h, w, c)
         return x + self.out(attended).permute(0, 3, 1, 2)
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """softmax(q k^T / sqrt(d)) v for ``[B, heads, pixels, d]``."""
     if q.device.type != "cpu" or q.shape[2] > EXPLICIT_ATTENTION_PIXELS:
         return F.scaled_dot_product_attention(q, k, v)

@@ -3,19 +3,24 @@
 from scoreexp.objectives.ar_dae import ARDAE
 from scoreexp.objectives.base import Objective
 from scoreexp.objectives.blind_spot import SDAP, DownsampledInvariance
+from scoreexp.objectives.consistency import ConsistencyTraining
 from scoreexp.objectives.denoising_score_matching import DenoisingScoreMatching
 from scoreexp.objectives.diffusion_weighted import DiffusionWeightedScoreMatching
 from scoreexp.objectives.exposure import ExposureMatching
 from scoreexp.objectives.forward_model import ForwardModelMatching
 from scoreexp.objectives.implicit_score_matching import ImplicitScoreMatching, SlicedScoreMatching
 from scoreexp.objectives.likelihood import LikelihoodScoreMatching
+from scoreexp.objectives.optimal_transport import OptimalTransportCoupling
 from scoreexp.objectives.residual_score_matching import ResidualScoreMatching
 from scoreexp.objectives.stable_target import StableTargetScoreMatching
 from scoreexp.objectives.time_laws import DiscreteTime, LogNormalNoise, LogUniformNoise, TimeLaw, UniformTime
+from scoreexp.objectives.uncertainty import UncertaintyWeighted
 from scoreexp.objectives.weightings import (
     EDMWeighting,
     EpsWeighting,
+    FlowWeighting,
     MinSNR,
+    P2Weighting,
     ResnoiseWeighting,
     ScoreWeighting,
     VWeighting,
@@ -26,6 +31,7 @@ from scoreexp.objectives.weightings import (
 __all__ = [
     "ARDAE",
     "SDAP",
+    "ConsistencyTraining",
     "DenoisingScoreMatching",
     "DiffusionWeightedScoreMatching",
     "DiscreteTime",
@@ -33,6 +39,7 @@ __all__ = [
     "EDMWeighting",
     "EpsWeighting",
     "ExposureMatching",
+    "FlowWeighting",
     "ForwardModelMatching",
     "ImplicitScoreMatching",
     "LikelihoodScoreMatching",
@@ -40,12 +47,15 @@ __all__ = [
     "LogUniformNoise",
     "MinSNR",
     "Objective",
+    "OptimalTransportCoupling",
+    "P2Weighting",
     "ResidualScoreMatching",
     "ResnoiseWeighting",
     "ScoreWeighting",
     "SlicedScoreMatching",
     "StableTargetScoreMatching",
     "TimeLaw",
+    "UncertaintyWeighted",
     "UniformTime",
     "VWeighting",
     "Weighting",

@@ -52,8 +52,12 @@ class UniformTime(TimeLaw):
 class LogNormalNoise(TimeLaw):
     """``log(sigma / alpha)`` normal, clipped into the schedule's range of noise levels.
 
-    Reference: T. Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models", 2022,
-    https://arxiv.org/abs/2206.00364, table 1.
+    On the path of flow matching ``sigma / alpha = t / (1 - t)``, so there it is the logit-normal law of ``t``
+    (``time_law=logit_normal``: mean 0, std 1).
+
+    References: T. Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models", 2022,
+    https://arxiv.org/abs/2206.00364, table 1; P. Esser et al., "Scaling Rectified Flow Transformers for High-Resolution
+    Image Synthesis", 2024, https://arxiv.org/abs/2403.03206, section 3.1 (logit-normal).
 
     >>> import torch
     >>> import scoreexp as se

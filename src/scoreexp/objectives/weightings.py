@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from scoreexp.core.checked import checked
-from scoreexp.core.types import NonNegativeFloat, PositiveFloat
+from scoreexp.core.types import FiniteNonNegativeFloat, FinitePositiveFloat, NonNegativeFloat, PositiveFloat
 
 
 class Weighting(ABC):
@@ -137,6 +137,23 @@ class EDMWeighting(Weighting):
         return (alpha / sigma) ** 2 + self.sigma_data**-2
 
 
+class FlowWeighting(Weighting):
+    """``w = (1 + alpha / sigma)^2``: the squared error of ``z - x_0``, flow matching's target, where ``alpha + sigma = 1``.
+
+    On that path ``x_t = (1 - t) x_0 + t z``, so ``z - x_0 = (x_t - x_0) / t`` and ``w = 1 / t^2``. It depends on the noise
+    level only, so it is the same loss on other schedules, at the same noise levels.
+
+    Reference: Y. Lipman, R. Chen, H. Ben-Hamu, M. Nickel, M. Le, "Flow Matching for Generative Modeling", 2022,
+    https://arxiv.org/abs/2210.02747.
+
+    >>> FlowWeighting()(torch.tensor([0.75, 0.0]), torch.tensor([0.25, 1.0]))
+    tensor([16.,  1.])
+    """
+
+    def __call__(self, alpha: Tensor, sigma: Tensor) -> Tensor:
+        return (1 + alpha / sigma) ** 2
+
+
 class ResnoiseWeighting(Weighting):
     """``w = (alpha / sigma + sigma / 2)^2``: the squared error of Resfusion's target, the noise with a part of the residual.
 
@@ -176,3 +193,35 @@ class MinSNR(Weighting):
 
     def __call__(self, alpha: Tensor, sigma: Tensor) -> Tensor:
         return ((alpha / sigma) ** 2).clamp(max=self.gamma)
+
+
+class P2Weighting(Weighting):
+    """``w = SNR / (k + SNR)^gamma``: perception prioritised, DDPM's simple loss with less weight on small noise levels.
+
+    ``gamma = 0`` is ``EpsWeighting``.
+
+    Reference: J. Choi, J. Lee, C. Shin, S. Kim, H. Kim, S. Yoon, "Perception Prioritized Training of Diffusion Models",
+    2022, https://arxiv.org/abs/2204.00227, equation (8).
+
+    >>> P2Weighting()(torch.tensor([1.0, 1.0]), torch.tensor([0.5, 1.0]))
+    tensor([0.8000, 0.5000])
+
+    Args:
+        gamma: how far small noise levels are suppressed, >= 0.
+        k: of the signal-to-noise ratio, > 0, from which on they are.
+
+    Raises:
+        ValueError: if a parameter is outside its domain.
+    """
+
+    @checked
+    def __init__(
+        self,
+        gamma: Annotated[FiniteNonNegativeFloat, "0.5 and 1 in the paper"] = 1.0,
+        k: Annotated[FinitePositiveFloat, "1 in the paper"] = 1.0,
+    ) -> None:
+        self.gamma, self.k = gamma, k
+
+    def __call__(self, alpha: Tensor, sigma: Tensor) -> Tensor:
+        snr = (alpha / sigma) ** 2
+        return snr / (self.k + snr) ** self.gamma

@@ -3,6 +3,7 @@
 from scoreexp.samplers.auto import Auto
 from scoreexp.samplers.base import Sampler, SampleResult
 from scoreexp.samplers.clamped_euler import ClampedEulerMaruyama
+from scoreexp.samplers.consistency import ConsistencySampler
 from scoreexp.samplers.ddim import DDIM
 from scoreexp.samplers.ddpm import DDPM
 from scoreexp.samplers.deis import DEIS
@@ -44,6 +45,7 @@ __all__ = [
     "AnnealedLangevin",
     "Auto",
     "ClampedEulerMaruyama",
+    "ConsistencySampler",
     "ConstantGrid",
     "DPMSolverPP",
     "DPMSolverPP3M",
