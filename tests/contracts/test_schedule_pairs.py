@@ -30,6 +30,7 @@ REMEDY = r"^[^\n]*\b(choose|set)\b[^\n]*$"
 OF_ONE_STEP_SIZE = {
     "clamped_euler": "the published script's fixed g",
     "langevin": "updates at one noise level",
+    "metropolis_hastings": "the same",
 }
 
 

@@ -7,6 +7,7 @@ from scoreexp.objectives.exposure import ExposureMatching
 from scoreexp.objectives.forward_model import ForwardModelMatching
 from scoreexp.objectives.implicit_score_matching import ImplicitScoreMatching, SlicedScoreMatching
 from scoreexp.objectives.likelihood import LikelihoodScoreMatching
+from scoreexp.objectives.rcae import ReconstructionContractive
 from scoreexp.objectives.residual_score_matching import ResidualScoreMatching
 from scoreexp.objectives.stable_target import StableTargetScoreMatching
 from scoreexp.objectives.time_laws import DiscreteTime, LogNormalNoise, LogUniformNoise, TimeLaw, UniformTime
@@ -35,6 +36,7 @@ __all__ = [
     "LogUniformNoise",
     "MinSNR",
     "Objective",
+    "ReconstructionContractive",
     "ResidualScoreMatching",
     "ResnoiseWeighting",
     "ScoreWeighting",
