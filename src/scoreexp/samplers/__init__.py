@@ -43,6 +43,7 @@ from scoreexp.samplers.resfusion import Resfusion
 from scoreexp.samplers.sa_solver import SASolver
 from scoreexp.samplers.sde_dpm_solver_pp import SDEDPMSolverPP
 from scoreexp.samplers.starts import start_from_observation, start_from_prior
+from scoreexp.samplers.stream_batch import stream_batch
 from scoreexp.samplers.unipc import UniPC
 from scoreexp.samplers.unipc_velocity import UniPCVelocity
 
@@ -96,5 +97,6 @@ __all__ = [
     "save_level_classifier",
     "start_from_observation",
     "start_from_prior",
+    "stream_batch",
     "trajectories",
 ]
