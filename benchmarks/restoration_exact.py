@@ -29,7 +29,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.pages import DOCS, write_table
-from benchmarks.restoration import configured, dense, smooth, with_model
+from benchmarks.restoration import dense, smooth
+from scoreexp.app.commands.restore_comparison import configured, restorers_with_model
 from scoreexp.core.streams import ImageStreams, generator
 from scoreexp.denoisers import DenoiserBase, OracleDenoiser
 from scoreexp.numerics.oracles import Gaussian, GaussianMixture
@@ -260,7 +261,7 @@ def main() -> None:
     made = {prior: build() for prior, build in PRIORS.items()}
     for task, operator in OPERATORS.items():
         rows = {}
-        for name in [CONTROL, *with_model()]:
+        for name in [CONTROL, *restorers_with_model()]:
             try:
                 rows[name] = [parts(name, made[p], operator) for p in PRIORS]
             except ValueError as error:  # such as one for denoising alone

@@ -1,4 +1,4 @@
-"""``python -m scoreexp.compare sweep=NAME``: compare methods under equal conditions and write a report."""
+"""``python -m scoreexp.compare sweep=NAME``: compare methods under equal conditions, or ``restorers=[...]`` of a model."""
 
 import re
 import sys
@@ -6,25 +6,19 @@ import sys
 from scoreexp.app.launch import run_app
 
 SCHEMA = {
-    "experiments": "list[str] | None",
+    **dict.fromkeys(("experiments", "methods"), "list[str] | None"),
     "data.path": "str | list[str] | None",
     "data.size": "PositiveInt | None",
-    "methods": "list[str] | None",
     "overrides": "list[str]",
-    "n_parallel": "PositiveInt",
+    **dict.fromkeys(("n_parallel", "devices_per_job"), "PositiveInt"),
     "gpus": "list[int] | None",
-    "devices_per_job": "PositiveInt",
-    "fail_fast": "bool",
-    "report_only": "bool",
-    "run_dir": "str",
-    "sweep.name": "str",
-    "sweep.title": "str | None",
+    **dict.fromkeys(("fail_fast", "report_only"), "bool"),
+    **dict.fromkeys(("run_dir", "sweep.name"), "str"),
+    **dict.fromkeys(("sweep.title", "sweep.monitor", "sweep.baseline"), "str | None"),
     "sweep.mode": "Literal['target', 'budget']",
-    "sweep.monitor": "str | None",
     "sweep.target": "float | None",
     "sweep.seconds": "PositiveFloat | None",
     "sweep.seeds": "list[int]",
-    "sweep.baseline": "str | None",
     "sweep.common": "list[str]",
     "sweep.methods": "dict[str, list[str]]",
 }
@@ -45,5 +39,9 @@ def arguments(argv: list[str]) -> list[str]:
 
 
 if __name__ == "__main__":
+    if any(word.startswith("restorers=") for word in sys.argv[1:]):
+        from scoreexp.app.restorer_table import main
+
+        sys.exit(main())
     task = "scoreexp.app.commands.compare:compare"
     sys.exit(run_app("compare", task, schema=SCHEMA, argv=arguments(sys.argv[1:])))

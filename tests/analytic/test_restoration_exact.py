@@ -86,18 +86,3 @@ def test_a_distance_leaves_out_what_is_random():
     assert value < resolution < 0.4
     value, _ = exact.distance(draws(0), draws(shift), unit)
     assert value == pytest.approx(3 / 2**0.5, rel=0.1)
-
-
-def test_the_table_of_restorers_has_the_exact_answer_as_its_best_row():
-    covariance = restoration.smooth(8)
-    oracle = restoration.se.oracles.Gaussian(torch.zeros(1, 8, 8), covariance)
-    model = restoration.OracleDenoiser(oracle, restoration.VP())
-    images = [oracle.sample(8, torch.Generator().manual_seed(0)).float()]
-    rows = restoration.compare(model, images, ["dds", "ddrm", "mmps"], ["inpaint", "denoise"], 5, covariance)
-    assert [row.restorer for row in rows[:4]] == ["exact posterior mean", "dds", "ddrm", "mmps"]
-    for task in ("inpaint", "denoise"):
-        best, *others = (row.psnr for row in rows if row.task == task)
-        assert all(other < best for other in others)
-    table = restoration.table(rows)
-    assert table.count("\n") == 9
-    assert "| inpaint | dds |" in table

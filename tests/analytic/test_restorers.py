@@ -20,7 +20,7 @@ from scoreexp.observations import (
     RandomMask,
     SuperResolution,
 )
-from scoreexp.restorers import DDNM, DDRM, DPS, MMPS, STSL, DiffPIR, HIRDiff, PiGDM, PnPADMM, REDDiff
+from scoreexp.restorers import DDNM, DDRM, DDS, DPS, MMPS, STSL, DiffPIR, HIRDiff, PiGDM, PnPADMM, REDDiff
 from scoreexp.restorers.chain import Problem
 from scoreexp.restorers.gradient import total_variation
 from scoreexp.samplers import DDIM, DDPM, UniformGrid, start_from_prior
@@ -294,10 +294,25 @@ def test_a_gradient_step_by_hand(restorer):
     slope = alpha * COVARIANCE @ torch.linalg.inv(alpha**2 * COVARIANCE + sigma**2 * EYE)
     residual = (y - operator(x0_hat)).flatten(1)
     pulled = residual @ a @ slope  # J is symmetric
-    weights = 0.7 / residual.norm(dim=1, keepdim=True) if isinstance(restorer, DPS) else 2 * 0.3
+    squared = torch.linalg.matrix_norm(a, 2) ** 2
+    weights = 0.7 / residual.norm(dim=1, keepdim=True) if isinstance(restorer, DPS) else 2 * 0.3 / squared
     gradient = -weights * pulled
     unguided = ddim(MODEL.schedule, x_t, x0_hat, t, s, restorer.eta, ImageStreams(range(COUNT)).normal(X))
     torch.testing.assert_close(x_s, unguided - gradient.reshape(X.shape), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("restorer", [STSL(UniformGrid(4), zeta=0.5), HIRDiff(UniformGrid(4), 0.5, 0.01)])
+@pytest.mark.parametrize("operator", [OPERATORS["blur"], Radon(N, 8)], ids=lambda a: type(a).__name__)
+def test_the_unit_of_the_data_does_not_lengthen_a_step(restorer, operator):
+    """``1000 y = (1000 A) x`` says what ``y = A x`` says, by the decomposition or by power iteration."""
+    plain = observed(operator, 0.1)
+    unit = Compose(ChannelMix(torch.full((1, 1), 1000.0)), operator)
+    scaled = Observation(1000 * plain.y, unit, GaussianNoise(100.0))
+    found = [restorer(o, MODEL, streams=ImageStreams(range(COUNT))).x for o in (plain, scaled)]
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4)
+    a = dense(operator)
+    norm = problem(operator, plain.y, 0.1).squared_norm
+    assert norm == pytest.approx(float(torch.linalg.matrix_norm(a, 2)) ** 2, rel=0.02)
 
 
 def test_the_trace_is_that_of_the_hessian_for_short_probes_and_not_for_long_ones():
@@ -583,6 +598,27 @@ def test_a_chain_that_diverges_names_the_step_and_the_parameter():
         FloatingPointError, match=r"HIRDiff: .* step \d+ of 30, t = .*smaller eta_1 than 1e\+50"
     ):
         HIRDiff(UniformGrid(30), eta_1=1e50)(observation, MODEL, streams=ImageStreams(range(COUNT)))
+    for restorer, said in (
+        (
+            DPS(UniformGrid(30), zeta=1e30),
+            r"DPS: the estimate has reached .*, so it diverges: .*zeta than 1e\+30",
+        ),
+        (
+            DDS(UniformGrid(30), gamma=1e200),
+            r"DDS: conjugate gradients failed at step 1 of 30, .*gamma than 1e\+200",
+        ),
+    ):
+        with pytest.raises(FloatingPointError, match=said):
+            restorer(observation, MODEL, streams=ImageStreams(range(COUNT)))
+
+    class Broken(DenoiserBase):
+        schedule, event_shape = MODEL.schedule, SHAPE
+
+        def __call__(self, x_t, t, cond=None):
+            return x_t / 0
+
+    with pytest.raises(FloatingPointError, match=r"PiGDM: .* after step 1 of 3, .*sigma_data than 0\.5"):
+        PiGDM(DDIM(UniformGrid(3)))(observation, Broken(), streams=ImageStreams(range(COUNT)))
 
 
 @pytest.mark.parametrize(

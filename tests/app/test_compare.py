@@ -231,6 +231,15 @@ def test_experiments_are_compared_under_the_protocol_of_the_first(tmp_path, aske
     assert "data.channels=1 " in capsys.readouterr().out
 
 
+def test_experiments_that_observe_different_things_have_no_common_protocol(tmp_path, asked, capsys):
+    argv = arguments(["experiments=[photo32_exact,photo32_ouve]", "sweep.target=0.9", f"run_dir={tmp_path}"])
+    assert run_app("compare", "scoreexp.app.commands.compare:compare", schema=SCHEMA, argv=argv) == 1
+    error = capsys.readouterr().err
+    assert "photo32_exact denoise images (callbacks.monitor.sigma), photo32_ouve restore what" in error
+    assert error.count("\n") == 1
+    assert not asked
+
+
 def test_a_whole_configuration_of_ones_own_reaches_the_jobs(tmp_path, asked):
     folder = shutil.copytree(conf_dir(), tmp_path / "conf")
     (folder / "sweep" / "own.yaml").write_text(OWN["sweep/own.yaml"])

@@ -278,6 +278,7 @@ def test_score_fields_are_solved_by_one_process_and_read_by_the_other(tmp_path, 
 
     monkeypatch.setattr(ScorePrecomputation, "__call__", counted)
     embedding = ["experiment=photo32_ours", f"embedding.cache={tmp_path / 'cache'}", *FIVE_PICTURES]
+    embedding.append("embedding.precomputation.solver=factorised")
     run = recorded(*embedding, *TINY, *ddp(2), "trainer.max_steps=1", f"run_dir={tmp_path / 'run'}")
     answers = in_processes(2, run)
     assert [answer["step"] for answer in answers] == [1, 1]

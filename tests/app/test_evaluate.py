@@ -82,6 +82,40 @@ def test_values_are_those_that_training_logged(trained, tmp_path):
         assert value == pytest.approx(trained.metrics[f"val/{name}"], rel=1e-4)
 
 
+@pytest.fixture(scope="module")
+def conditioned(tmp_path_factory):
+    """A run that restores a blur by a model trained on pairs."""
+    run = tmp_path_factory.mktemp("conditioned") / "run"
+    small = ["channels=16", "multipliers=[1,2]", "blocks=1", "attention_resolutions=[]"]
+    limits = [
+        "trainer.max_steps=1",
+        "trainer.val_check_interval=1",
+        "trainer.accelerator=cpu",
+        "data.size=16",
+    ]
+    few = ["sampler.grid.steps=2", f"run_dir={run}"]
+    overrides = [*(f"network.network.{one}" for one in small), *limits, *few]
+    return train(composed("train", "experiment=photo32_ouve", *overrides))
+
+
+def test_a_model_of_pairs_is_measured_by_what_its_run_restored(conditioned, tmp_path, capsys):
+    checkpoint = conditioned.run_dir / "checkpoints" / "last.ckpt"
+
+    def asked(*overrides):
+        return composed("evaluate", f"ckpt={checkpoint}", "device=cpu", *overrides)
+
+    values = evaluate(asked(f"out={tmp_path / 'a'}"))
+    assert values == {name: pytest.approx(conditioned.metrics[f"val/{name}"], rel=1e-5) for name in values}
+    assert set(values) == {"ssim", "ssim_global", "psnr", "mse"}
+    values = evaluate(asked(f"out={tmp_path / 'b'}", "metrics=[psnr,fid]"))
+    assert set(values) == {"psnr"}
+    assert "fid: the model restores observations" in capsys.readouterr().out
+    with pytest.raises(
+        UserError, match="this run restores GaussianBlur with GaussianNoise, Conditioned: leave sigma"
+    ):
+        evaluate(asked("sigma=0.5"))
+
+
 def test_samples_and_values_are_written(trained, tmp_path, capsys):
     out = tmp_path / "out"
     values = evaluate(configured(last(trained.run_dir), "metrics=[mse,kernel]", "first_seed=3", f"out={out}"))

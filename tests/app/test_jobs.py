@@ -12,12 +12,14 @@ from pathlib import Path
 
 import pytest
 
+from scoreexp.app import local_jobs
 from scoreexp.app.jobs import Job, JobStatus, describe_failures, log_lines, quoted, read_status
 from scoreexp.app.local_jobs import run_jobs
 from scoreexp.core.errors import UserError
+from scoreexp.system.fork_server import can_fork
 
 FAKE = """
-import json, os, signal, sys, time
+import atexit, json, logging, os, random, signal, sys, threading, time
 from pathlib import Path
 
 asked = dict(argument.split("=", 1) for argument in sys.argv[1:])
@@ -48,6 +50,30 @@ match asked["do"]:
         (folder / "go").unlink()
     case "nap":
         time.sleep(0.5)
+    case "spoil":
+        os.chdir("/")
+        os.environ["SPOILT"] = sys.argv[0] = "spoilt"
+        logging.getLogger().addHandler(logging.NullHandler())
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        threading.Thread(target=time.sleep, args=(0.2,)).start()
+    case "look":
+        main = sys.modules["__main__"]
+        world = {
+            "argv": sys.argv[:2], "orig_argv": sys.orig_argv[:4], "cwd": os.getcwd(), "path": sys.path,
+            "main": (main.__name__, main.__file__, main.__spec__.name, str(main.folder)),
+            "leads": (os.getsid(0) == os.getpid(), os.getpgrp() == os.getpid()),
+            "environment": {k: v for k, v in os.environ.items() if k != "PYTEST_CURRENT_TEST"},
+            "signals": [str(signal.getsignal(number)) for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD)],
+            "masked": list(signal.pthread_sigmask(signal.SIG_BLOCK, [])), "wakeup": signal.set_wakeup_fd(-1),
+            "open": [os.path.realpath(f"/proc/self/fd/{n}") for n in ("0", "1", "2")],
+            "descriptors": len(os.listdir("/proc/self/fd")),
+            "threads": len(os.listdir("/proc/self/task")), "logging": len(logging.getLogger().handlers),
+            "unbuffered": (sys.stdout.write_through, sys.stdin.read()), "umask": os.umask(0o22), "nice": os.nice(0),
+        }
+        (folder / "world.json").write_text(json.dumps(world).replace(str(folder), "FOLDER"))
+        import numpy
+        (folder / "random").write_text(f"{random.random()} {numpy.random.random()}")
+        atexit.register((folder / "at the end").touch)
 (folder / "result").write_text("done")
 """
 
@@ -116,6 +142,64 @@ def test_status_file_says_what_the_job_had(make):
     run_jobs([job])
     assert read_status(job.folder)["attempts"] == 2
     assert log_lines(job.folder).count("error: image=x.png was not found") == 2, "the log is continued"
+
+
+def world(job: Job) -> dict:
+    return json.loads((job.folder / "world.json").read_text())
+
+
+def test_a_forked_job_finds_the_same_world_as_one_started_anew(make, monkeypatch):
+    monkeypatch.setattr(local_jobs, "_preload", lambda jobs: ["numpy.random"])
+    forked = [make("spoil", "spoil"), make("die", "die"), make("a", "look"), make("b", "look")]
+    anew = [make("c", "look"), make("d", "look")]
+    assert [s.exit_code for s in run_jobs(forked)] == [0, 137, 0, 0]
+    assert [s.status for s in run_jobs(anew, fork=False)] == ["done"] * 2
+    records = [read_status(job.folder) for job in (*forked, *anew)]
+    assert [record["forked"] for record in records] == [can_fork()] * 4 + [False] * 2
+    assert world(forked[2]) == world(forked[3]) == world(anew[0]) == world(anew[1])
+    drawn = {number for job in (*forked[2:], *anew) for number in (job.folder / "random").read_text().split()}
+    assert len(drawn) == 8
+    assert all((job.folder / "at the end").exists() for job in (*forked[2:], *anew))
+
+
+def test_jobs_with_gpus_or_alone_import_for_themselves(make, monkeypatch):
+    jobs = [make("a"), make("b")]
+    run_jobs(jobs, gpus=[0])
+    run_jobs(jobs[:1], force=True)
+    assert not any(read_status(job.folder)["forked"] for job in jobs)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    run_jobs(jobs, force=True)
+    assert not any(read_status(job.folder)["forked"] for job in jobs)
+
+
+@pytest.mark.skipif(not can_fork(), reason="forks")
+def test_a_server_with_threads_does_not_fork(make, monkeypatch):
+    text = "import threading, time\nthreading.Thread(target=time.sleep, args=(9,), daemon=True).start()"
+    (Path(os.environ["PYTHONPATH"].split(os.pathsep)[0]) / "threaded.py").write_text(text)
+    monkeypatch.setattr(local_jobs, "_preload", lambda jobs: ["threaded"])
+    jobs = [make("a"), make("b")]
+    assert [s.status for s in run_jobs(jobs)] == ["done"] * 2
+    assert not any(read_status(job.folder)["forked"] for job in jobs)
+
+
+@pytest.mark.skipif(not can_fork(), reason="forks")
+def test_jobs_survive_their_server_and_those_of_unknown_end_run_again(make, launch):
+    jobs = [make("a", "wait"), make("b", "wait"), make("c")]
+    launcher = launch(jobs)
+    until(lambda: all((job.folder / "ready").exists() for job in jobs[:2]))
+    [server] = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
+    os.kill(int(server), signal.SIGKILL)
+    for job in jobs[:2]:
+        (job.folder / "go").touch()
+    until(lambda: all(calls(job) == 2 for job in jobs[:2]))
+    for job in jobs[:2]:
+        (job.folder / "go").touch()
+    launcher.communicate(timeout=30)
+    assert launcher.returncode == 0
+    records = [read_status(job.folder) for job in jobs]
+    assert [(r["status"], r["attempts"], r["forked"]) for r in records] == [("done", 2, False)] * 2 + [
+        ("done", 1, False)
+    ]
 
 
 def test_only_what_is_missing_runs_again(make):
@@ -244,7 +328,7 @@ def test_a_closed_terminal_is_ignored_under_nohup(make, launch):
 def test_jobs_of_a_killed_launcher_are_waited_for_and_dead_ones_run_again(make, launch):
     alive, dead = jobs = [make("alive", "wait"), make("dead", "wait")]
     launcher = launch(jobs)
-    until(lambda: all((job.folder / "ready").exists() for job in jobs))
+    until(lambda: all((job.folder / "ready").exists() and read_status(job.folder) for job in jobs))
     launcher.kill()
     launcher.communicate()
     process = read_status(dead.folder)["pid"]

@@ -1,6 +1,7 @@
 """`restore` on the user's own damaged pictures, with the tiny models of an earlier build."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +11,13 @@ from conftest import composed
 from PIL import Image
 
 import scoreexp as se
+from scoreexp import prior
 from scoreexp.app.commands.restore import restore
 from scoreexp.app.launch import run_app
 from scoreexp.core.errors import UserError
 from scoreexp.core.streams import ImageStreams
 from scoreexp.data.image_io import read_image
-from scoreexp.denoisers import OracleDenoiser
+from scoreexp.denoisers import DenoiserBase, OracleDenoiser
 from scoreexp.metrics import psnr
 from scoreexp.numerics.oracles import Gaussian
 from scoreexp.observations import (
@@ -24,6 +26,7 @@ from scoreexp.observations import (
     GaussianNoise,
     Grayscale,
     Identity,
+    LinearOperator,
     Mask,
     RandomMask,
     SuperResolution,
@@ -32,7 +35,7 @@ from scoreexp.restore import PROVIDED, SCHEMA
 from scoreexp.restorers import DDNM, DDRM, DDS
 from scoreexp.restorers.images import Tiles, as_observed, image_streams, restore_image, restore_observed
 from scoreexp.samplers import UniformGrid
-from scoreexp.schedules import VP
+from scoreexp.schedules import VE, VP
 
 MODELS = Path(__file__).parents[1] / "fixtures" / "v0_1"
 TASKS = ["inpaint", "inpaint_box", "deblur", "deblur_motion", "super_resolution", "denoise", "gray"]
@@ -181,16 +184,14 @@ class White(se.denoisers.DenoiserBase, wraps=True):
     "operator", [RandomMask((10, 14)), SuperResolution(2, size=(10, 14)), GaussianBlur(0.8, size=(10, 14))]
 )
 @pytest.mark.parametrize(
-    "restorer", [DDS(UniformGrid(4), eta=0.0, gamma=20.0, cg_steps=40), DDRM(UniformGrid(4))]
+    "restorer",
+    [DDS(UniformGrid(4), eta=0.0, gamma=20.0, cg_steps=40), DDRM(UniformGrid(4)), DDNM(UniformGrid(4))],
+    ids=lambda r: type(r).__name__,
 )
 def test_padding_adds_unknowns_and_no_data(operator, restorer):
-    """The padded operator sees what the operator sees, and restores it from the same data."""
+    """The padded operator sees what the operator sees, and restores it from the same data, also by its decomposition."""
     x = 0.5 * torch.randn(1, 3, 10, 14, generator=torch.Generator().manual_seed(0))
     observation = se.Observation(operator(x), operator, GaussianNoise(1e-4))
-    if isinstance(restorer, DDRM) and isinstance(operator, GaussianBlur):
-        with pytest.raises(ValueError, match="no singular value decomposition"):
-            se.restore(observation, White(3), restorer)
-        return
     restored = se.restore(observation, White(3), restorer).x
     assert restored.shape == x.shape
     assert (operator(restored) - observation.y).abs().max() < 0.2 * observation.y.abs().max()
@@ -302,6 +303,60 @@ def test_a_picture_that_tiles_cannot_divide_goes_through_whole_and_says_so():
     assert said == ["GaussianBlur sees beyond a tile: the whole image goes through at once"]
 
 
+# ------------------------------------------------------------------------------- without a checkpoint, and doubts
+
+
+class Flat(DenoiserBase):
+    """A prior of images of any size, whose pixels are ``N(0, 0.25)`` each."""
+
+    schedule, event_shape = VE(0.02, 1.0), None
+
+    def __call__(self, x_t, t, cond=None):
+        sigma = self.schedule.sigma(t).reshape(-1, 1, 1, 1)
+        return (x_t * 0.25 / (0.25 + sigma**2)).to(x_t.dtype)
+
+
+@pytest.fixture
+def bundled(monkeypatch):
+    """A stand-in for the prior that comes with the package."""
+    monkeypatch.setattr(prior, "load", lambda device: Flat())
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_without_a_checkpoint_the_bundled_prior_is_taken_and_named(channels, bundled, tmp_path, capsys):
+    source = picture(tmp_path / "photo.png", channels=channels)
+    (done,) = restore(asked(source, "task=inpaint", "simulate=true", "ckpt=null"))
+    assert "prior          the bundled one of photographs; ckpt=FILE takes another" in capsys.readouterr().out
+    assert read_image(done.target).pixels.shape == (24, 36, channels)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (
+            ["sigma=0.001", "restorer=pnp_admm", "restorer.rho=1e4"],
+            r"the residual is 0\.\d+, \d+ times the noise of 0\.001",
+        ),
+        (
+            ["sigma=0.4", "restorer.gamma=1e6"],
+            r"far below the noise of 0\.4: the noise of the data is in the picture",
+        ),
+        (["sigma=0", "restorer=ddrm"], "saturated noise, so the restorer diverged"),
+        (["sigma=0.1", "restorer.gamma=1"], None),
+    ],
+)
+def test_what_speaks_against_the_picture_is_said(overrides, said, bundled, tmp_path, capsys):
+    source = picture(tmp_path / "photo.png")
+    if "sigma=0" in overrides:  # black and white at random, and kept
+        noise = np.random.default_rng(0).integers(0, 2, (24, 36, 3), dtype=np.uint8) * 255
+        Image.fromarray(noise).save(source)
+    few = [] if "restorer=pnp_admm" in overrides else ["restorer.grid.steps=4"]
+    restore(asked(source, "task=denoise", "ckpt=null", *few, *overrides))
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning")]
+    assert len(lines) == (said is not None)
+    assert said is None or re.search(said, lines[0])
+
+
 # ------------------------------------------------------------------------------------------------ bad input
 
 
@@ -352,6 +407,23 @@ def test_bad_input_is_one_clear_line_and_writes_nothing(overrides, said, inputs,
     assert sorted(path.name for path in tmp_path.iterdir()) == inputs
 
 
+class Halved(LinearOperator):
+    """Whose adjoint is wrong."""
+
+    def __call__(self, x):
+        return 2 * x
+
+    def adjoint(self, y):
+        return y
+
+
+def test_a_wrong_adjoint_of_an_operator_of_ones_own_is_named_with_both_inner_products():
+    model = OracleDenoiser(Gaussian(torch.zeros(1, 8, 8), torch.ones(1, 8, 8)), VP())
+    observation = se.Observation(torch.zeros(1, 1, 8, 8), Halved(), GaussianNoise(0.1))
+    with pytest.raises(ValueError, match=r"Halved: <A x, y> = -?\d.* but <x, A\^T y> = -?\d.*: correct it"):
+        se.restore(observation, model, DDS(UniformGrid(2)))
+
+
 def test_a_model_of_one_size_alone_says_which(inputs, tmp_path):
     """The exact network knows images of its own size."""
     model = OracleDenoiser(Gaussian(torch.zeros(3, 8, 8), torch.ones(3, 8, 8)), VP())
@@ -392,7 +464,7 @@ def test_outputs_are_not_replaced_unless_asked(inputs):
         (["task=denoise", "mask=nowhere.png"], "mask=nowhere.png does not exist"),
         (["task=denoise", "restorer=ddss"], "did you mean 'dds'?"),
         (["task=denoise", "sigma=-1"], "sigma=-1 must be"),
-        (["task=denoise"], "restorer: DDS needs a model: add ckpt="),
+        (["task=denoise", "~restorer"], "ckpt is required: add ckpt="),
     ],
 )
 def test_keys_are_checked_before_torch_is_imported(arguments, said, inputs, capsys):

@@ -1,14 +1,17 @@
 """Transport of images along score fields, against a literal loop, and the look-up of the paths."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from scoreexp.core.streams import ImageStreams
+from scoreexp.data import DataError
 from scoreexp.embedding import EmbeddedImages, ImageEmbedding, embed_scores
 from scoreexp.numerics.fokker_planck import GeometricDiffusion, ScorePrecomputation
+from scoreexp.numerics.spectral_torch import TorchSpectral
 
 PUBLISHED = {"initial_density": "sampled_kde", "boundary": "zero", "solver": "direct", "steps": 100}
 
@@ -79,6 +82,37 @@ def test_noise_is_named_by_the_image_alone():
     alone = embedding(x[1:2], solved(embedding, x[1:2]), seeds=[2])
     torch.testing.assert_close(whole[:, 1:2], alone, atol=1e-6, rtol=0)
     assert not torch.equal(whole, embedding(x, field, seeds=[1, 2, 4]))
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {},
+        {"initial_density": "value_pairs", "g": GeometricDiffusion(5.0), "spacing": 1.0},
+        {"solver": TorchSpectral("cpu")},
+    ],
+)
+@pytest.mark.parametrize("transport", [{}, {"kept": 3, "component": "column", "noise": 0.1, "clamp": True}])
+def test_fields_solved_on_the_way_move_the_images_as_stored_ones(parameters, transport):
+    x, seeds = images(3), [1, 2, 3]
+    embedding = ImageEmbedding(precomputation=ScorePrecomputation(steps=6, **parameters), **transport)
+    field = embedding.precomputation(
+        x.permute(0, 2, 3, 1).numpy(), keep=embedding.kept, dtype=np.float32
+    )  # as a file keeps it
+    seconds = {}
+    assert embedding.on_demand
+    assert torch.equal(torch.stack(list(embedding.along(x, seeds, seconds))), embedding(x, field, seeds))
+    assert set(seconds) == {"initial_density", "solve"}
+    with pytest.raises(ValueError, match=r"give values in \[0, 1\]"):
+        list(embedding.along(2 * x, seeds, seconds))
+
+
+def test_a_field_that_is_not_finite_stops_the_embedding(monkeypatch):
+    embedding = ImageEmbedding(precomputation=ScorePrecomputation(steps=3))
+    bad = SimpleNamespace(index=1, time=0.5, component=lambda which: np.full((1, 9, 9), np.nan))
+    monkeypatch.setattr(ScorePrecomputation, "slices", lambda self, images, keep: iter([bad]))
+    with pytest.raises(DataError, match=r"not finite at time 0\.5"):
+        list(embedding.along(images(1), [0], {}))
 
 
 def test_constant_image_stays_where_it_is_in_the_middle():

@@ -2,10 +2,13 @@ import warnings
 
 import numpy as np
 import pytest
+from scipy.ndimage import gaussian_filter, map_coordinates
+from scipy.signal import fftconvolve
 from scipy.stats import gaussian_kde
 
 from scoreexp.numerics.fokker_planck import (
     GeometricDiffusion,
+    Grid,
     PicardDivergence,
     Problem,
     ScorePrecomputation,
@@ -17,6 +20,7 @@ from scoreexp.numerics.fokker_planck import (
     sample_positions,
     solve_log_density,
 )
+from scoreexp.numerics.fokker_planck.initial import initial_log_densities
 
 TIMES = np.linspace(0, 0.1, 6)
 
@@ -291,6 +295,51 @@ def test_precomputation_is_the_two_stages_in_a_row(image):
     np.testing.assert_array_equal(field.score, expected.score)
     assert set(field.seconds) == {"initial_density", "assembly", "solve", "score"}
     assert ScorePrecomputation(initial_density="value_pairs").initial(images).shape == (2, 3, 16, 16)
+
+
+def smoothed(image):
+    """The convolution as it is defined, of one image."""
+    weights = image.mean(-1) + 0.1
+    weights /= weights.sum()
+    grid = Grid.of(weights.shape)
+    centred = grid.points - (weights * grid.points).sum(axis=(1, 2))[:, None, None]
+    covariance = np.einsum("ij,aij,bij->ab", weights, centred, centred) + 0.01**2 * np.eye(2)
+    smoothing = 2000 ** (-1 / 3) * covariance + 0.01**2 * np.eye(2)
+    axes = (np.arange(1 - n, n) * h for n, h in zip(grid.shape, grid.spacing))
+    offsets = np.stack(np.meshgrid(*axes, indexing="ij"))
+    exponent = np.einsum("aij,ab,bij->ij", offsets, np.linalg.inv(smoothing), offsets)
+    kernel = np.exp(-exponent / 2) / (2 * np.pi * np.sqrt(np.linalg.det(smoothing)))
+    height, width = grid.shape
+    density = fftconvolve(weights, kernel)[height - 1 : 2 * height - 1, width - 1 : 2 * width - 1]
+    density = np.maximum(density, 1e-10)
+    return np.log(density / (density.sum() * np.prod(grid.spacing)))
+
+
+def value_pairs(plane):
+    """The density of the pairs, by the general functions, of one channel."""
+    of_both = {"bins": 64, "range": [[0, 1], [0, 1]], "density": True}
+    histogram, _, _ = np.histogram2d(plane.ravel(), plane.T.ravel(), **of_both)
+    density = gaussian_filter(histogram, max(plane.size ** (-1 / 6) * plane.std() * 64, 1.0))
+    bins = np.stack([plane.ravel(), plane.T.ravel()]) * 64 - 0.5
+    at_pixels = map_coordinates(density, bins, order=1, mode="nearest")
+    return np.log(np.maximum(at_pixels, 1e-10)).reshape(plane.shape)
+
+
+@pytest.mark.parametrize("side", [9, 32, 48])
+def test_densities_of_many_images_are_bit_for_bit_those_of_each_by_its_definition(side):
+    rng = np.random.default_rng(0)
+    images = rng.random((11, side, side, 3)) ** 2
+    images[1] = rng.integers(0, 2, (side, side, 3))  # on the edges of the outermost bins
+    images[2] = 0.25
+    images[3] = np.round(255 * images[3]) / 255
+    np.testing.assert_array_equal(
+        initial_log_densities(images, "smoothed"), np.stack([smoothed(image) for image in images])
+    )
+    planes = np.ascontiguousarray(np.moveaxis(images, -1, 1))
+    np.testing.assert_array_equal(
+        initial_log_densities(images, "value_pairs"),
+        np.stack([[value_pairs(plane) for plane in image] for image in planes]),
+    )
 
 
 def test_precomputation_refuses_a_single_image(image):

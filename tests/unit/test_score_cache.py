@@ -1,6 +1,8 @@
 """Score fields on disk: found again, never trusted when damaged or foreign, never written with NaN."""
 
 import dataclasses
+import importlib.util
+import sys
 
 import numpy as np
 import pytest
@@ -8,14 +10,22 @@ import pytest
 from scoreexp.data import DataError
 from scoreexp.embedding import ImageEmbedding
 from scoreexp.embedding import cache as score_cache
-from scoreexp.embedding.cache import cache_file, field_key, read_field, solve_fields, stacked, write_field
-from scoreexp.numerics.fokker_planck import GeometricDiffusion, ScorePrecomputation
+from scoreexp.embedding.cache import (
+    cache_file,
+    field_key,
+    old_files,
+    read_field,
+    solve_fields,
+    stacked,
+    write_field,
+)
+from scoreexp.numerics.fokker_planck import VERSION, Direct, GeometricDiffusion, ScorePrecomputation
 
 IMAGES = np.random.default_rng(0).random((3, 8, 8, 3))
 
 
 def embedding(folder, kept=None, **parameters):
-    parameters = {"steps": 4, **parameters}
+    parameters = {"steps": 4, "solver": "factorised", **parameters}
     return ImageEmbedding(
         precomputation=ScorePrecomputation(**parameters),
         kept=kept,
@@ -80,7 +90,7 @@ def test_key_depends_on_everything_the_field_depends_on(tmp_path, monkeypatch):
         for change in (
             {"g": 0.4}, {"g": GeometricDiffusion(0.5)}, {"horizon": 0.9}, {"steps": 5}, {"kept": 2}, {"tol": 1e-5},
             {"boundary": "zero", "solver": "direct"}, {"solver": "direct"}, {"initial_density": "value_pairs"},
-            {"spacing": 1.0}, {"max_iter": 4}, {"solver_options": {"eigenvalues": "continuum"}},
+            {"spacing": 1.0}, {"max_iter": 4}, {"solver": "gmres"}, {"solver": "gmres", "solver_options": {"restart": 9}},
         )
     ]  # fmt: skip
     keys = [
@@ -99,6 +109,59 @@ def test_key_depends_on_everything_the_field_depends_on(tmp_path, monkeypatch):
     assert field_key(image, base, 0) != keys[0]
     with pytest.raises(DataError, match="drift cannot be cached"):
         field_key(image, embedding(tmp_path, drift=lambda points, t: points, solver="direct"), 0)
+
+
+def test_a_changed_comment_keeps_the_fields_and_a_changed_scheme_does_not(tmp_path, monkeypatch):
+    versions = []
+    for doc, value in (("'One.'", 1), ("'Other.'  # or not", 1), ("'One.'", 2)):
+        path = tmp_path / f"own_solver_{len(versions)}.py"
+        path.write_text(f"class Own:\n    {doc}\n    def solve(self):\n        return {value}\n")
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        module = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, path.stem, module)
+        spec.loader.exec_module(module)
+        versions.append(score_cache.code_version(module.Own))
+    assert versions[0] == versions[1] != versions[2]
+    assert score_cache.code_version(Direct) == str(VERSION)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "expected"),
+    [
+        ({"solver": "factorised"}, [0.017120245, 0.021959335]),
+        ({"solver": "direct"}, [0.018236065, 0.021900329]),
+        ({"solver": "direct", "boundary": "zero"}, [-0.1497791, 0.026915358]),
+        ({"solver": "direct", "initial_density": "value_pairs"}, [0.028424566, 0.095858862]),
+    ],
+)
+def test_stored_results_belong_to_this_version_of_the_schemes(parameters, expected):
+    field = embedding(None, **parameters).precomputation(IMAGES[:1], keep=[-1])
+    np.testing.assert_allclose(
+        field.score[0, 0].reshape(-1, 8, 8)[0, [1, 4], [2, 6]],
+        expected,
+        rtol=1e-6,
+        err_msg="results have changed: raise scoreexp.numerics.fokker_planck.VERSION, and then these numbers",
+    )
+
+
+def test_exact_fields_are_never_stored(tmp_path):
+    chosen = embedding(tmp_path, solver="spectral")
+    assert solve(IMAGES, chosen)[1] == [False] * 3
+    assert not list(tmp_path.iterdir())
+    assert chosen.on_demand
+    assert not embedding(tmp_path, solver="spectral", initial_density="sampled_kde").on_demand
+    assert [embedding(tmp_path, solver="auto", boundary=b).on_demand for b in ("neumann", "zero")] == [
+        True,
+        False,
+    ]
+
+
+def test_files_of_an_earlier_version_are_named(tmp_path):
+    solve(IMAGES, embedding(tmp_path))
+    assert old_files(tmp_path) is None
+    (tmp_path / "0a").mkdir()
+    (tmp_path / "0a" / f"{'0' * 32}.npz").touch()
+    assert old_files(tmp_path) == str(tmp_path / "[0-9a-f][0-9a-f]")
 
 
 def test_sampled_positions_are_named_by_seed_and_image():

@@ -4,12 +4,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from scoreexp.api.models import as_model
 from scoreexp.core.checked import checked
 from scoreexp.core.streams import ImageStreams
 from scoreexp.core.types import NonNegativeInt
 from scoreexp.denoisers import DenoiserBase
-from scoreexp.observations import Observation
+from scoreexp.observations import FromDeepinv, LinearOperator, Observation, require_adjoint
 from scoreexp.restorers import Restoration, Restorer
 from scoreexp.restorers.images import restore_observed
 from scoreexp.samplers import knows_null_label, labels_for
@@ -53,13 +55,15 @@ def restore(
 
     Raises:
         TypeError: an argument is of another kind.
-        ValueError: the restorer cannot serve this observation or needs a model, or there is not one seed per sample.
+        ValueError: the restorer cannot serve this observation or needs a model, there is not one seed per sample, or the
+            adjoint of an operator of the caller's own is not that (the message has both inner products).
         UserError: the model has no such class, its null label was not trained, or there is no model to take a label.
     """
     chosen = range(len(observation.y)) if seeds is None else [int(seed) for seed in seeds]
     prior = None if model is None else as_model(model)
     record = {} if prior is None else prior.record
     y = observation.y if prior is None else observation.y.to(prior.device)
+    _require_own_adjoint(observation)
     null = label is None and knows_null_label(record)
     cond = labels_for(chosen, record, "none" if null else label, device=y.device)
     return restore_observed(
@@ -70,3 +74,14 @@ def restore(
         cond=cond,
         keep=keep,
     )
+
+
+def _require_own_adjoint(observation: Observation) -> None:
+    """Test the adjoint of an operator that is not the package's, whose tests have seen it."""
+    operator, y = observation.operator, observation.y[:1]
+    own = type(operator).__module__.partition(".")[0] != "scoreexp" or isinstance(operator, FromDeepinv)
+    if not own or not isinstance(operator, LinearOperator):
+        return
+    with torch.no_grad():
+        shape = operator.adjoint(y).shape[1:]
+        require_adjoint(operator, shape, tolerance=1e3 * torch.finfo(y.dtype).eps, like=y)

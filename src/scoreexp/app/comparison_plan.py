@@ -90,7 +90,11 @@ def _sweep_of_experiments(cfg: DictConfig) -> dict[str, Any]:
         raise UserError(f"experiments={names}: give at least one, each once")
     if cfg.methods is not None:
         raise UserError("methods= chooses among those of a sweep: leave it out beside experiments=")
-    first = checked_config(names[0], [*config_options(), f"experiment={names[0]}"])
+    configs = {name: checked_config(name, [*config_options(), f"experiment={name}"]) for name in names}
+    first = configs[names[0]]
+    _require_one_kind(
+        {name: "callbacks.monitor.sigma" in flattened(config) for name, config in configs.items()}
+    )
     return (
         own
         | _ending(names[0], own, flattened(first))
@@ -101,6 +105,18 @@ def _sweep_of_experiments(cfg: DictConfig) -> dict[str, Any]:
             "methods": {name: [f"experiment={name}"] for name in names},
         }
     )
+
+
+def _require_one_kind(denoises: Mapping[str, bool]) -> None:
+    """Refuse experiments that observe different things: noisy images, or what an operator of their own makes of them."""
+    by_noise = [name for name, is_so in denoises.items() if is_so]
+    otherwise = [name for name, is_so in denoises.items() if not is_so]
+    if by_noise and otherwise:
+        raise UserError(
+            f"experiments: {', '.join(by_noise)} denoise images (callbacks.monitor.sigma), {', '.join(otherwise)} restore "
+            "what their own operator and noise observe, so no protocol is common: compare those of one kind, or measure "
+            "each with python -m scoreexp.evaluate"
+        )
 
 
 def _ending(name: str, own: Mapping[str, Any], first: Mapping[str, Any]) -> dict[str, Any]:

@@ -42,8 +42,12 @@ class Job:
         return f"run_dir={quoted(str(self.folder))}"
 
     @property
+    def arguments(self) -> list[str]:
+        return [*self.overrides, self.folder_override, "resume=auto"]
+
+    @property
     def command(self) -> list[str]:
-        return [sys.executable, "-m", self.module, *self.overrides, self.folder_override, "resume=auto"]
+        return [sys.executable, "-m", self.module, *self.arguments]
 
 
 class JobStatus(NamedTuple):

@@ -46,9 +46,10 @@ from scoreexp.app.conf_dir import conf_dir
 from scoreexp.app.config_check import check_config
 from scoreexp.app.early_checks import require_data
 from scoreexp.app.help import help_text
-from scoreexp.app.hydra_internals import get_args_parser, hydra_of
+from scoreexp.app.hydra_internals import get_args_parser, hydra_of, run_composed
 from scoreexp.app.sweep import devices_of, expand, plan_sweep, run_sweep
 from scoreexp.core.errors import UserError
+from scoreexp.system.memory import collected, uncollected
 from scoreexp.system.processes import independent_launcher
 
 MAX_LINES = 3
@@ -92,7 +93,8 @@ def run_app(
     sys.stdout = _with_or_without_reader(sys.stdout, sys.__stdout__)
     sys.stderr = _with_or_without_reader(sys.stderr, sys.__stderr__)
     try:
-        return _dispatch(app, list(sys.argv[1:] if argv is None else argv))
+        with uncollected():
+            return _dispatch(app, list(sys.argv[1:] if argv is None else argv))
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         return 130
@@ -160,7 +162,7 @@ def _start_hydra(app: App, args: Namespace) -> CommandLine:
 
 
 def _run(app: App, command_line: CommandLine, args: Namespace) -> int:
-    hydra, _, config_name, overrides = command_line
+    hydra, _, config_name, _ = command_line
     cfg = None if args.multirun else compose(command_line)
     if cfg is None or cfg.hydra.mode == RunMode.MULTIRUN:
         if independent_launcher() == "torchrun":
@@ -174,12 +176,14 @@ def _run(app: App, command_line: CommandLine, args: Namespace) -> int:
         require_data(*data)
         if shared.hydra.launcher._target_.startswith("scoreexp."):
             _check_launcher(shared)
-            return run_sweep(plan_sweep(command_line, shared, cfgs, jobs, app.module, _options(args)))
+            sweep = plan_sweep(command_line, shared, cfgs, jobs, app.module, _options(args))
+            with collected():
+                return run_sweep(sweep)
         return _run_here(app, command_line, cfgs)
     require_data(_check(cfg, app))
     _require_common_folder(cfg)
     job = _Job(app.task, app.schema or {}, _nearest_existing(Path(os.path.abspath(cfg.hydra.run.dir))))
-    hydra.run(config_name, job, [*overrides, "hydra.mode=RUN"])
+    run_composed(hydra, config_name, cfg, job)
     return 1 if job.failures else 0
 
 
@@ -255,7 +259,9 @@ class _Job:
             if folder != Path.cwd() and not os.access(folder, os.W_OK):
                 raise UserError(f"the run folder {folder} is not writable; choose another with run_dir=DIR")
             module, _, name = self.task.partition(":")
-            return getattr(importlib.import_module(module), name)(cfg)
+            task = getattr(importlib.import_module(module), name)
+            with collected():
+                return task(cfg)
         except BaseException as error:
             _remove_empty(folder, self.existing_folder or folder.parent)
             if not isinstance(error, Exception) or wants_full_error() or os.getpid() != self.process:

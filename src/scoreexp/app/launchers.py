@@ -28,6 +28,7 @@ class ProcessLauncher:
         gpus: numbers of the GPUs to hand out; None: all visible ones, if several jobs run at once.
         fail_fast: stop the others when one fails.
         force: run jobs again that are done.
+        fork: import once for all jobs, where that is possible.
     """
 
     @checked
@@ -38,8 +39,10 @@ class ProcessLauncher:
         gpus: list[int] | None = None,
         fail_fast: bool = False,
         force: bool = False,
+        fork: bool = True,
     ) -> None:
         self.n_parallel, self.gpus, self.fail_fast, self.force = n_parallel, gpus, fail_fast, force
+        self.fork = fork
 
     def __call__(self, jobs: Sequence[Job], folder: Path, devices_per_job: int) -> list[JobStatus]:
         return run_jobs(
@@ -49,6 +52,7 @@ class ProcessLauncher:
             devices_per_job=devices_per_job,
             fail_fast=self.fail_fast,
             force=self.force,
+            fork=self.fork,
         )
 
 

@@ -1,9 +1,11 @@
 """Jobs as processes of this machine, so that a sweep survives each of them.
 
-A job runs in its own process group. Jobs running at once share the processor's cores evenly, and each has its own GPUs
+A job is a process in a session of its own: started anew, or forked from a server that has imported everything, where that is
+possible and saves time. Jobs running at once share the processor's cores evenly, and each has its own GPUs
 where there are enough, so that their times can be compared; ``status.json`` says what each job had.
 """
 
+import contextlib
 import os
 import platform
 import re
@@ -12,13 +14,22 @@ import signal
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
-from scoreexp.app.jobs import LOG_FILE, STATUS_FILE, Job, JobStatus, log_lines, read_status, write_status
+from scoreexp.app.jobs import (
+    LOG_FILE,
+    STATUS_FILE,
+    Job,
+    JobStatus,
+    is_done,
+    log_lines,
+    read_status,
+    write_status,
+)
 from scoreexp.app.queue import Attempt, Executor, run_queue
 from scoreexp.core.errors import UserError
+from scoreexp.system.fork_server import ForkedProcess, ForkServer, can_fork
+from scoreexp.system.processes import is_alive, start_time
 
 STOPPED = {
     128 + number: f"stopped by {name}"
@@ -36,6 +47,7 @@ def run_jobs(
     devices_per_job: int = 1,
     fail_fast: bool = False,
     force: bool = False,
+    fork: bool = True,
 ) -> list[JobStatus]:
     """Run the jobs that are not done on this machine, ``n_parallel`` at a time, see ``run_queue``.
 
@@ -50,6 +62,8 @@ def run_jobs(
         devices_per_job: GPUs (or processes on the CPU) of one job.
         fail_fast: stop the others when one fails.
         force: run jobs again that are done; they go on with what their folder holds.
+        fork: import once for all jobs and fork each; on Linux, for several jobs of one process each, without GPUs. Anything
+            else, and what is not forked, imports for itself.
 
     Returns:
         One status per job, in their order.
@@ -64,8 +78,12 @@ def run_jobs(
     _require_here(jobs)
     at_once = max(1, min(n_parallel, len(jobs)))
     slots = _share_gpus(gpus, at_once, devices_per_job)
-    processes = _Processes(slots, _share_threads(at_once, devices_per_job))
-    return run_queue(jobs, processes, fail_fast=fail_fast, force=force)
+    missing = jobs if force else [job for job in jobs if not is_done(job)]
+    forks = fork and can_fork() and len(missing) > 1 and devices_per_job == 1 and slots == [None] * at_once
+    preload = _preload(missing) if forks and not visible_gpus() else None
+    processes = _Processes(slots, _share_threads(at_once, devices_per_job), preload)
+    with contextlib.closing(processes):
+        return run_queue(jobs, processes, fail_fast=fail_fast, force=force)
 
 
 def _require_here(jobs: Sequence[Job]) -> None:
@@ -122,39 +140,68 @@ def visible_gpus() -> list[str]:
 # ---------------------------------------------------------------------------------------------- processes
 
 
+def _preload(jobs: Sequence[Job]) -> list[str]:
+    """What the jobs would import each for itself; nothing for commands of others."""
+    own = {job.module.removeprefix("scoreexp.") for job in jobs if job.module.startswith("scoreexp.")}
+    return ["scoreexp.app.preload", *(f"scoreexp.app.commands.{name}" for name in sorted(own))] if own else []
+
+
 class _Processes(Executor):
     """Starts processes.
 
     Args:
         slots: the GPUs of each place, None for all.
         threads: of each process, None for its default.
+        preload: what a server imports that forks them; None starts each anew.
     """
 
-    def __init__(self, slots: Sequence[list[str] | None], threads: int | None) -> None:
+    def __init__(
+        self, slots: Sequence[list[str] | None], threads: int | None, preload: Sequence[str] | None
+    ) -> None:
         self.places = len(slots)
         self._slots, self._threads = slots, threads
+        self._server = None if preload is None else ForkServer(preload, _environment(None, threads))
+
+    def ready(self) -> bool:
+        return self._server is None or self._server.ready
+
+    def close(self) -> None:
+        if self._server is not None:
+            self._server.close()
 
     def find(self, job: Job) -> Attempt | None:
         stored = read_status(job.folder)
         return _Adopted(job, stored) if _is_running(job, stored) else None
 
     def start(self, job: Job, place: int) -> Attempt:
-        return _Process(job, self._slots[place], self._threads, self.places or 1)
+        return _Process(job, self._slots[place], self._threads, self.places or 1, self._server)
+
+
+def _environment(gpus: list[str] | None, threads: int | None) -> dict[str, str]:
+    """The environment variables of a job."""
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    environment.pop("SLURM_NTASKS", None)  # the job's processes are its own, not tasks of a Slurm step
+    if gpus is not None:
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
+    if threads is not None:
+        environment |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+    return environment
 
 
 class _Process(Attempt):
     """A process, its log and its status file."""
 
-    def __init__(self, job: Job, gpus: list[str] | None, threads: int | None, at_once: int) -> None:
+    def __init__(
+        self,
+        job: Job,
+        gpus: list[str] | None,
+        threads: int | None,
+        at_once: int,
+        server: ForkServer | None,
+    ) -> None:
         stored = read_status(job.folder)
         super().__init__(job, f"started{' again' if stored else ''}")
         job.folder.mkdir(parents=True, exist_ok=True)
-        environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
-        environment.pop("SLURM_NTASKS", None)  # the job's processes are its own, not tasks of a Slurm step
-        if gpus is not None:
-            environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus)
-        if threads is not None:
-            environment |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
         self._record: dict[str, Any] = {
             "name": job.name,
             "status": "running",
@@ -176,30 +223,39 @@ class _Process(Attempt):
             log.write(f"--- {self._record['started']} {self._record['command']}\n".encode())
             log.flush()
             self._log_start = log.tell()
-            self._process = subprocess.Popen(
+            forked = (
+                None if server is None else server.start(job.module, job.arguments, job.folder / LOG_FILE)
+            )
+            self._process = forked or subprocess.Popen(
                 job.command,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=environment,
+                env=_environment(gpus, threads),
                 start_new_session=True,
             )
-        self._record["pid"] = self._process.pid
+        self._record |= {
+            "forked": forked is not None,
+            "pid": self._process.pid,
+            "process_started": start_time(self._process.pid),
+        }
         write_status(job.folder, self._record)
 
     def has_ended(self) -> bool:
-        return self._process.poll() is not None
+        code = self._process.poll()
+        self.again = isinstance(self._process, ForkedProcess) and self._process.is_lost
+        return code is not None or self.again
 
     def stop(self) -> None:
         _interrupt(self._process.pid)
 
     def conclude(self, asked: str | None) -> JobStatus:
-        code = self._process.wait()
-        code = 128 - code if code < 0 else code
+        code = self._process.poll()
+        code = 128 - code if code is not None and code < 0 else code
         if code == 0:
             result = JobStatus("done", 0, None, self.seconds)
-        elif code in STOPPED or asked is not None:
-            result = JobStatus("interrupted", code, asked or STOPPED[code], self.seconds)
+        elif code is None or code in STOPPED or asked is not None:
+            result = JobStatus("interrupted", code, asked or STOPPED.get(code or 0, "stopped"), self.seconds)
         else:
             result = JobStatus("failed", code, self._error(code), self.seconds)
         self._record |= {**result._asdict(), "seconds": round(self.seconds, 3), "finished": _now()}
@@ -242,21 +298,11 @@ def _is_running(job: Job, record: Mapping[str, Any]) -> bool:
     """Whether the process of a status file is alive and still that job's, not a later one with its number."""
     if record.get("status") != "running" or record["hostname"] != platform.node():
         return False
-    arguments = Path(f"/proc/{record['pid']}/cmdline")
-    if Path("/proc/self/cmdline").exists():
-        try:
-            return os.fsencode(job.folder_override) in arguments.read_bytes().split(b"\0")
-        except OSError:
-            return False
-    try:
-        os.kill(record["pid"], 0)
-    except ProcessLookupError:
-        return False
-    return True
+    return is_alive(record["pid"], record.get("process_started"))
 
 
 def _interrupt(group: int) -> None:
-    with suppress(ProcessLookupError):  # it has just ended
+    with contextlib.suppress(ProcessLookupError):  # it has just ended
         os.killpg(group, signal.SIGINT)
 
 

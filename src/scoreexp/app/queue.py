@@ -69,6 +69,10 @@ class Executor(ABC):
     def find(self, job: Job) -> Attempt | None:
         """An attempt of the job that an earlier call has begun and that goes on."""
 
+    def ready(self) -> bool:
+        """Whether a job can be started now."""
+        return True
+
     @abstractmethod
     def start(self, job: Job, place: int) -> Attempt:
         """Begin an attempt in one of the places, numbered from 0.
@@ -134,7 +138,6 @@ class _Queue:
         self._free = deque(range(len(jobs) if executor.places is None else executor.places))
         self._taken: dict[int, int] = {}
         self._stopping: str | None = None  # why
-        self._asked = 0  # jobs that ran when the signal came
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -151,7 +154,7 @@ class _Queue:
 
     def _receive(self, signum: int, frame: FrameType | None) -> None:
         if self.received is None:
-            self.received, self._asked = signum, len(self.running)
+            self.received = signum
         self._stopping = f"stopped by {signal.Signals(self.received).name}"
         if self._parting() is None:
             self._stop_all()
@@ -168,7 +171,7 @@ class _Queue:
         said = False
         try:
             while self.running or (waiting and not self._stopping):
-                while waiting and self._free and not self._stopping:
+                while waiting and self._free and not self._stopping and self._executor.ready():
                     self._start(waiting.popleft())
                 self._watch()
                 if self.received is not None and not said:
@@ -194,12 +197,14 @@ class _Queue:
                     self._conclude(position)
 
     def _stops(self) -> str:
-        return f"{self._asked} running jobs save and stop; once more to stop at once"
+        return f"{len(self.running)} running jobs save and stop; once more to stop at once"
 
     def _watch(self) -> None:
         """Wait until it is time to look at the running jobs, or a signal has come."""
         before, end = self.received, time.monotonic() + self._executor.watch_seconds
-        while self.running and self.received == before and (left := end - time.monotonic()) > 0:
+        while self.received == before and (left := end - time.monotonic()) > 0:
+            if not self.running and self._executor.ready():
+                return
             time.sleep(min(left, POLL_SECONDS))
 
     def _start(self, position: int) -> None:

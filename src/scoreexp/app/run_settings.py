@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from scoreexp import prior
 from scoreexp.app.config_check import check_config
 from scoreexp.app.terminal import say_labelled
 from scoreexp.core.construct import construct
@@ -54,6 +55,18 @@ def model_of_pictures(cfg: DictConfig) -> DenoiserBase:
     return model
 
 
+def prior_of_pictures(cfg: DictConfig) -> DenoiserBase:
+    """``model_of_pictures``; without a checkpoint the prior of photographs that comes with the package, and says so.
+
+    Raises:
+        UserError: of ``model_of_pictures``.
+    """
+    if cfg.ckpt is not None:
+        return model_of_pictures(cfg)
+    say_labelled("prior", "the bundled one of photographs; ckpt=FILE takes another")
+    return guided(prior.load(choose_device(cfg.device)), cfg)
+
+
 def label_of_pictures(cfg: DictConfig, model: DenoiserBase) -> Label:
     """The label with which a model restores the user's images; says what is to be said of that and of its training.
 
@@ -85,8 +98,12 @@ def trained_on_one_picture(config: Mapping[str, Any]) -> bool:
     return pictures * (data.get("crops", 16) if data.get("crop") == "random" else 1) == 1
 
 
-def restorer_of(cfg: DictConfig) -> Restorer | None:
+def restorer_of(cfg: DictConfig, *, has_prior: bool = False) -> Restorer | None:
     """The restorer of ``cfg``, or None where it names none, which means by sampling.
+
+    Args:
+        cfg: of the command.
+        has_prior: whether the command has a model where ``cfg`` names none.
 
     Raises:
         UserError: it needs a model that is not given, or something is given that it does not use.
@@ -95,7 +112,7 @@ def restorer_of(cfg: DictConfig) -> Restorer | None:
         return None
     restorer: Restorer = construct(OmegaConf.to_container(cfg.restorer, resolve=True), "restorer")
     name = type(restorer).__name__
-    if restorer.needs_model and cfg.ckpt is None:
+    if restorer.needs_model and cfg.ckpt is None and not has_prior:
         raise UserError(f"restorer: {name} needs a model: add ckpt=RUN_DIR/checkpoints/best.ckpt")
     unused = ["sampler"] if restorer.needs_model else ["sampler", "ckpt", "guidance", "label"]
     if given := [key for key in unused if cfg.get(key) is not None]:

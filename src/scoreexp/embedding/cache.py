@@ -1,11 +1,13 @@
 """Solved score fields of images, kept on disk: one file per image under a key of everything they depend on.
 
-The key is a hash of the pixels, of every parameter of the precomputation, and of the source text of
-``scoreexp.numerics.fokker_planck`` and of the solver, so a changed solver never meets an old file. Files are zip archives
-whose checksums are compared when they are read; a file that is damaged, cut short or not one of ours is reported and
-solved anew. Fields with values that are not finite are never written.
+Only fields that take longer to solve than to read are kept, see ``ImageEmbedding.on_demand``. The key is a hash of the
+pixels, of every parameter of the precomputation and of the version of the schemes
+(``scoreexp.numerics.fokker_planck.VERSION``), so a changed scheme never meets an old file and a changed comment loses
+none. Files are zip archives whose checksums are compared when they are read; a file that is damaged, cut short or not
+one of ours is reported and solved anew. Fields with values that are not finite are never written.
 """
 
+import ast
 import hashlib
 import inspect
 import json
@@ -18,15 +20,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from filelock import FileLock
 
-import scoreexp.numerics.fokker_planck
 from scoreexp.core.streams import stream_seed
 from scoreexp.data.errors import DataError
 from scoreexp.embedding.transport import ImageEmbedding
-from scoreexp.numerics.fokker_planck import ScoreField, ScorePrecomputation
+from scoreexp.numerics.fokker_planck import VERSION, ScoreField, ScorePrecomputation
 from scoreexp.system.atomic import atomic_write, clear_orphans
 from scoreexp.system.untrusted import require_stored
 
-FORMAT = 1
+FORMAT = 2
 _ARRAYS = (
     "times",
     "log_p",
@@ -57,17 +58,22 @@ class Solved(NamedTuple):
 
 @lru_cache
 def code_version(solver: type) -> str:
-    """Hash of the source files of ``scoreexp.numerics.fokker_planck`` and of the solver's own module.
+    """What tells results of a solver from those of its other versions.
 
-    >>> len(code_version(ScorePrecomputation))
-    32
+    ``VERSION`` for the solvers of the package, which is raised by hand; for one from elsewhere also a hash of its
+    module's code, without comments and docstrings.
+
+    >>> from scoreexp.numerics.fokker_planck import Direct
+    >>> code_version(Direct) == str(VERSION)
+    True
     """
-    files = set(Path(scoreexp.numerics.fokker_planck.__file__).parent.glob("*.py"))
-    files.add(Path(inspect.getfile(solver)))
-    digest = hashlib.blake2b(digest_size=16)
-    for path in sorted(files, key=lambda path: path.name):
-        digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
-    return digest.hexdigest()
+    if solver.__module__.startswith("scoreexp."):
+        return str(VERSION)
+    code = ast.parse(Path(inspect.getfile(solver)).read_text(encoding="utf-8"))
+    for node in ast.walk(code):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node, False):
+            node.body[0] = ast.Pass()
+    return f"{VERSION} {hashlib.blake2b(ast.dump(code).encode(), digest_size=16).hexdigest()}"
 
 
 def image_hash(image: np.ndarray) -> str:
@@ -120,9 +126,19 @@ def cache_file(folder: Path, key: str) -> Path:
     """Where the field of this key lies.
 
     >>> cache_file(Path("fields"), "0a1b").as_posix()
-    'fields/0a/0a1b.npz'
+    'fields/v2/0a/0a1b.npz'
     """
-    return folder / key[:2] / f"{key}.npz"
+    return folder / f"v{FORMAT}" / key[:2] / f"{key}.npz"
+
+
+def old_files(folder: Path) -> str | None:
+    """A pattern of the files that version 1 left in a cache, whose keys nothing asks for any more; None without any.
+
+    >>> old_files(Path("fields")) is None
+    True
+    """
+    pattern = "[0-9a-f][0-9a-f]"
+    return next((str(folder / pattern) for _ in folder.glob(f"{pattern}/*.npz")), None)
 
 
 def write_field(path: Path, key: str, field: ScoreField) -> None:
@@ -233,7 +249,8 @@ def solve_fields(
     >>> import tempfile
     >>> images = np.random.default_rng(0).random((2, 8, 8, 1))
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     embedding = ImageEmbedding(precomputation=ScorePrecomputation(steps=4), cache=folder)
+    ...     precomputation = ScorePrecomputation(steps=4, solver="factorised")
+    ...     embedding = ImageEmbedding(precomputation=precomputation, cache=folder)
     ...     for _ in range(2):
     ...         [solved.cached for solved in solve_fields(images, embedding, seed=0)]
     [[False, False]]
@@ -251,7 +268,9 @@ def solve_fields(
     """
     sampled = embedding.precomputation.initial_density == "sampled_kde"
     at_once = 1 if sampled else max(1, _PIXELS_AT_ONCE // int(np.prod(images.shape[1:3])))
-    folder = None if embedding.cache is None else Path(embedding.cache).expanduser()
+    folder = None
+    if embedding.cache is not None and not embedding.on_demand:
+        folder = Path(embedding.cache).expanduser()
     for first in range(0, len(images), at_once):
         part = images[first : first + at_once]
         keys = [None if folder is None else field_key(image, embedding, seed) for image in part]

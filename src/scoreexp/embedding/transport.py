@@ -20,8 +20,8 @@ References:
 """
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Annotated, Literal, get_args
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -31,7 +31,9 @@ from scoreexp.core.checked import checked
 from scoreexp.core.streams import ImageStreams
 from scoreexp.core.tensors import expand_to
 from scoreexp.core.types import NonNegativeFloat, PositiveInt
+from scoreexp.data.errors import DataError
 from scoreexp.numerics.fokker_planck import ScoreField, ScorePrecomputation
+from scoreexp.numerics.fokker_planck.problem import StageClock
 
 Component = Literal["row", "column"]
 
@@ -79,13 +81,8 @@ def embed_scores(
     """
     if noise > 0 and streams is None:
         raise ValueError(f"noise={noise} needs random streams: pass one per image, or noise=0")
-    if x.ndim != 4 or not x.is_floating_point():
-        raise ValueError(f"images have shape {tuple(x.shape)} and type {x.dtype}: give floating [B, C, H, W]")
-    if x.numel() and not (x.min() >= 0 and x.max() <= 1):  # also true for NaN
-        raise ValueError(
-            f"images have values in [{float(x.min()):.4g}, {float(x.max()):.4g}]: give values in [0, 1]"
-        )
-    score = torch.from_numpy(field.score[..., get_args(Component).index(component), :, :]).double()
+    _require_images(x)
+    score = torch.from_numpy(field.score[..., get_args(Component).index(component), :, :])
     if score.ndim == 4:
         score = score[:, :, None]
     if (
@@ -97,17 +94,42 @@ def embed_scores(
             f"score field of shape {tuple(field.score.shape)} does not belong to images of shape "
             f"{tuple(x.shape)}: solve it for these images"
         )
-    last_step = len(field.step_times)
-    state, path = x.double(), []
-    for k, (n, t) in enumerate(zip(field.kept.tolist(), field.times.tolist())):
+    steps = zip(field.kept.tolist(), field.times.tolist(), score)
+    last = len(field.step_times)
+    path = _transported(x, steps, last=last, g=g, dt=dt, noise=noise, clamp=clamp, streams=streams)
+    return torch.stack(list(path))
+
+
+def _transported(
+    x: Tensor,
+    steps: Iterable[tuple[int, float, Tensor]],
+    *,
+    last: int,
+    g: float | Callable[[float], float],
+    dt: float,
+    noise: float,
+    clamp: bool,
+    streams: ImageStreams | None,
+) -> Iterator[Tensor]:
+    """The path of ``x`` one image after the other; ``steps`` are (n, t_n, s(t_n)) with s of [B, 1 or C, H, W]."""
+    state = x.to(torch.float64, copy=True)
+    for n, t, score in steps:
         g_t = float(g(t)) if callable(g) else float(g)
-        state = state - 0.5 * g_t**2 * score[k] * dt
-        if noise > 0 and streams is not None and n < last_step:
-            state = state + noise * g_t * math.sqrt(dt) * streams.normal(x).double()
+        state -= 0.5 * g_t**2 * score.double() * dt
+        if noise > 0 and streams is not None and n < last:
+            state += noise * g_t * math.sqrt(dt) * streams.normal(x).double()
         if clamp:
-            state = state.clamp(0, 1)
-        path.append(state.to(x.dtype))
-    return torch.stack(path)
+            state.clamp_(0, 1)
+        yield state.to(x.dtype, copy=True)
+
+
+def _require_images(x: Tensor) -> None:
+    if x.ndim != 4 or not x.is_floating_point():
+        raise ValueError(f"images have shape {tuple(x.shape)} and type {x.dtype}: give floating [B, C, H, W]")
+    if x.numel() and not (x.min() >= 0 and x.max() <= 1):  # also true for NaN
+        raise ValueError(
+            f"images have values in [{float(x.min()):.4g}, {float(x.max()):.4g}]: give values in [0, 1]"
+        )
 
 
 class ImageEmbedding:
@@ -130,7 +152,7 @@ class ImageEmbedding:
         component: which derivative on the image plane moves the values.
         noise: coefficient c of the noise g sqrt(dt) xi, without unit.
         clamp: keep the values in [0, 1].
-        cache: folder of solved score fields; None solves them anew each time.
+        cache: folder of solved score fields; None solves them anew each time, as always where ``on_demand``.
 
     Raises:
         ValueError: if a value is outside its domain.
@@ -158,6 +180,11 @@ class ImageEmbedding:
         self.cache = cache
 
     @property
+    def on_demand(self) -> bool:
+        """Whether fields are solved when they are wanted and never stored: where that costs less than to read them."""
+        return self.precomputation.cheap
+
+    @property
     def times(self) -> list[float]:
         """Times of the path ``[K + 1]``, from 0 (the image itself) to the horizon."""
         horizon, count = float(self.precomputation.times[-1]), len(self.kept)
@@ -174,18 +201,59 @@ class ImageEmbedding:
         Raises:
             ValueError: as for ``embed_scores``.
         """
-        times = self.precomputation.times
-        path = embed_scores(
-            x,
-            field,
-            g=self.precomputation.g,
-            dt=float(times[-1] - times[0]) / (len(times) - 1),
-            component=self.component,
-            noise=self.noise,
-            clamp=self.clamp,
-            streams=ImageStreams(seeds, "embedding"),
-        )
+        path = embed_scores(x, field, component=self.component, **self._transport(seeds))
         return torch.cat([x[None], path])
+
+    def along(self, x: Tensor, seeds: Sequence[int], seconds: dict[str, float]) -> Iterator[Tensor]:
+        """The same path one image ``[B, C, H, W]`` after the other, its fields solved on the way and not kept.
+
+        >>> embedding = ImageEmbedding(precomputation=ScorePrecomputation(steps=4))
+        >>> x = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+        >>> field = embedding.precomputation(x.permute(0, 2, 3, 1).numpy(), keep=embedding.kept, dtype=np.float32)
+        >>> path = torch.stack(list(embedding.along(x, [0], {})))
+        >>> torch.equal(path, embedding(x, field, [0]))
+        True
+
+        Args:
+            x: the images in [0, 1].
+            seeds: one per image, naming its noise.
+            seconds: grows by those of ``initial_density`` and ``solve``.
+
+        Raises:
+            ValueError: as for ``embed_scores``.
+            DataError: if a field is not finite.
+        """
+        _require_images(x)
+        yield x
+        last = len(self.precomputation.times) - 1
+        yield from _transported(x, self._solved(x, seconds), last=last, **self._transport(seeds))
+
+    def _solved(self, x: Tensor, seconds: dict[str, float]) -> Iterator[tuple[int, float, Tensor]]:
+        component = get_args(Component).index(self.component)
+        clock = StageClock(seconds)
+        with clock("initial_density"):
+            slices = self.precomputation.slices(x.permute(0, 2, 3, 1).numpy(), keep=self.kept)
+        while True:
+            with clock("solve"):
+                if (piece := next(slices, None)) is None:
+                    return
+                score = torch.from_numpy(piece.component(component).astype(np.float32, order="C"))
+            if not score.sum().isfinite():
+                raise DataError(
+                    f"a score field has values that are not finite at time {piece.time:.4g}: take smaller steps or "
+                    "another embedding.precomputation.solver"
+                )
+            yield piece.index, piece.time, score if score.ndim == 4 else score[:, None]
+
+    def _transport(self, seeds: Sequence[int]) -> dict[str, Any]:
+        times = self.precomputation.times
+        return {
+            "g": self.precomputation.g,
+            "dt": float(times[-1] - times[0]) / (len(times) - 1),
+            "noise": self.noise,
+            "clamp": self.clamp,
+            "streams": ImageStreams(seeds, "embedding") if self.noise > 0 else None,
+        }
 
 
 class EmbeddedImages:

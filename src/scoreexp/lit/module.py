@@ -181,7 +181,6 @@ class ScoreModule(pl.LightningModule):
         loss = losses.mean()
         if not torch.isfinite(loss):
             self._stop_on_non_finite(losses, t)
-        self.log("step", self.global_step + 1.0, on_step=True, on_epoch=False)  # rows are named by steps done
         self.log(
             "train/loss",
             loss.detach(),
@@ -232,6 +231,11 @@ class ScoreModule(pl.LightningModule):
         self.trainer.fit_loop.epoch_loop._batches_that_stepped = self.global_step
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if every and (self.global_step % every == 0 or self.trainer.should_stop):  # else no row is written
+            self.log(
+                "step", float(self.global_step), on_step=True, on_epoch=False
+            )  # names the row by steps done
         if self.ema is not None and self.averaged is not None and not self._accumulating():
             self.ema.update(self.averaged, self.denoiser, self.global_step)
 

@@ -5,6 +5,8 @@ Every network takes the keywords ``event_shape`` and ``num_classes``, maps ``x[B
 conditioned on an image states in ``cond_shape`` of what shape ``(C', H, W)``; there ``cond`` is ``[B, C', H, W]``.
 """
 
+from scoreexp.networks.autoencoder import ConvAutoencoder
+from scoreexp.networks.blind_spot import BlindSpot
 from scoreexp.networks.denoising_unet import DenoisingUNet
 from scoreexp.networks.exact import ExactPosteriorMean
 from scoreexp.networks.image_conditioned import ImageConditioned
@@ -12,17 +14,23 @@ from scoreexp.networks.mlp import MLP
 from scoreexp.networks.ncsnpp import NCSNpp
 from scoreexp.networks.regression_unet import RegressionUNet
 from scoreexp.networks.score_cnn import ScoreCNN
+from scoreexp.networks.spectral import SpectralResidual
 from scoreexp.networks.unet import UNet
+from scoreexp.networks.unet_modulated import ModulatedUNet
 from scoreexp.networks.unet_published import UNetPublished
 
 __all__ = [
     "MLP",
+    "BlindSpot",
+    "ConvAutoencoder",
     "DenoisingUNet",
     "ExactPosteriorMean",
     "ImageConditioned",
+    "ModulatedUNet",
     "NCSNpp",
     "RegressionUNet",
     "ScoreCNN",
+    "SpectralResidual",
     "UNet",
     "UNetPublished",
 ]

@@ -153,6 +153,11 @@ class Gaussian(Oracle):
         self._variances = self._variances.clamp(min=0)
         self._mean = mean.to(torch.float64).flatten()
 
+    def components(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Weight ``[1]``, mean ``[1, D]`` and covariance ``[1, D, D]``, float64: a mixture of one."""
+        basis = torch.eye(len(self._mean), dtype=torch.float64) if self._basis is None else self._basis
+        return torch.ones(1, dtype=torch.float64), self._mean[None], (basis * self._variances @ basis.T)[None]
+
     def _to_basis(self, x: Tensor) -> Tensor:
         return x if self._basis is None else x @ self._basis
 
@@ -223,6 +228,10 @@ class GaussianMixture(Oracle):
         self._means = means.to(torch.float64).reshape(components, -1)
         self._variances = variances.to(torch.float64).reshape(components, -1)  # [K, 1] or [K, D]
 
+    def components(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Weights ``[K]``, means ``[K, D]`` and covariances ``[K, D, D]``, float64."""
+        return self._weights, self._means, torch.diag_embed(self._variances.expand_as(self._means))
+
     def _components(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Residuals ``[B, K, D]``, marginal variances ``[B, K, 1 or D]`` and log joint ``[B, K]``."""
         residuals = x[:, None] - alpha[:, None] * self._means
@@ -286,6 +295,11 @@ class EmpiricalImages(Oracle):
         self.chunk_size = chunk_size
         self._images = images.flatten(1)
         self.device = images.device
+
+    @property
+    def images(self) -> Tensor:
+        """``[N, *]``."""
+        return self._images.unflatten(1, self.event_shape)
 
     def _sums(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         """``log sum_i exp(l_i) [B]`` and the softmax average of the images ``[B, D]``.

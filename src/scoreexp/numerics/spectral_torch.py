@@ -73,6 +73,7 @@ class TorchSpectral:
     name: ClassVar[str] = "spectral_torch"
     boundaries: ClassVar[tuple[Boundary, ...]] = ("neumann",)
     supports_drift: ClassVar[bool] = False
+    exact_in_time: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         try:

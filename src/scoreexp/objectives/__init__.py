@@ -1,6 +1,8 @@
 """Training objectives, their weightings and the laws of the training times."""
 
+from scoreexp.objectives.ar_dae import ARDAE
 from scoreexp.objectives.base import Objective
+from scoreexp.objectives.blind_spot import SDAP, DownsampledInvariance
 from scoreexp.objectives.denoising_score_matching import DenoisingScoreMatching
 from scoreexp.objectives.diffusion_weighted import DiffusionWeightedScoreMatching
 from scoreexp.objectives.exposure import ExposureMatching
@@ -23,9 +25,12 @@ from scoreexp.objectives.weightings import (
 )
 
 __all__ = [
+    "ARDAE",
+    "SDAP",
     "DenoisingScoreMatching",
     "DiffusionWeightedScoreMatching",
     "DiscreteTime",
+    "DownsampledInvariance",
     "EDMWeighting",
     "EpsWeighting",
     "ExposureMatching",

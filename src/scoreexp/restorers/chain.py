@@ -3,6 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -12,11 +13,14 @@ from scoreexp.core.streams import ImageStreams
 from scoreexp.denoisers import DenoiserBase
 from scoreexp.observations import GaussianNoise, LinearOperator, Observation
 from scoreexp.restorers.base import Callback, Restorer
+from scoreexp.restorers.proximal import known_svd
 from scoreexp.restorers.requirements import event_shape, gaussian_level, linear_operator
 from scoreexp.samplers import start_from_prior
 from scoreexp.samplers.base import batch_of, spread
 from scoreexp.samplers.grids import TimeGrid
 from scoreexp.schedules import Schedule
+
+DIVERGED = 1e6  # of estimates of data near 1
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,14 @@ class Problem:
     operator: LinearOperator
     sigma_y: float
     streams: ImageStreams
+
+    @cached_property
+    def squared_norm(self) -> float:
+        """``|A|^2``, by which the step of a squared residual is divided, so that no unit of ``y`` makes it too long."""
+        if (svd := known_svd(self.operator, self.y)) is not None:
+            return float(svd.singular.max()) ** 2
+        shape = self.operator.adjoint(self.y[:1]).shape[1:]
+        return self.operator.norm(shape, like=self.y) ** 2
 
 
 class Chain(Restorer):
@@ -112,10 +124,17 @@ class Chain(Restorer):
             kept = spread(1, len(times), keep)
             trajectory: list[Tensor] = []
             for i, (t, s) in enumerate(zip(times, [*times[1:], None], strict=True), start=1):
-                x_0, state = self.step(problem, state, t, s, prepared)
+                place = f"at step {i} of {len(times)}, t = {t:.6g}"
+                try:
+                    x_0, state = self.step(problem, state, t, s, prepared)
+                except FloatingPointError as error:
+                    reason = str(error).partition(":")[0]
+                    raise FloatingPointError(f"{name}: {reason} failed {place}: {self.remedy()}") from error
                 if not x_0.isfinite().all():
+                    raise FloatingPointError(f"{name}: the estimate is not finite {place}: {self.remedy()}")
+                if (largest := float(x_0.abs().max())) > DIVERGED:
                     raise FloatingPointError(
-                        f"{name}: the estimate is not finite at step {i} of {len(times)}, t = {t:.6g}: {self.remedy()}"
+                        f"{name}: the estimate has reached {largest:.2g} {place}, so it diverges: {self.remedy()}"
                     )
                 if i in kept:
                     trajectory.append(x_0)

@@ -10,9 +10,12 @@ The losses:
 
 =========== ============================================================================================
 ``DPS``     ``zeta |y - A x0_hat|``
-``STSL``    ``zeta |y - A x0_hat|^2 + c tr H``, the trace of the Hessian of ``log p_t`` by probes
-``HIRDiff`` ``eta_1 |y - A x0_hat|^2 + eta_2 TV(x0_hat)``
+``STSL``    ``zeta |y - A x0_hat|^2 / |A|^2 + c tr H``, the trace of the Hessian of ``log p_t`` by probes
+``HIRDiff`` ``eta_1 |y - A x0_hat|^2 / |A|^2 + eta_2 TV(x0_hat)``
 =========== ============================================================================================
+
+The square of the norm ``|A|`` is not in the papers, whose operators have norms near 1: without it the step would grow with
+the square of the unit of ``y``, and diverge for a Radon transform, whose norm is that of the size of the image.
 
 References:
     H. Chung, J. Kim, M. T. Mccann, M. L. Klasky, J. C. Ye, "Diffusion Posterior Sampling for General Noisy Inverse
@@ -34,6 +37,7 @@ from torch import Tensor
 from scoreexp.core.checked import checked
 from scoreexp.core.types import NonNegativeFloat, PositiveFloat, PositiveInt, Probability
 from scoreexp.denoisers.denoiser import eps_from_x0
+from scoreexp.numerics.input_gradients import InputGradients
 from scoreexp.restorers.chain import Chain, Problem
 from scoreexp.samplers.grids import TimeGrid
 
@@ -79,7 +83,7 @@ class GradientChain(Chain):
         if s is None:
             x_0 = problem.denoise(x_t, t)
             return x_0, x_0
-        with torch.enable_grad():
+        with torch.enable_grad(), InputGradients():
             x_t = x_t.detach().requires_grad_()
             x0_hat = problem.denoise(x_t, t)
             (gradient,) = torch.autograd.grad(self.loss(problem, x_t, x0_hat, t).sum(), x_t)
@@ -183,7 +187,8 @@ class STSL(GradientChain):
         self.zeta, self.c, self.probes, self.probe = zeta, c, probes, probe
 
     def loss(self, problem: Problem, x_t: Tensor, x0_hat: Tensor, t: float) -> Tensor:
-        return self.zeta * squared_residual(problem, x0_hat) + self.c * self.trace(problem, x_t, x0_hat, t)
+        data = self.zeta / problem.squared_norm * squared_residual(problem, x0_hat)
+        return data + self.c * self.trace(problem, x_t, x0_hat, t)
 
     def trace(self, problem: Problem, x_t: Tensor, x0_hat: Tensor, t: float) -> Tensor:
         """The estimate of ``tr H [B]``, without unit of the data: times ``sigma_t^2`` it is ``alpha tr dD/dx_t - n``."""
@@ -240,7 +245,7 @@ class HIRDiff(GradientChain):
         self.eta_1, self.eta_2 = eta_1, eta_2
 
     def loss(self, problem: Problem, x_t: Tensor, x0_hat: Tensor, t: float) -> Tensor:
-        data = self.eta_1 * squared_residual(problem, x0_hat)
+        data = self.eta_1 / problem.squared_norm * squared_residual(problem, x0_hat)
         return data + self.eta_2 * total_variation(x0_hat) if self.eta_2 else data
 
     def remedy(self) -> str:

@@ -84,30 +84,54 @@ def restore_pixels(
     callback: Callback | None = None,
     progress: Callable[[int, int], None] | None = None,
     warn: Callable[[str], None] | None = None,
-) -> list[np.ndarray]:
-    """Denoise one image in memory: ``restore_image`` of pixels ``[H, W, C]`` in [0, 1], C in {1, 3}, any H and W.
+) -> RestoredPixels:
+    """Denoise one image in memory: ``restore_image`` of pixels ``[H, W, C]``, C in {1, 3}, any H and W.
+
+    A large image is brought into the units of the model tile by tile, so that beside it only the states are held.
 
     Args:
+        pixels: floating point, nominally in [0, 1].
         noise: of the image, in the units of the model ([-1, 1]).
 
     Returns:
         The estimates kept and the restored image, each float32 ``[H, W, C]``, clipped to [0, 1].
     """
-    return restore_image(
-        restorer,
-        model,
-        Observation(as_observed(pixels), Identity(), noise),
-        streams_of=lambda row, column, count: ImageStreams(
-            [stream_seed(seed, "denoise", row, column, i) for i in range(count)]
-        ),
-        label=label,
-        keep=keep,
-        tiles=tiles,
-        device=device,
-        callback=callback,
+    started = time.perf_counter()
+    multiple = 1 if model is None else model.downsampling_factor
+    side, overlap = tiles.side_for(*pixels.shape[:2]), tiles.overlap
+    if side is not None:
+        side = max(multiple, side // multiple * multiple)
+        overlap = min(overlap, side - multiple)
+    counts: list[int] = []
+
+    def run(part: Tensor, corner: tuple[int, int]) -> Tensor:
+        restored = restore_image(
+            restorer,
+            model,
+            Observation(to_model(part), Identity(), noise),
+            streams_of=lambda row, column, count: ImageStreams(
+                [stream_seed(seed, "denoise", corner[0] + row, corner[1] + column, i) for i in range(count)]
+            ),
+            label=label,
+            keep=keep,
+            tiles=Tiles(None, overlap),
+            device=device,
+            callback=callback,
+            warn=warn,
+        )
+        counts.append(restored.nfe)
+        return torch.stack([torch.from_numpy(state).movedim(-1, 0) for state in restored.states])
+
+    states = apply_tiled(
+        run,
+        torch.from_numpy(np.ascontiguousarray(pixels, np.float32)).movedim(-1, 0)[None],
+        tile=side,
+        overlap=overlap,
+        multiple=multiple,
         progress=progress,
-        warn=warn,
-    ).states
+    )
+    found = [state.movedim(0, -1).numpy() for state in states]
+    return RestoredPixels(found, max(counts), time.perf_counter() - started)
 
 
 def as_observed(pixels: np.ndarray) -> Tensor:
@@ -209,8 +233,9 @@ def restore_observed(
     """Restore a batch of images of one size, whatever the size that the model was trained on.
 
     The unknown is padded to what the model's sides must be divisible by. Nothing is observed of the padding, but for
-    operators that work pixel by pixel, where the observation is mirrored. Data that are no images, and operators that are
-    not linear, are handed on as they are.
+    operators that work pixel by pixel, where the observation is mirrored. Where the operator would lose its decomposition
+    by that (a periodic blur), the unknown keeps its size, and the network alone sees it mirrored. Data that are no images,
+    and operators that are not linear, are handed on as they are.
 
     Args:
         restorer: what restores.
@@ -236,13 +261,9 @@ def restore_observed(
     whole = _padded(observation, (height, width), multiple)
     operator = observation.operator
     assert isinstance(operator, LinearOperator)
-    lost = isinstance(whole.operator, Compose) and known_svd(operator, observation.y) is not None
-    if lost and warn is not None:
-        tall, wide = _up(height, multiple), _up(width, multiple)
-        warn(
-            f"{width} x {height} pixels are padded to {wide} x {tall} for the model, where "
-            f"{type(operator).__name__} has no decomposition: a restorer that needs one wants the sides cropped"
-        )
+    if isinstance(whole.operator, Compose) and known_svd(operator, observation.y) is not None:
+        assert model is not None  # which alone asks for a multiple
+        model, whole, multiple = _Mirrored(model), observation, 1
     counts: list[int] = []
 
     def run(part: Tensor, corner: tuple[int, int]) -> Tensor:
@@ -297,6 +318,20 @@ class _OfSize(Wrapper):
 
     def __call__(self, x_t: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
         return self.model(x_t, t, cond)
+
+
+class _Mirrored(Wrapper):
+    """The model for images of any side: what its factor asks for is mirrored at their right and bottom, and cut off."""
+
+    @property
+    def downsampling_factor(self) -> int:
+        return 1
+
+    def __call__(self, x_t: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+        height, width = x_t.shape[-2:]
+        return self.model(mirror_to_multiple(x_t, self.model.downsampling_factor), t, cond)[
+            ..., :height, :width
+        ]
 
 
 def _of_size(model: DenoiserBase | None, like: Tensor) -> DenoiserBase | None:

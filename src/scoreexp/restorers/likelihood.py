@@ -37,6 +37,7 @@ from scoreexp.core.tensors import expand_to
 from scoreexp.core.types import PositiveFloat, PositiveInt
 from scoreexp.denoisers import DenoiserBase, Wrapper
 from scoreexp.numerics.conjugate_gradient import conjugate_gradient
+from scoreexp.numerics.input_gradients import InputGradients
 from scoreexp.observations import SVD, LinearOperator, Observation
 from scoreexp.restorers.base import Callback, Restorer
 from scoreexp.restorers.by_sampling import unscaled
@@ -103,6 +104,10 @@ class LikelihoodRestorer(Restorer):
             sigma: as ``alpha``.
         """
 
+    def remedy(self) -> str:
+        """What to change where the sampler diverges."""
+        return "give a larger noise level of y, or more steps"
+
     def posterior(self, model: DenoiserBase, observation: Observation) -> DenoiserBase:
         """``E[x_0 | x_t, y]``, a denoiser like any other.
 
@@ -128,7 +133,12 @@ class LikelihoodRestorer(Restorer):
         y, posterior = observation.y, self.posterior(model, observation)
         shape = event_shape(type(self).__name__, model)
         x_t = start_from_prior(model, shape, streams, dtype=y.dtype, device=y.device)
-        result = self.sampler(posterior, x_t, streams=streams, cond=cond, keep=keep, callback=callback)
+        try:
+            result = self.sampler(posterior, x_t, streams=streams, cond=cond, keep=keep, callback=callback)
+        except FloatingPointError as error:
+            raise FloatingPointError(
+                f"{type(self).__name__}: {str(error).partition(': ')[0]}: {self.remedy()}"
+            ) from error
         return result.x, unscaled(result, model.schedule)
 
 
@@ -144,7 +154,7 @@ class _Posterior(Wrapper):
         if not scales[0].any():
             return self.model(x_t, t, cond)
         alpha, sigma = (expand_to(scale, x_t).to(x_t) for scale in scales)
-        with torch.inference_mode(False), torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad(), InputGradients():
             x = x_t.detach().clone().requires_grad_()
             x0_hat = self.model(x, t, cond)
 
@@ -203,6 +213,11 @@ class PiGDM(LikelihoodRestorer):
         total = variance * svd.singular**2 + sigma_y**2
         weights = torch.where(svd.measured, svd.singular / torch.where(svd.measured, total, 1), 0)
         return svd.v(weights * svd.ut(residual))
+
+    def remedy(self) -> str:
+        return (
+            f"choose a smaller sigma_data than {self.sigma_data:g}, a larger noise level of y, or more steps"
+        )
 
 
 class MMPS(LikelihoodRestorer):

@@ -12,7 +12,6 @@ Reference: Y. Mansour, R. Heckel, "Zero-Shot Noise2Noise: Efficient Image Denois
 https://arxiv.org/abs/2303.11253.
 """
 
-from collections.abc import Callable
 from typing import ClassVar
 
 import torch
@@ -21,12 +20,11 @@ from torch.nn.functional import mse_loss
 from torch.nn.utils import skip_init
 
 from scoreexp.core.checked import checked
-from scoreexp.core.kinds import Images, kind_of
-from scoreexp.core.streams import ImageStreams, generator
-from scoreexp.core.types import PositiveFloat, PositiveInt
+from scoreexp.core.streams import generator
+from scoreexp.core.types import NonNegativeFloat, PositiveFloat, PositiveInt
 from scoreexp.denoisers import DenoiserBase
-from scoreexp.observations import Identity, Observation
-from scoreexp.restorers.base import Callback, Restorer
+from scoreexp.observations import Observation
+from scoreexp.restorers.per_image import Followed, PerImage
 from scoreexp.restorers.tiling import mirror_to_multiple
 
 
@@ -40,10 +38,11 @@ def diagonal_means(x: Tensor) -> tuple[Tensor, Tensor]:
     return (upper[..., 1::2] + lower[..., 0::2]) / 2, (upper[..., 0::2] + lower[..., 1::2]) / 2
 
 
-class ZSN2N(Restorer):
+class ZSN2N(PerImage):
     """Fits about 22,000 weights to each image; no prior, no training set, and no evaluation of a model (``nfe`` is 0).
 
-    >>> from scoreexp.observations import GaussianNoise
+    >>> from scoreexp.core.streams import ImageStreams
+    >>> from scoreexp.observations import GaussianNoise, Identity
     >>> observation = Observation(torch.zeros(1, 3, 8, 8), Identity(), GaussianNoise(0.2))
     >>> ZSN2N(steps=2)(observation, streams=ImageStreams([0])).x.shape
     torch.Size([1, 3, 8, 8])
@@ -52,49 +51,32 @@ class ZSN2N(Restorer):
         steps: of the optimiser (2000 in the authors' program).
         width: channels of the two hidden layers.
         lr: learning rate of Adam, halved after each 1500 steps.
+        tolerance: the fit is over when the estimate moves by less than this share of the noise's standard deviation within
+            25 steps; 0 takes all steps.
 
     Raises:
         ValueError: a parameter is outside its domain; on a call, the observation is no image under the identity.
     """
 
-    needs_model: ClassVar[bool] = False
+    method: ClassVar[str] = "ZS-N2N"
 
     @checked
-    def __init__(self, steps: PositiveInt = 2000, width: PositiveInt = 48, lr: PositiveFloat = 1e-3) -> None:
-        self.steps, self.width, self.lr = steps, width, lr
-
-    def restore(
+    def __init__(
         self,
-        observation: Observation,
-        model: DenoiserBase | None,
-        streams: ImageStreams,
-        cond: Tensor | None,
-        keep: int,
-        callback: Callback | None,
-    ) -> tuple[Tensor, list[Tensor]]:
+        steps: PositiveInt = 2000,
+        width: PositiveInt = 48,
+        lr: PositiveFloat = 1e-3,
+        tolerance: NonNegativeFloat = 0.0,
+    ) -> None:
+        self.steps, self.width, self.lr, self.tolerance = steps, width, lr, tolerance
+
+    def fit(
+        self, observation: Observation, model: DenoiserBase | None, seed: int, followed: Followed
+    ) -> Tensor:
+        """As of the base class; odd sides are mirrored by a pixel for the fit."""
         y = observation.y
-        if not isinstance(observation.operator, Identity) or not isinstance(kind_of(y.shape[1:]), Images):
-            raise ValueError(
-                f"ZS-N2N denoises images [B, C, H, W], not data {tuple(y.shape)} of {type(observation.operator).__name__}"
-            )
-        if min(y.shape[-2:]) < 2:
-            raise ValueError(f"ZS-N2N takes images of 2 x 2 pixels at least, not {tuple(y.shape[-2:])}")
-        fitted = []
-        with torch.inference_mode(False), torch.enable_grad():
-            for number, seed in enumerate(streams.seeds):
-
-                def followed(step: int, estimate: Tensor, done: int = number * self.steps) -> None:
-                    if callback is not None:
-                        callback(done + step, len(y) * self.steps, estimate, None)
-
-                fitted.append(self._fit(y[number : number + 1].clone(), seed, followed))
-        x = torch.cat(fitted)
-        return x, [y, x][-keep:] if keep else []
-
-    def _fit(self, y: Tensor, seed: int, followed: Callable[[int, Tensor], None]) -> Tensor:
-        """``y[1, C, H, W]`` without its noise; odd sides are mirrored by a pixel for the fit."""
         height, width = y.shape[-2:]
-        network = self._network(y.shape[1], seed).to(y)
+        network = residual_network(y.shape[1], self.width, generator(seed, "zs_n2n")).to(y)
         optimizer = torch.optim.Adam(network.parameters(), lr=self.lr)
         schedule = torch.optim.lr_scheduler.StepLR(optimizer, step_size=1500, gamma=0.5)
         even = mirror_to_multiple(y, 2)
@@ -105,25 +87,22 @@ class ZSN2N(Restorer):
             whole = diagonal_means(estimate)
             loss = (mse_loss(first, halves[1]) + mse_loss(second, halves[0])) / 2
             loss = loss + (mse_loss(first, whole[0]) + mse_loss(second, whole[1])) / 2
-            if not loss.isfinite():
-                raise FloatingPointError(
-                    f"the loss is not finite at step {step} of {self.steps}: the image holds NaN, or lr={self.lr:g} is too "
-                    "large"
-                )
+            self.require_finite(loss, step, f"lr={self.lr:g} is too large")
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             schedule.step()
-            followed(step, estimate.detach()[..., :height, :width])
-        return (y - network(y)).detach()
+            if followed(step, estimate.detach()[..., :height, :width]):
+                break
+        return y - network(y)
 
-    def _network(self, channels: int, seed: int) -> nn.Module:
-        """With torch's usual law of initial weights, uniform within 1 / sqrt(inputs), from a stream of its own."""
-        sizes = ((channels, self.width, 3), (self.width, self.width, 3), (self.width, channels, 1))
-        layers = [skip_init(nn.Conv2d, a, b, side, padding=side // 2) for a, b, side in sizes]
-        random = generator(seed, "zs_n2n")
-        for layer, (inputs, _, side) in zip(layers, sizes):
-            bound = (inputs * side**2) ** -0.5
-            for weights in layer.parameters():
-                nn.init.uniform_(weights, -bound, bound, generator=random)
-        return nn.Sequential(layers[0], nn.LeakyReLU(0.2), layers[1], nn.LeakyReLU(0.2), layers[2])
+
+def residual_network(channels: int, width: int, random: torch.Generator) -> nn.Module:
+    """``f``: convolutions of 3, 3 and 1 pixels a side, with torch's usual law of initial weights."""
+    sizes = ((channels, width, 3), (width, width, 3), (width, channels, 1))
+    layers = [skip_init(nn.Conv2d, a, b, side, padding=side // 2) for a, b, side in sizes]
+    for layer, (inputs, _, side) in zip(layers, sizes):
+        bound = (inputs * side**2) ** -0.5
+        for weights in layer.parameters():
+            nn.init.uniform_(weights, -bound, bound, generator=random)
+    return nn.Sequential(layers[0], nn.LeakyReLU(0.2), layers[1], nn.LeakyReLU(0.2), layers[2])

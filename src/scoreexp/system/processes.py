@@ -70,6 +70,36 @@ def require_all_processes(world_size: int, environment: Mapping[str, str] = os.e
         )
 
 
+def start_time(pid: int) -> int | None:
+    """When a process was started, in ticks since the machine was: with its number, it names one process for ever.
+
+    None where there is no such process any more, or no ``/proc`` that tells.
+
+    >>> start_time(os.getpid()) == start_time(os.getpid())
+    True
+    """
+    with contextlib.suppress(OSError):
+        stat = Path(f"/proc/{pid}/stat").read_text()
+        state, *fields = stat[stat.rindex(")") + 2 :].split()
+        return None if state in "ZX" else int(fields[18])  # a zombie has ended
+    return None
+
+
+def is_alive(pid: int, started: int | None) -> bool:
+    """Whether a process runs, and is the one that was started then, not a later one with its number.
+
+    >>> is_alive(os.getpid(), start_time(os.getpid()))
+    True
+    """
+    if Path("/proc/self/stat").exists():
+        return started is not None and start_time(pid) == started
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
 @contextlib.contextmanager
 def failing_together(trainer: Any, folder: Path) -> Iterator[None]:
     """Let only the process that fails first say why, and leave no other behind.

@@ -10,7 +10,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from scoreexp.app.evaluation import results
-from scoreexp.app.evaluation.of_denoised import measure_denoised
+from scoreexp.app.evaluation.of_denoised import measure_denoised, own_task
 from scoreexp.app.evaluation.of_model import measure_against_oracle, measure_likelihood
 from scoreexp.app.evaluation.of_samples import (
     collectors_of,
@@ -50,6 +50,11 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     def needing(needs: Needs) -> dict[str, Any]:
         return {name: metric for name, metric in metrics.items() if metric.spec.needs == needs}
 
+    if own_task(model.record) is not None:
+        asked = [name for name, metric in metrics.items() if metric.spec.needs != "pairs"]
+        reason = "the model restores observations and is the score of no images of its own"
+        subject.unmeasured.update(dict.fromkeys(asked, reason))
+        metrics = {name: metric for name, metric in metrics.items() if name not in asked}
     collectors = collectors_of(subject, needing("pictures"))
     file, folder = _places(cfg)
     generated = None
@@ -143,7 +148,9 @@ def _usual(subject: Subject) -> list[str]:
             return len(positions) > 1
         return True
 
-    return [spec.name for spec in specs(subject.kind) if spec.usual and is_possible(spec)]
+    restores = own_task(subject.model.record) is not None
+    usual = [spec for spec in specs(subject.kind) if spec.usual and (spec.needs == "pairs" or not restores)]
+    return [spec.name for spec in usual if is_possible(spec)]
 
 
 # ---------------------------------------------------------------------------------------------- where it goes

@@ -19,7 +19,7 @@ from scoreexp.app.picture_files import (
     with_each,
 )
 from scoreexp.app.progress import StepProgress
-from scoreexp.app.run_settings import label_of_pictures, model_of_pictures, restorer_of
+from scoreexp.app.run_settings import label_of_pictures, prior_of_pictures, restorer_of
 from scoreexp.app.terminal import say_labelled
 from scoreexp.core.construct import construct, locate
 from scoreexp.core.errors import UserError
@@ -40,6 +40,7 @@ from scoreexp.observations import (
     SuperResolution,
 )
 from scoreexp.restorers import Restorer
+from scoreexp.restorers.doubts import doubts_of
 from scoreexp.restorers.images import Tiles, as_observed, image_streams, restore_image
 from scoreexp.runs.directory import shown
 from scoreexp.samplers.labels import Label
@@ -141,7 +142,7 @@ def _task(cfg: DictConfig) -> _Task:
         if cfg.sigma is None
         else GaussianNoise(sigma_to_model(float(cfg.sigma)))
     )
-    if (restorer := restorer_of(cfg)) is None:
+    if (restorer := restorer_of(cfg, has_prior=True)) is None:
         raise UserError("nothing restores: choose a restorer, such as restorer=dds")
     task = _Task(node, None, None, noise, restorer, None, None, cfg)
     for key, kind, example in (("mask", Mask, "task=inpaint"), ("kernel", Blur, "task=deblur")):
@@ -158,7 +159,7 @@ def _task(cfg: DictConfig) -> _Task:
     )
     if not task.restorer.needs_model:
         return task
-    model = model_of_pictures(cfg)
+    model = prior_of_pictures(cfg)
     return task._replace(model=model, label=label_of_pictures(cfg, model))
 
 
@@ -207,7 +208,8 @@ def _restore_file(task: _Task, source: Path, target: Path) -> Restored:
             progress=progress.part_done,
             warn=lambda text: say_labelled("note", text),
         )
-    residual = observation.y - observation.operator(as_observed(restored.states[-1]))
+    fitted = observation.operator(as_observed(restored.states[-1]))
+    residual = observation.y - fitted
     (top, left), (height, width) = _frame(task, picture, size)
     clean = restored.states[-1][top : top + height, left : left + width]
     values = {"nfe": restored.nfe, "seconds": restored.seconds}
@@ -223,6 +225,8 @@ def _restore_file(task: _Task, source: Path, target: Path) -> Restored:
         "restored",
         f"{shown(target)} ({_size(clean.shape)}, {restored.nfe} evaluations, {restored.seconds:.1f} s)",
     )
+    for doubt in doubts_of(restored.states[-1], observation, fitted):
+        say_labelled("warning", doubt)
     if reference is not None:
         say_labelled("quality", _quality(values))
     if cfg.strip:

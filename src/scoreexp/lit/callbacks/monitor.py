@@ -21,8 +21,19 @@ from scoreexp.lit.callbacks.base import Curves, NextCommand, RunCallback
 from scoreexp.lit.module import ScoreModule
 from scoreexp.metrics.catalogue import metric_named, specs
 from scoreexp.metrics.functional import WINDOW_SIZE
-from scoreexp.observations import GaussianNoise, Identity, NoiseModel, Operator
-from scoreexp.restorers import BySampling, Restorer
+from scoreexp.observations import (
+    BoxMask,
+    GaussianBlur,
+    GaussianNoise,
+    Grayscale,
+    Identity,
+    MotionBlur,
+    NoiseModel,
+    Operator,
+    RandomMask,
+    SuperResolution,
+)
+from scoreexp.restorers import BySampling, Conditioned, Restorer
 from scoreexp.restorers.denoising import denoise_observed, observe_through
 from scoreexp.runs.directory import shown
 from scoreexp.samplers import Sampler
@@ -31,6 +42,15 @@ from scoreexp.system.atomic import atomic_write
 
 CONFIRMED = ("ssim", "ssim_global")
 MEASURED = sorted(spec.name for spec in specs("pictures") if spec.usual and spec.needs == "pairs")
+TASKS: dict[type[Operator], str] = {  # conf/task, which the command restore takes
+    Identity: "denoise",
+    RandomMask: "inpaint",
+    BoxMask: "inpaint_box",
+    GaussianBlur: "deblur",
+    MotionBlur: "deblur_motion",
+    SuperResolution: "super_resolution",
+    Grayscale: "gray",
+}
 LOGGED = (*(f"{name}_confirmed" for name in CONFIRMED), *MEASURED)  # what a run may be stopped on
 
 
@@ -204,10 +224,21 @@ class RestorationMonitor(RunCallback):
     def next_commands(self) -> Sequence[NextCommand]:
         if not self._noisy.exists():
             return ()
-        settings = {"input": shown(self._noisy), "restorer": "conditioned", "output": "clean.png"}
-        if isinstance(self.noise, GaussianNoise) and self.noise.sigma:
-            settings["sigma"] = sigma_to_unit(self.noise.sigma)
-        return [NextCommand("denoise", settings)]
+        task = TASKS.get(type(self.operator))
+        if (
+            task is None
+            or not isinstance(self.restorer, Conditioned)
+            or not isinstance(self.noise, GaussianNoise)
+        ):
+            return [NextCommand("evaluate", {})]
+        given = {"restorer": "conditioned"}
+        level = {"sigma": sigma_to_unit(self.noise.sigma)} if self.noise.sigma else {}
+        if isinstance(self.operator, Identity):
+            return [
+                NextCommand("denoise", {"input": shown(self._noisy), **given, "output": "clean.png", **level})
+            ]
+        clean = {"input": shown(self._noisy.with_name("clean.png")), "simulate": "true"}
+        return [NextCommand("restore", {**clean, "task": task, **given, "output": "restored.png", **level})]
 
     @property
     def _noisy(self) -> Path:

@@ -31,9 +31,12 @@ from scoreexp.numerics.fokker_planck.solve import (
 )
 from scoreexp.numerics.fokker_planck.spectral import Spectral, laplacian_eigenvalues
 
+VERSION = 1  # of the schemes: raise it with every change of their results, for stored fields are found by it
+
 __all__ = [
     "GMRES",
     "SOLVERS",
+    "VERSION",
     "BiCGSTAB",
     "Direct",
     "Factorised",

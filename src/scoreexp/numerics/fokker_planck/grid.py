@@ -72,17 +72,30 @@ class Grid:
     def gradient(self, field: Array, *, edge_order: int = 2) -> Array:
         """Gradient [..., 2, H, W] of field[..., H, W], central, at the border one-sided of ``edge_order``."""
         out = np.empty((*field.shape[:-2], 2, *field.shape[-2:]), field.dtype)
-        for component, axis in ((0, -2), (1, -1)):
-            f, d = np.moveaxis(field, axis, -1), np.moveaxis(out[..., component, :, :], axis, -1)
-            h = self.spacing[component]
+        for component in range(2):
+            self.derivative(field, component, edge_order=edge_order, out=out[..., component, :, :])
+        return out
+
+    def derivative(self, field: Array, component: int, *, edge_order: int = 2, out: Array) -> Array:
+        """One component of ``gradient``, [..., H, W], written to ``out``."""
+        axis, h = component - 2, self.spacing[component]
+        f, d = np.moveaxis(field, axis, -1), np.moveaxis(out, axis, -1)
+        if axis == -1 and field.flags.c_contiguous and out.flags.c_contiguous:
+            flat, inner = (
+                field.reshape(-1),
+                out.reshape(-1)[1:-1],
+            )  # one long line; its ends of rows are set below
+            np.subtract(flat[2:], flat[:-2], out=inner)
+            inner *= 1 / (2 * h)
+        else:
             np.subtract(f[..., 2:], f[..., :-2], out=d[..., 1:-1])
             d[..., 1:-1] *= 1 / (2 * h)
-            if edge_order == 1:
-                d[..., 0] = (f[..., 1] - f[..., 0]) / h
-                d[..., -1] = (f[..., -1] - f[..., -2]) / h
-            else:
-                d[..., 0] = (4 * f[..., 1] - 3 * f[..., 0] - f[..., 2]) / (2 * h)
-                d[..., -1] = (3 * f[..., -1] - 4 * f[..., -2] + f[..., -3]) / (2 * h)
+        if edge_order == 1:
+            d[..., 0] = (f[..., 1] - f[..., 0]) / h
+            d[..., -1] = (f[..., -1] - f[..., -2]) / h
+        else:
+            d[..., 0] = (4 * f[..., 1] - 3 * f[..., 0] - f[..., 2]) / (2 * h)
+            d[..., -1] = (3 * f[..., -1] - 4 * f[..., -2] + f[..., -3]) / (2 * h)
         return out
 
 

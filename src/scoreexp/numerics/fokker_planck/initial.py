@@ -9,12 +9,13 @@ Denoising using Score Embedding in Score-based Diffusion Models", 2024, https://
 (``value_pairs``).
 """
 
-from typing import Literal
+import math
+from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import ArrayLike
-from scipy.ndimage import gaussian_filter, map_coordinates
-from scipy.signal import fftconvolve
+from numpy.typing import ArrayLike, NDArray
+from scipy import fft
+from scipy.ndimage import gaussian_filter
 from scipy.stats import gaussian_kde
 
 from scoreexp.core.checked import checked
@@ -28,6 +29,7 @@ JITTER = 0.01
 FLOOR = 1e-10
 SCOTT_SQUARED = SAMPLES ** (-1 / 3)  # square of Scott's factor n^(-1/(d + 4)) in d = 2 dimensions
 VALUE_BINS = 64
+_PIXELS_AT_ONCE = 2**13  # the transforms of so many pixels stay in the cache of a core
 
 
 @checked
@@ -77,16 +79,47 @@ def initial_log_density(
             method does not take or lacks, or positions that are all on one line.
     """
     image = _checked(image)
-    if method != "sampled_kde" and positions is not None:
-        raise ValueError(f"method {method!r} draws no positions: pass positions only to 'sampled_kde'")
-    if method == "value_pairs":
-        return _value_pairs(image)
+    if method != "sampled_kde":
+        if positions is not None:
+            raise ValueError(f"method {method!r} draws no positions: pass positions only to 'sampled_kde'")
+        log_p = initial_log_densities(image.reshape(1, *image.shape[:2], -1), method)[0]
+        return log_p.reshape(image.shape) if image.ndim == 2 else log_p
     grid = Grid.of(image.shape[:2])
     weights = (image if image.ndim == 2 else image.mean(axis=-1)) + BACKGROUND
-    weights /= weights.sum()
-    density = _smoothed(weights, grid) if method == "smoothed" else _sampled(weights, grid, positions, rng)
-    density = np.maximum(density, FLOOR)
-    return np.log(density / (density.sum() * np.prod(grid.spacing)))
+    return _log_density(_sampled(weights / weights.sum(), grid, positions, rng)[None], grid)[0]
+
+
+@checked
+def initial_log_densities(images: ArrayLike, method: Literal["smoothed", "value_pairs"]) -> Array:
+    """``initial_log_density`` of each of ``images[B, H, W, C]`` by the methods that draw nothing.
+
+    >>> import numpy as np
+    >>> images = np.random.default_rng(0).random((2, 8, 8, 3))
+    >>> log_p = initial_log_densities(images, "smoothed")
+    >>> np.array_equal(log_p[1], initial_log_density(images[1]))
+    True
+
+    Returns:
+        ``[B, H, W]``; for ``value_pairs`` ``[B, C, H, W]``.
+
+    Raises:
+        ValueError: as for ``initial_log_density``.
+    """
+    images = np.asarray(images)
+    if images.ndim != 4 or not images.size:
+        raise ValueError(f"images have shape {images.shape}: give [B, H, W, C] with at least one image")
+    grid = Grid.of(images.shape[1:3])
+    at_once = max(1, _PIXELS_AT_ONCE // (images.shape[1] * images.shape[2]))
+    parts = []
+    for first in range(0, len(images), at_once):
+        planes = np.ascontiguousarray(np.moveaxis(_in_unit_range(images[first : first + at_once]), -1, 1))
+        if method == "value_pairs":
+            parts.append(_value_pairs(planes))
+            continue
+        weights = planes.mean(axis=1) + BACKGROUND
+        weights /= weights.sum(axis=(1, 2), keepdims=True)
+        parts.append(_log_density(_smoothed(weights, grid), grid))
+    return np.concatenate(parts)
 
 
 def sample_positions(image: ArrayLike, rng: np.random.Generator, *, samples: int = SAMPLES) -> Array:
@@ -106,25 +139,55 @@ def _checked(image: ArrayLike) -> Array:
     if image.ndim not in (2, 3) or image.size == 0:
         raise ValueError(f"image has shape {image.shape}: give [H, W] or [H, W, C]")
     Grid.of(image.shape[:2])
-    if not np.isfinite(image).all():
+    return _in_unit_range(image)
+
+
+def _in_unit_range(image: ArrayLike) -> Array:
+    image = np.asarray(image, dtype=np.float64)
+    low, high = image.min(), image.max()
+    if not (np.isfinite(low) and np.isfinite(high)):
         raise ValueError("image has NaN or infinite values: give finite values in [0, 1]")
-    if image.min() < 0 or image.max() > 1:
-        raise ValueError(f"image values span [{image.min():.4g}, {image.max():.4g}]: rescale them to [0, 1]")
+    if low < 0 or high > 1:
+        raise ValueError(f"image values span [{low:.4g}, {high:.4g}]: rescale them to [0, 1]")
     return image
 
 
+def _log_density(density: Array, grid: Grid) -> Array:
+    """log p of densities [B, H, W], floored and normalised each."""
+    density = np.maximum(density, FLOOR)
+    density /= density.sum(axis=(1, 2), keepdims=True) * np.prod(grid.spacing)
+    return np.log(density, out=density)
+
+
 def _smoothed(weights: Array, grid: Grid) -> Array:
-    mean = (weights * grid.points).sum(axis=(1, 2))
-    centred = grid.points - mean[:, None, None]
-    covariance = np.einsum("ij,aij,bij->ab", weights, centred, centred) + JITTER**2 * np.eye(2)
+    """Weights [B, H, W], each convolved with the Gaussian kernel of its own covariance."""
+    mean = (weights[:, None] * grid.points).sum(axis=(2, 3))
+    centred = grid.points - mean[:, :, None, None]
+    covariance = np.einsum("nij,naij,nbij->nab", weights, centred, centred) + JITTER**2 * np.eye(2)
     smoothing = SCOTT_SQUARED * covariance + JITTER**2 * np.eye(2)
-    offsets = np.stack(
-        np.meshgrid(*(np.arange(1 - n, n) * h for n, h in zip(grid.shape, grid.spacing)), indexing="ij")
-    )
-    exponent = np.einsum("aij,ab,bij->ij", offsets, np.linalg.inv(smoothing), offsets)
-    kernel = np.exp(-exponent / 2) / (2 * np.pi * np.sqrt(np.linalg.det(smoothing)))
-    height, width = grid.shape
-    return fftconvolve(weights, kernel)[height - 1 : 2 * height - 1, width - 1 : 2 * width - 1]
+    precision = -np.linalg.inv(smoothing)[..., None] / 2
+    row, col = (np.arange(1 - n, n) * h for n, h in zip(grid.shape, grid.spacing))
+    # -o^T S^-1 o / 2 of the offsets o = (row, col): [B, 2H - 1, 2W - 1]
+    exponent = (row * precision[:, 0, 0] * row)[:, :, None] + (row * precision[:, 0, 1])[:, :, None] * col
+    exponent += (col * precision[:, 1, 0])[:, None, :] * row[:, None]
+    exponent += (col * precision[:, 1, 1] * col)[:, None, :]
+    kernel = np.exp(exponent, out=exponent)
+    kernel /= (2 * np.pi * np.sqrt(np.linalg.det(smoothing)))[:, None, None]
+    return _convolved(weights, kernel)
+
+
+def _convolved(weights: Array, kernels: Array) -> Array:
+    """weights [B, H, W] * kernels [B, 2H - 1, 2W - 1] at the pixels, by Fourier transforms.
+
+    One axis at a time, so that lines of zeros and lines that nobody asked for are not transformed.
+    """
+    height, width = weights.shape[1:]
+    rows, columns = (fft.next_fast_len(3 * n - 2, real=True) for n in (height, width))
+    product = fft.fft(fft.rfft(weights, columns), rows, axis=1, overwrite_x=True)
+    product *= fft.fft(fft.rfft(kernels, columns), rows, axis=1, overwrite_x=True)
+    lines = fft.ifft(product, axis=1, norm="forward", overwrite_x=True)[:, height - 1 : 2 * height - 1]
+    result = fft.irfft(lines, columns, norm="forward")[:, :, width - 1 : 2 * width - 1]
+    return np.asarray(result * (1 / (rows * columns)))
 
 
 def _draw(weights: Array, grid: Grid, rng: np.random.Generator, samples: int) -> Array:
@@ -158,18 +221,43 @@ def _sampled(
     return gaussian_kde(points.T)(grid.points.reshape(2, -1)).reshape(grid.shape)
 
 
-def _value_pairs(image: Array) -> Array:
-    if image.shape[0] != image.shape[1]:
+def _value_pairs(planes: Array) -> Array:
+    """log-densities [B, C, H, W] of the value pairs of planes [B, C, H, W]."""
+    if planes.shape[2] != planes.shape[3]:
         raise ValueError(
-            f"method 'value_pairs' pairs x[i, j] with x[j, i]: image {image.shape[:2]} must be square"
+            f"method 'value_pairs' pairs x[i, j] with x[j, i]: image {planes.shape[2:]} must be square"
         )
-    if image.ndim == 3:
-        return np.stack([_value_pairs(image[..., c]) for c in range(image.shape[-1])])
-    histogram, _, _ = np.histogram2d(
-        image.ravel(), image.T.ravel(), bins=VALUE_BINS, range=[[0, 1], [0, 1]], density=True
+    size = planes[0, 0].size
+    values = planes.reshape(-1, size)
+    scaled = values * VALUE_BINS
+    bins = np.minimum(scaled.astype(np.intp), VALUE_BINS - 1)
+    pairs = bins * VALUE_BINS + _transposed(bins)
+    pairs += np.arange(len(bins))[:, None] * VALUE_BINS**2
+    counts = np.bincount(pairs.ravel(), minlength=len(bins) * VALUE_BINS**2)
+    histograms = counts.reshape(-1, VALUE_BINS, VALUE_BINS) * float(VALUE_BINS**2) / size
+    deviations = np.maximum(size ** (-1 / 6) * values.std(axis=1) * VALUE_BINS, 1.0)
+    densities = np.stack(
+        [gaussian_filter(each, sd, mode="reflect") for each, sd in zip(histograms, deviations)]
     )
-    bandwidth = image.size ** (-1 / 6) * image.std() * VALUE_BINS
-    density = gaussian_filter(histogram, max(bandwidth, 1.0), mode="reflect")
-    bins = np.stack([image.ravel(), image.T.ravel()]) * VALUE_BINS - 0.5
-    at_pixels = map_coordinates(density, bins, order=1, mode="nearest")
-    return np.log(np.maximum(at_pixels, FLOOR)).reshape(image.shape)
+    log_p = np.log(np.maximum(_read_back(densities, scaled - 0.5), FLOOR))
+    return log_p.reshape(planes.shape)
+
+
+def _transposed(flat: NDArray[Any]) -> NDArray[Any]:
+    """Values at (j, i) of square images [B, H * H] that are given in the order of (i, j)."""
+    side = math.isqrt(flat.shape[1])
+    return flat.reshape(-1, side, side).swapaxes(1, 2).reshape(flat.shape)
+
+
+def _read_back(densities: Array, points: Array) -> Array:
+    """densities [B, n, n] at the value pairs of square images points [B, H * H] (units of bins), bilinear."""
+    floor = np.floor(points)
+    above = points - floor
+    below = 1.0 - above
+    low, high = (np.clip(floor.astype(np.intp) + k, 0, VALUE_BINS - 1) for k in (0, 1))
+    first = np.arange(len(densities))[:, None] * VALUE_BINS**2
+    flat, total = densities.reshape(-1), np.zeros(points.shape)
+    for row, row_weight in ((first + low * VALUE_BINS, below), (first + high * VALUE_BINS, above)):
+        for col, col_weight in ((low, below), (high, above)):
+            total += flat[row + _transposed(col)] * row_weight * _transposed(col_weight)
+    return total

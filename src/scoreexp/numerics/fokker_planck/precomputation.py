@@ -1,6 +1,6 @@
 """Initial density and Fokker-Planck solve of a batch of images with one set of parameters."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal
 
 import numpy as np
@@ -8,11 +8,18 @@ from numpy.typing import ArrayLike, DTypeLike
 
 from scoreexp.core.checked import checked
 from scoreexp.core.types import FinitePositiveFloat, PositiveFloat, PositiveInt
+from scoreexp.numerics.fokker_planck.auto import fastest
 from scoreexp.numerics.fokker_planck.field import ScoreField
 from scoreexp.numerics.fokker_planck.grid import Array
-from scoreexp.numerics.fokker_planck.initial import initial_log_density
-from scoreexp.numerics.fokker_planck.problem import Boundary, Drift, Solver, StageClock
-from scoreexp.numerics.fokker_planck.solve import SolverName, make_solver, solve_log_density
+from scoreexp.numerics.fokker_planck.initial import initial_log_densities, initial_log_density
+from scoreexp.numerics.fokker_planck.problem import Boundary, Drift, Problem, Solver, StageClock
+from scoreexp.numerics.fokker_planck.solve import (
+    SolverName,
+    TimeSlice,
+    iterate_log_density,
+    make_solver,
+    solve_log_density,
+)
 
 
 class GeometricDiffusion:
@@ -88,7 +95,33 @@ class ScorePrecomputation:
         images = np.asarray(images)
         if images.ndim != 4 or not len(images):
             raise ValueError(f"images have shape {images.shape}: give [B, H, W, C] with at least one image")
-        return np.stack([initial_log_density(image, self.initial_density, rng=rng) for image in images])
+        if self.initial_density == "sampled_kde":
+            return np.stack([initial_log_density(image, "sampled_kde", rng=rng) for image in images])
+        return initial_log_densities(images, self.initial_density)
+
+    @property
+    def cheap(self) -> bool:
+        """Whether a solution costs less than to keep it: each time in closed form, from a density that is not sampled."""
+        solver = fastest(self.boundary, self.drift) if self.solver == "auto" else self.solver
+        return getattr(solver, "exact_in_time", False) and self.initial_density != "sampled_kde"
+
+    def slices(self, images: ArrayLike, *, keep: Iterable[int] | None = None) -> Iterator[TimeSlice]:
+        """The solution for images[B, H, W, C] at one kept time after the other, in float64.
+
+        For starting densities that are not drawn. Arguments and errors as for a call.
+        """
+        problem = Problem(
+            self.initial(images),
+            g=self.g,
+            times=self.times,
+            drift=self.drift,
+            boundary=self.boundary,
+            tol=self.tol,
+            max_iter=self.max_iter,
+            spacing=self.spacing,
+            keep=keep,
+        )
+        return iterate_log_density(problem, self.solver)
 
     def __call__(
         self,

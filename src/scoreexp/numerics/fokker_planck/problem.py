@@ -56,7 +56,7 @@ class LinearSolverFailure(SolverError):
 
 
 class StageClock:
-    """Seconds per stage, ``seconds[stage]``, of code run under ``with clock(stage):``.
+    """Seconds per stage, ``seconds[stage]``, of code run under ``with clock(stage):``, added to those given.
 
     >>> clock = StageClock()
     >>> with clock("solve"):
@@ -65,8 +65,8 @@ class StageClock:
     ['solve']
     """
 
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
+    def __init__(self, seconds: dict[str, float] | None = None) -> None:
+        self.seconds: dict[str, float] = {} if seconds is None else seconds
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:

@@ -43,7 +43,17 @@ class TimeSlice:
     index: int
     time: float
     log_p: Array
-    score: Array
+    problem: Problem
+
+    @property
+    def score(self) -> Array:
+        """Both components, [..., 2, H, W]."""
+        return self.problem.grid.gradient(self.log_p, edge_order=_edge_order(self.problem))
+
+    def component(self, which: int) -> Array:
+        """One component of the score, d/d row (0) or d/d column (1), [..., H, W]."""
+        out, order = np.empty_like(self.log_p), _edge_order(self.problem)
+        return self.problem.grid.derivative(self.log_p, which, edge_order=order, out=out)
 
 
 def solve_log_density(
@@ -164,16 +174,10 @@ def iterate_log_density(problem: Problem, solver: SolverName | Solver = "spectra
         PicardDivergence, LinearSolverFailure: as ``solve_log_density``, at the time where it happens.
     """
     method = _resolved(solver, problem)
-    clock = StageClock()
     shape = (*problem.batch_shape, *problem.grid.shape)
     return (
-        TimeSlice(
-            step.index,
-            float(problem.times[step.index]),
-            step.log_p.reshape(shape),
-            _score(problem, step.log_p, clock),
-        )
-        for step in _steps(problem, method, clock)
+        TimeSlice(step.index, float(problem.times[step.index]), step.log_p.reshape(shape), problem)
+        for step in _steps(problem, method, StageClock())
         if step.index in problem.wanted
     )
 
@@ -202,8 +206,12 @@ def _steps(problem: Problem, method: Solver, clock: StageClock) -> Iterator[Step
 
 def _score(problem: Problem, log_p: Array, clock: StageClock) -> Array:
     with clock("score"):
-        score = problem.grid.gradient(log_p, edge_order=2 if problem.boundary == "neumann" else 1)
+        score = problem.grid.gradient(log_p, edge_order=_edge_order(problem))
     return score.reshape(*problem.batch_shape, 2, *problem.grid.shape)
+
+
+def _edge_order(problem: Problem) -> int:
+    return 2 if problem.boundary == "neumann" else 1
 
 
 def _resolved(solver: str | Solver, problem: Problem) -> Solver:

@@ -86,6 +86,7 @@ class Spectral:
     name: ClassVar[str] = "spectral"
     boundaries: ClassVar[tuple[Boundary, ...]] = ("neumann",)
     supports_drift: ClassVar[bool] = False
+    exact_in_time: ClassVar[bool] = True
 
     def __call__(self, problem: Problem, clock: StageClock) -> Iterator[Step]:
         with clock("solve"):

@@ -114,14 +114,16 @@ class LinearOperator(Operator):
         svd = self.svd(y)
         return svd.v(torch.where(svd.measured, svd.ut(y) / torch.where(svd.measured, svd.singular, 1), 0))
 
-    def norm(self, event_shape: Sequence[int], *, iterations: int = 50) -> float:
-        """The largest singular value, by power iteration on ``A^T A`` in float64: a lower bound, close after 50 steps.
+    def norm(self, event_shape: Sequence[int], *, iterations: int = 50, like: Tensor | None = None) -> float:
+        """The largest singular value, by power iteration on ``A^T A``: a lower bound, close after 50 steps.
 
         Args:
             event_shape: shape ``*`` of one sample.
             iterations: steps of the iteration.
+            like: whose dtype and device are those of the iteration; float64 on the CPU by default.
         """
         x = torch.randn(1, *event_shape, generator=generator(0, "operator norm"), dtype=torch.float64)
+        x = x if like is None else x.to(like)
         for _ in range(iterations):
             x = x / x.norm()
             x = self.adjoint(self(x))
@@ -152,9 +154,13 @@ def same(x: Tensor) -> Tensor:
 
 
 def require_adjoint(
-    operator: LinearOperator, event_shape: Sequence[int], *, tolerance: float = 1e-10
+    operator: LinearOperator,
+    event_shape: Sequence[int],
+    *,
+    tolerance: float = 1e-10,
+    like: Tensor | None = None,
 ) -> None:
-    """Test ``<A x, y> = <x, A^T y>`` on random ``x`` and ``y`` in float64.
+    """Test ``<A x, y> = <x, A^T y>`` on random ``x`` and ``y``.
 
     >>> require_adjoint(Identity(), (3, 8, 8))
 
@@ -162,14 +168,16 @@ def require_adjoint(
         operator: the operator.
         event_shape: shape ``*`` of one sample.
         tolerance: largest difference, relative to ``|A x| |y|``.
+        like: whose dtype and device are those of ``x`` and ``y``; float64 on the CPU by default.
 
     Raises:
         ValueError: the two inner products differ; the message has both.
     """
     random = generator(0, "adjoint test")
     x = torch.randn(1, *event_shape, generator=random, dtype=torch.float64)
+    x = x if like is None else x.to(like)
     forward = operator(x)
-    y = torch.randn(forward.shape, generator=random, dtype=torch.float64)
+    y = torch.randn(forward.shape, generator=random, dtype=torch.float64).to(forward)
     backward = operator.adjoint(y)
     if backward.shape != x.shape:
         raise ValueError(

@@ -1,0 +1,379 @@
+"""Restorers beside deepinv's, with one network: ``python -m benchmarks.restoration_peers [--ckpt FILE --input PICTURES]``
+
+deepinv is no dependency of scoreexp. Install deepinv 0.5.0 with ``--no-deps`` into an environment that also has scoreexp,
+einops, natsort, requests and h5py; where torchvision is missing, names of it that deepinv imports are stood in for here,
+since none of what is measured uses them. Seconds are those of the processor: take one thread (OMP_NUM_THREADS=1).
+
+Three tables, all from one run in which the candidates take turns, so that a change of the machine's speed meets all:
+
+* DPS, DiffPIR and DDRM of both: seconds per image, peak memory, network evaluations, and PSNR where there is a checkpoint.
+  Network, data, operator, number of steps and dtype of the network are the same; DPS and DiffPIR have the same noise
+  schedule; weights and all else are each package's defaults, DiffPIR's share of fresh noise is 0.3 for both.
+* The fastest of our restorers that is as good: least seconds over steps 5, 10, 20, 50 with the PSNR of deepinv's DPS, whose
+  number of steps is --dps-steps.
+* Batches: seconds per image of our DPS and DiffPIR in batches of 1, 2, 4, 8.
+
+Without a checkpoint the network is ``conf/network/unet_1m.yaml`` with the weights of its start: times and memory only.
+Memory is the most bytes of torch's tensors at once, for the whole batch and two steps.
+"""
+
+import argparse
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+import scoreexp as se
+from benchmarks.restoration import images_of
+from scoreexp.app.commands.restore_comparison import configured, read_conf, restorers_with_model, task
+from scoreexp.core.ranges import to_model, to_unit
+from scoreexp.core.streams import ImageStreams
+from scoreexp.denoisers import DenoiserBase
+from scoreexp.metrics import psnr
+from scoreexp.observations import Blur, GaussianNoise, Identity, LinearOperator, Mask, Observation
+from scoreexp.restorers import Restorer
+from scoreexp.runs.model import build_denoiser
+from scoreexp.system.peak_memory import peak_memory
+
+METHODS = ("dps", "diffpir", "ddrm")
+TASKS = ("inpaint", "deblur", "super_resolution", "denoise")
+STEPS_TRIED = (5, 10, 20, 50)
+BATCHES = (1, 2, 4, 8)
+Run = Callable[[], Tensor]  # the restored images [B, C, H, W] in [0, 1]
+
+
+class Problem(NamedTuple):
+    """One batch of a task: clean images in [-1, 1], and what is observed of them."""
+
+    name: str
+    clean: Tensor
+    observation: Observation
+
+
+# --------------------------------------------------------------------------------------------------- ours
+
+
+def ours(restorer: Restorer, model: DenoiserBase, problem: Problem) -> Run:
+    """Restores ``problem``."""
+    return lambda: to_unit(se.restore(problem.observation, model, restorer).x)
+
+
+def restorer_of(name: str, steps: int) -> Restorer:
+    """Of conf/restorer, with so many steps, and the settings that are the same for both."""
+    return configured(name, steps, **({"zeta": 0.3} if name == "diffpir" else {}))
+
+
+# -------------------------------------------------------------------------------------------------- theirs
+
+
+class _Absent(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Stands in for torchvision: any module of it holds any name."""
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
+        if name.split(".")[0] == "torchvision":
+            return importlib.machinery.ModuleSpec(name, self, is_package=True)
+        return None
+
+    def create_module(self, spec: Any) -> ModuleType:
+        def any_name(name: str) -> type:
+            if name.startswith("__"):
+                raise AttributeError(name)
+            return type(name, (), {})
+
+        module = ModuleType(spec.name)
+        module.__getattr__ = any_name  # type: ignore[method-assign]
+        return module
+
+    def exec_module(self, module: ModuleType) -> None:
+        pass
+
+
+def deepinv() -> Any:
+    """The package, imported with a stand-in for torchvision where that is missing."""
+    if importlib.util.find_spec("torchvision") is None:
+        sys.meta_path.append(_Absent())
+    import deepinv
+
+    return deepinv
+
+
+class AsDeepinv(nn.Module):
+    """A model of ours as deepinv asks for it: ``(x + sigma z, sigma) -> E[x]``, in units of [0, 1]; it counts."""
+
+    def __init__(self, model: DenoiserBase) -> None:
+        super().__init__()
+        self.model, self.evaluations = model, 0
+
+    def forward(self, x: Tensor, sigma: Tensor | float, *args: Any, **kwargs: Any) -> Tensor:
+        schedule = self.model.schedule
+        low, high = schedule.sigma_range
+        level = (2 * torch.as_tensor(sigma, dtype=torch.float64).flatten()).clamp(low, high).expand(len(x))
+        t = schedule.t_of_sigma(level)
+        alpha = schedule.alpha(t).to(x).reshape(-1, *[1] * (x.ndim - 1))
+        self.evaluations += 1
+        return to_unit(self.model(alpha * to_model(x), t))
+
+
+def physics_of(dinv: Any, operator: LinearOperator, event_shape: Sequence[int], sigma: float) -> Any:
+    """The same operator as an object of deepinv: its own class where it has one, which then has a decomposition."""
+    noise = dinv.physics.GaussianNoise(sigma)
+    if isinstance(operator, Identity):
+        return dinv.physics.Denoising(noise)
+    if isinstance(operator, Mask):
+        seen = operator.seen.float().expand(*event_shape).clone()
+        return dinv.physics.Inpainting(mask=seen, img_size=tuple(event_shape), noise_model=noise)
+    if isinstance(operator, Blur):
+        return dinv.physics.BlurFFT(
+            img_size=tuple(event_shape), filter=operator.kernel.float()[None, None], noise_model=noise
+        )
+    return dinv.physics.LinearPhysics(
+        A=lambda x, **_: operator(x), A_adjoint=lambda y, **_: operator.adjoint(y), noise_model=noise
+    )
+
+
+def theirs(dinv: Any, method: str, steps: int, network: AsDeepinv, problem: Problem) -> Run | None:
+    """deepinv's restorer, or None where it does not serve the operator."""
+    observation, event_shape = problem.observation, problem.clean.shape[1:]
+    operator = observation.operator
+    assert isinstance(operator, LinearOperator)
+    assert isinstance(observation.noise, GaussianNoise)
+    sigma = observation.noise.sigma / 2
+    physics = physics_of(dinv, operator, event_shape, sigma)
+    y = to_unit(operator.adjoint(observation.y)) * operator.seen if isinstance(operator, Mask) else None
+    y = to_unit(observation.y) if y is None else y
+    if method == "ddrm":
+        if not isinstance(physics, dinv.physics.DecomposablePhysics):
+            return None
+        sampler = dinv.sampling.DDRM(network, sigmas=torch.linspace(1, 0, steps).numpy())
+        return lambda: sampler(y, physics)
+    if method == "diffpir":
+        fidelity = dinv.optim.data_fidelity.L2()
+        sampler = dinv.sampling.DiffPIR(network, fidelity, sigma=sigma, max_iter=steps, zeta=0.3, lambda_=7.0)
+        return lambda: sampler(y, physics)
+    sampler = dinv.sampling.DPS(
+        network, num_steps=steps + 1, dtype=torch.float32, rng=torch.Generator().manual_seed(0)
+    )
+    return lambda: sampler(y, physics, x_init=tuple(problem.clean.shape)).detach()
+
+
+# ------------------------------------------------------------------------------------------------ measuring
+
+
+def seconds_by_turns(runs: dict[str, Run], repeats: int) -> tuple[dict[str, float], dict[str, Tensor]]:
+    """The median seconds of each, called in turn, and what each returned first."""
+    taken: dict[str, list[float]] = {name: [] for name in runs}
+    made = {name: run() for name, run in runs.items()}  # a warm-up as well
+    for _ in range(repeats):
+        for name, run in runs.items():
+            started = time.process_time()
+            run()
+            taken[name].append(time.process_time() - started)
+    return {name: statistics.median(values) for name, values in taken.items()}, made
+
+
+def candidate(whose: str, method: str, steps: int, model: DenoiserBase, problem: Problem) -> Run | None:
+    """A run of ours or theirs."""
+    if whose == "ours":
+        return ours(restorer_of(method, steps), model, problem)
+    return theirs(deepinv(), method, steps, AsDeepinv(model), problem)
+
+
+def quality(made: Tensor, problem: Problem) -> float:
+    """Mean PSNR in dB."""
+    return float(psnr(made.float().clamp(0, 1), to_unit(problem.clean).clamp(0, 1)).mean())
+
+
+def evaluations(whose: str, method: str, steps: int, model: DenoiserBase, problem: Problem) -> int:
+    """Of the network for each image."""
+    if whose == "ours":
+        return se.restore(problem.observation, model, restorer_of(method, steps)).nfe
+    network = AsDeepinv(model)
+    run = theirs(deepinv(), method, steps, network, problem)
+    assert run is not None
+    run()
+    return network.evaluations
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--ckpt", type=Path, help="a model of pictures with the VP schedule")
+    parser.add_argument("--input", type=Path, help="a folder of clean pictures, or cifar10 binary batches")
+    parser.add_argument("--count", type=int, default=4, help="pictures in the batch (default 4)")
+    parser.add_argument(
+        "--side", type=int, default=32, help="pixels a side, cropped in the middle (default 32)"
+    )
+    parser.add_argument("--steps", type=int, default=20, help="of every restorer (default 20)")
+    parser.add_argument("--dps-steps", type=int, default=100, help="of deepinv's DPS in the second table")
+    parser.add_argument("--repeats", type=int, default=3, help="of each measurement of seconds (default 3)")
+    parser.add_argument("--tasks", nargs="+", default=TASKS)
+    parser.add_argument("--methods", nargs="+", default=METHODS)
+    parser.add_argument("--restorers", nargs="+", default=restorers_with_model(), help="ours, of table two")
+    parser.add_argument("--only", choices=("peers", "equal", "batches"), help="one table")
+    parser.add_argument(
+        "--trainable", action="store_true", help="weights that could be trained, as of a network as made"
+    )
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    torch.manual_seed(0)
+    model, clean = _model_and_images(arguments)
+    problems = {name: _problem(name, clean) for name in arguments.tasks}
+    result: dict[str, Any] = {}
+    if arguments.only in (None, "peers"):
+        result["peers"] = peers(arguments, model, problems)
+    if arguments.only in (None, "equal") and arguments.ckpt:
+        result["equal"] = at_equal_quality(arguments, model, problems)
+    if arguments.only in (None, "batches"):
+        result["batches"] = batches(arguments, model, clean)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(result, indent=1))
+
+
+def peers(
+    arguments: argparse.Namespace, model: DenoiserBase, problems: dict[str, Problem]
+) -> list[dict[str, Any]]:
+    """The first table."""
+    rows = []
+    print(
+        "| task | method | s/image, ours | deepinv | ratio | MiB, ours | deepinv | ratio | NFE | PSNR, ours | deepinv |"
+    )
+    print("| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
+    for name, problem in problems.items():
+        for method in arguments.methods:
+            found = {
+                who: candidate(who, method, arguments.steps, model, problem) for who in ("ours", "theirs")
+            }
+            runs = {who: run for who, run in found.items() if run is not None}
+            brief = {who: candidate(who, method, 2, model, problem) for who in runs}
+            seconds, made = seconds_by_turns(runs, arguments.repeats)
+            row: dict[str, Any] = {"task": name, "method": method}
+            for who in runs:
+                row[who] = {
+                    "seconds": seconds[who] / len(problem.clean),
+                    "mib": peak_memory(brief[who]) / 2**20,
+                    "nfe": evaluations(who, method, arguments.steps, model, problem),
+                    "psnr": quality(made[who], problem) if arguments.ckpt else None,
+                }
+            rows.append(row)
+            print(_peer_line(row), flush=True)
+    return rows
+
+
+def _peer_line(row: dict[str, Any]) -> str:
+    a, b = row["ours"], row.get("theirs")
+    cells = [row["task"], row["method"]]
+    for key, digits in (("seconds", 3), ("mib", 0)):
+        cells.append(f"{a[key]:.{digits}f}")
+        cells += [f"{b[key]:.{digits}f}", f"{a[key] / b[key]:.2f}"] if b else ["–", "–"]
+    cells.append(f"{a['nfe']}, {b['nfe'] if b else '–'}")
+    cells += [f"{one['psnr']:.2f}" if one and one["psnr"] is not None else "–" for one in (a, b)]
+    return f"| {' | '.join(cells)} |"
+
+
+def at_equal_quality(
+    arguments: argparse.Namespace, model: DenoiserBase, problems: dict[str, Problem]
+) -> list[dict[str, Any]]:
+    """The second table."""
+    rows = []
+    print(
+        f"\n| task | deepinv's DPS, {arguments.dps_steps} steps: PSNR | s/image | ours | PSNR | s/image | share |"
+    )
+    print("| --- | ---: | ---: | --- | ---: | ---: | ---: |")
+    for name, problem in problems.items():
+        reference = theirs(deepinv(), "dps", arguments.dps_steps, AsDeepinv(model), problem)
+        assert reference is not None
+        runs = {"theirs": reference}
+        for restorer in arguments.restorers:
+            for steps in STEPS_TRIED:
+                runs[f"{restorer}, {steps} steps"] = ours(configured(restorer, steps), model, problem)
+        made: dict[str, tuple[float, float]] = {}
+        for key, run in runs.items():
+            started = time.process_time()
+            try:
+                found = run()
+            except (ValueError, FloatingPointError):
+                continue
+            made[key] = quality(found, problem), time.process_time() - started
+        goal = made["theirs"][0]
+        good = sorted(
+            (k for k, (q, _) in made.items() if k != "theirs" and q >= goal), key=lambda k: made[k][1]
+        )[:3]
+        seconds, _ = seconds_by_turns({k: runs[k] for k in ["theirs", *good]}, arguments.repeats)
+        best = min(good, key=lambda k: seconds[k], default=None)
+        row = {
+            "task": name,
+            "psnr": goal,
+            "seconds": seconds["theirs"] / len(problem.clean),
+            "ours": best,
+            "ours_psnr": None if best is None else made[best][0],
+            "ours_seconds": None if best is None else seconds[best] / len(problem.clean),
+        }
+        rows.append(row)
+        ending = (
+            "none as good | – | – | –"
+            if best is None
+            else (
+                f"{best} | {row['ours_psnr']:.2f} | {row['ours_seconds']:.3f} | {row['ours_seconds'] / row['seconds']:.3f}"
+            )
+        )
+        print(f"| {name} | {goal:.2f} | {row['seconds']:.3f} | {ending} |", flush=True)
+    return rows
+
+
+def batches(arguments: argparse.Namespace, model: DenoiserBase, clean: Tensor) -> dict[str, dict[int, float]]:
+    """The third table."""
+    sizes = BATCHES
+    rows: dict[str, dict[int, float]] = {}
+    print(
+        f"\n| s/image in batches of | {' | '.join(map(str, sizes))} |\n| --- | {' | '.join('---:' for _ in sizes)} |"
+    )
+    for method in ("dps", "diffpir"):
+        runs = {}
+        for size in sizes:
+            problem = _problem("inpaint", clean[torch.arange(size) % len(clean)])
+            runs[str(size)] = ours(restorer_of(method, 5), model, problem)
+        seconds, _ = seconds_by_turns(runs, arguments.repeats)
+        rows[method] = {size: seconds[str(size)] / size for size in sizes}
+        print(
+            f"| {method}, 5 steps | {' | '.join(f'{value:.3f}' for value in rows[method].values())} |",
+            flush=True,
+        )
+    return rows
+
+
+def _problem(name: str, clean: Tensor) -> Problem:
+    operator, noise = task(name, (clean.shape[-2], clean.shape[-1]))
+    streams = ImageStreams(range(len(clean)), "observation")
+    return Problem(name, clean, Observation.simulate(clean, operator, noise, streams))
+
+
+def _model_and_images(arguments: argparse.Namespace) -> tuple[DenoiserBase, Tensor]:
+    side, count = arguments.side, arguments.count
+    if arguments.ckpt is None:
+        parts = {"network": "unet_1m", "precond": "eps", "schedule": "vp"}
+        config = {key: read_conf(key, name) for key, name in parts.items()}
+        record = {"config": config, "event_shape": [3, side, side], "num_classes": None}
+        model: Any = build_denoiser(record).eval()
+        clean = torch.rand(count, 3, side, side, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    else:
+        model = se.load(arguments.ckpt)
+        clean = images_of(arguments.input, count, side)
+    if isinstance(model, nn.Module):
+        model.requires_grad_(arguments.trainable)
+    return model, clean
+
+
+if __name__ == "__main__":
+    main()
