@@ -89,13 +89,11 @@ class LevelClassifier(nn.Module, LevelLaw):
     levels: Tensor
 
     @checked
-    def __init__(
-        self, event_shape: Sequence[int], levels: Sequence[PositiveFloat], width: PositiveInt = 128
-    ) -> None:
+    def __init__(self, event_shape: Sequence[int], levels: Sequence[float], width: PositiveInt = 128) -> None:
         super().__init__()
         given = torch.tensor([*levels], dtype=torch.float64)
-        if len(given) < 2 or not (given.diff() > 0).all():
-            raise ValueError(f"{len(given)} noise levels: choose two or more that rise")
+        if len(given) < 2 or not (given[0] > 0 and (given.diff() > 0).all()):
+            raise ValueError(f"{len(given)} noise levels: choose two or more > 0 that rise")
         self.event_shape, self.width = tuple(event_shape), width
         self.register_buffer("levels", given)
         self.layers = nn.Sequential(
