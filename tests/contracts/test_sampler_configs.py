@@ -17,7 +17,7 @@ from scoreexp.core.construct import construct
 from scoreexp.core.streams import ImageStreams
 from scoreexp.denoisers import Denoiser, DenoiserBase, EpsPrediction, OracleDenoiser
 from scoreexp.numerics.oracles import EmpiricalImages, GaussianMixture
-from scoreexp.samplers import TimeGrid, start_from_prior
+from scoreexp.samplers import LevelLaw, TimeGrid, start_from_prior
 from scoreexp.schedules import VP, ConstantNoise
 
 STEPS = 5  # divides the 1000 of a discrete grid
@@ -76,6 +76,21 @@ class Affine(torch.nn.Module):
         return torch.where((c_noise < self.nan_below)[:, None], torch.nan, out)
 
 
+class AnyLevel(LevelLaw):
+    """Says nothing, of samples of a network, whose law is not known."""
+
+    levels = torch.tensor([0.1, 1.0], dtype=torch.float64)
+
+    def __call__(self, y):
+        return torch.zeros(len(y), 2).log_softmax(1)
+
+
+def for_a_network(sampler):
+    if hasattr(sampler, "law"):
+        sampler.law = AnyLevel()
+    return sampler
+
+
 class Twice(DenoiserBase, wraps=True):
     """Asks its model twice."""
 
@@ -119,7 +134,7 @@ def test_samples_have_the_dtype_and_shape_of_the_state(sampler, dtype):
 
 
 def test_evaluations_are_counted_at_the_network_and_have_the_labels(sampler):
-    network, labels = Affine(), torch.tensor([0, 1])
+    network, labels, sampler = Affine(), torch.tensor([0, 1]), for_a_network(sampler)
     model = Denoiser(network, EpsPrediction(), VP())
     for asked, times in ((model, 1), (Twice(model), 2)):
         network.labels.clear()
@@ -161,7 +176,7 @@ def test_the_grid_of_a_call_replaces_the_samplers_own(sampler):
 def test_a_network_that_fails_is_reported(sampler):
     model = Denoiser(Affine(nan_below=0.0), EpsPrediction(), VP())
     with pytest.raises(FloatingPointError, match=r"not finite .* t = "):
-        sampler(model, torch.ones(1, 2), streams=ImageStreams([0]), t_start=0.05)
+        for_a_network(sampler)(model, torch.ones(1, 2), streams=ImageStreams([0]), t_start=0.05)
 
 
 @pytest.mark.parametrize("event_shape", [(2,), (3, 4, 4)])

@@ -17,6 +17,7 @@ VARIANTS = {
     "ve_power": {"sigma": 25.0, "scale": 1.0},
     "sub_vp": {"beta_min": 0.5, "beta_max": 0.5, "t_min": 0.01},
     "cosine": {"offset": 0.1, "t_min": 0.01, "t_max": 0.9},
+    "zero_terminal_snr": {"of": {"_target_": "scoreexp.schedules.Cosine"}},
     "edm": {"sigma_min": 0.01, "sigma_max": 5.0},
 }
 NODES = {p.stem: yaml.safe_load(p.read_text()) for p in sorted((conf_dir() / "schedule").glob("*.yaml"))}

@@ -31,6 +31,7 @@ OF_ONE_STEP_SIZE = {
     "clamped_euler": "the published script's fixed g",
     "consistency": "of a model that maps to the end of a path, which a posterior mean is not",
     "langevin": "updates at one noise level",
+    "metropolis_hastings": "the same",
 }
 
 

@@ -11,6 +11,7 @@ from scoreexp.objectives.forward_model import ForwardModelMatching
 from scoreexp.objectives.implicit_score_matching import ImplicitScoreMatching, SlicedScoreMatching
 from scoreexp.objectives.likelihood import LikelihoodScoreMatching
 from scoreexp.objectives.optimal_transport import OptimalTransportCoupling
+from scoreexp.objectives.rcae import ReconstructionContractive
 from scoreexp.objectives.residual_score_matching import ResidualScoreMatching
 from scoreexp.objectives.stable_target import StableTargetScoreMatching
 from scoreexp.objectives.time_laws import DiscreteTime, LogNormalNoise, LogUniformNoise, TimeLaw, UniformTime
@@ -49,6 +50,7 @@ __all__ = [
     "Objective",
     "OptimalTransportCoupling",
     "P2Weighting",
+    "ReconstructionContractive",
     "ResidualScoreMatching",
     "ResnoiseWeighting",
     "ScoreWeighting",

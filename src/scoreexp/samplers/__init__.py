@@ -7,6 +7,7 @@ from scoreexp.samplers.consistency import ConsistencySampler
 from scoreexp.samplers.ddim import DDIM
 from scoreexp.samplers.ddpm import DDPM
 from scoreexp.samplers.deis import DEIS
+from scoreexp.samplers.denoising_mcmc import DenoisingMCMC
 from scoreexp.samplers.dpm_solver_pp import DPMSolverPP
 from scoreexp.samplers.dpm_solver_pp_3m import DPMSolverPP3M
 from scoreexp.samplers.dpm_solver_pp_singlestep import DPMSolverPPSinglestep
@@ -24,6 +25,15 @@ from scoreexp.samplers.grids import (
 from scoreexp.samplers.heun import Heun
 from scoreexp.samplers.labels import knows_null_label, label_of_observed, labels_for
 from scoreexp.samplers.langevin import AnnealedLangevin, ConstantGrid, Langevin
+from scoreexp.samplers.level_laws import (
+    ExactLevels,
+    LevelClassifier,
+    LevelLaw,
+    fit_level_classifier,
+    load_level_classifier,
+    save_level_classifier,
+)
+from scoreexp.samplers.metropolis_hastings import MetropolisHastings
 from scoreexp.samplers.non_stationary import NonStationary
 from scoreexp.samplers.one_level import sampler_of_one_level
 from scoreexp.samplers.one_more_step import OneMoreStep
@@ -34,6 +44,7 @@ from scoreexp.samplers.resfusion import Resfusion
 from scoreexp.samplers.sa_solver import SASolver
 from scoreexp.samplers.sde_dpm_solver_pp import SDEDPMSolverPP
 from scoreexp.samplers.starts import start_from_observation, start_from_prior
+from scoreexp.samplers.stream_batch import stream_batch
 from scoreexp.samplers.unipc import UniPC
 from scoreexp.samplers.unipc_velocity import UniPCVelocity
 
@@ -50,13 +61,18 @@ __all__ = [
     "DPMSolverPP",
     "DPMSolverPP3M",
     "DPMSolverPPSinglestep",
+    "DenoisingMCMC",
     "DiscreteGrid",
     "EulerMaruyama",
+    "ExactLevels",
     "FittedSolver",
     "Heun",
     "KarrasGrid",
     "Langevin",
+    "LevelClassifier",
+    "LevelLaw",
     "LogSNRGrid",
+    "MetropolisHastings",
     "NonStationary",
     "OneMoreStep",
     "PredictorCorrector",
@@ -73,12 +89,16 @@ __all__ = [
     "UniPCVelocity",
     "UniformGrid",
     "draw",
+    "fit_level_classifier",
     "fit_solver",
     "knows_null_label",
     "label_of_observed",
     "labels_for",
+    "load_level_classifier",
     "sampler_of_one_level",
+    "save_level_classifier",
     "start_from_observation",
     "start_from_prior",
+    "stream_batch",
     "trajectories",
 ]

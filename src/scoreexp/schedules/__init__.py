@@ -12,6 +12,7 @@ from scoreexp.schedules.sub_vp import SubVP
 from scoreexp.schedules.ve import VE
 from scoreexp.schedules.ve_power import VEPower
 from scoreexp.schedules.vp import VP
+from scoreexp.schedules.zero_terminal_snr import ZeroTerminalSNR
 
 __all__ = [
     "DDPM",
@@ -28,4 +29,5 @@ __all__ = [
     "VEPower",
     "VarianceExploding",
     "VariancePreserving",
+    "ZeroTerminalSNR",
 ]
