@@ -57,6 +57,7 @@ def on_first_use(package: str) -> None:
 if TYPE_CHECKING:
     from scoreexp import denoise as denoise
     from scoreexp import denoisers as denoisers
+    from scoreexp import diagnose as diagnose
     from scoreexp import editing as editing
     from scoreexp import guidance as guidance
     from scoreexp import metrics as metrics
