@@ -40,7 +40,7 @@ def fokker_planck_residual(
 
     The change with the level is a difference of fourth order. The divergence is exact for samples of up to 16
     numbers. For larger ones its gradient is estimated by a random probe, without bias, and two independent probes make
-    the squared residual unbiased as their product, :math:`E\langle q_1, q_2 \rangle = |q|^2`; its estimate may then be below 0.
+    the squared residual unbiased as their product, :math:`E\langle q_1, q_2 \rangle = |q|^2`; an estimate may be below 0.
     In float32 rounding is most of it at small levels, where scores are small differences: give float64.
 
     >>> from scoreexp.denoisers import OracleDenoiser

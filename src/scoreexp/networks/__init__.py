@@ -12,6 +12,7 @@ from scoreexp.networks.exact import ExactPosteriorMean
 from scoreexp.networks.image_conditioned import ImageConditioned
 from scoreexp.networks.mlp import MLP
 from scoreexp.networks.ncsnpp import NCSNpp
+from scoreexp.networks.quantised import Quantised
 from scoreexp.networks.regression_unet import RegressionUNet
 from scoreexp.networks.score_cnn import ScoreCNN
 from scoreexp.networks.unet import UNet
@@ -25,6 +26,7 @@ __all__ = [
     "ExactPosteriorMean",
     "ImageConditioned",
     "NCSNpp",
+    "Quantised",
     "RegressionUNet",
     "ScoreCNN",
     "UNet",
