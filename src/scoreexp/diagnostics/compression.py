@@ -1,9 +1,9 @@
 r"""Fewer bits for a trained denoiser: what it is calibrated on, and what that costs at each noise level.
 
-A denoiser visits its noise levels along the reverse chain, with states that the network itself has made. Four calibration
-sets of pairs ``(x_t, t)`` are offered: ``random``, Gaussian noise of the size of ``x_t`` at uniform times; ``raw``, clean data
-at uniform times; ``forward``, diffused data, and ``reverse``, states of the sampler, both at times drawn from a normal law
-about ``0.4 t_max`` (standard deviation ``0.4 t_max``, cut off at the ends).
+A denoiser visits its noise levels along the reverse chain, with states that the network itself has made. Four sets of
+pairs ``(x_t, t)`` are offered: ``random``, Gaussian noise of the size of ``x_t`` at uniform times; ``raw``, clean data at
+uniform times; ``forward``, diffused data, and ``reverse``, states of the sampler, both at times drawn from a normal law about
+``0.4 t_max`` (standard deviation ``0.4 t_max``, cut off at the ends).
 
 Reference: Y. Shang, Z. Yuan, B. Xie, B. Wu, Y. Yan, "Post-training Quantization on Diffusion Models", 2023,
 https://arxiv.org/abs/2211.15736, section 3.
