@@ -2,19 +2,28 @@
 
 These packages are no dependency of scoreexp: install them into an environment of their own that also has scoreexp, and run
 there ``python -m benchmarks.sampler_errors --peers azula diffusers k_diffusion``. Written for azula 0.11.1, diffusers 0.42.1
-and k-diffusion 0.1.1. Each sampler gets the same model, starts and budgets, and every grid of scoreexp.
+and k-diffusion 0.1.1 (``pip install --no-deps`` and torchdiffeq, torchsde, trampoline for its samplers; einops for azula;
+huggingface_hub, httpx and what they ask for in diffusers). Each sampler gets the same model, starts and budgets, and every
+grid of ``peer_grids``: those that the packages document, with their parameter, and those of scoreexp.
 """
 
+import importlib
+import importlib.util
+import sys
 from collections.abc import Callable
 from functools import partial
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
+from scipy.stats import beta
 from torch import Tensor
 
+from scoreexp.core.tensors import expand_to
 from scoreexp.denoisers import DenoiserBase
+from scoreexp.samplers import KarrasGrid, LogSNRGrid, QuadraticGrid, UniformGrid
 from scoreexp.samplers.base import batch_of
+from scoreexp.samplers.grids import NoiseLevelGrid, TimeGrid
 
 # (model, x, times) -> the state at the last time
 Run = Callable[[DenoiserBase, Tensor, Tensor], Tensor]
@@ -56,7 +65,7 @@ def _k_diffusion(sample: Callable[..., Tensor], model: DenoiserBase, x: Tensor, 
 
     def denoiser(y: Tensor, level: Tensor) -> Tensor:
         t = model.schedule.t_of_sigma(level)
-        return model(model.schedule.alpha(t)[:, None] * y, t)
+        return model(expand_to(model.schedule.alpha(t), y) * y, t)
 
     return alpha[-1] * sample(denoiser, x / alpha[0], sigma / alpha, disable=True)
 
@@ -96,10 +105,26 @@ def diffusers() -> dict[str, tuple[Run, int]]:
     return {name: (partial(_diffusers, build), 1) for name, build in builds.items()}
 
 
+def _k_diffusion_sampling() -> ModuleType:
+    """The module of its samplers alone; the package imports its training half, which needs torchvision and more."""
+    if "k_diffusion" not in sys.modules:
+        spec = importlib.util.find_spec("k_diffusion")
+        if spec is None or spec.submodule_search_locations is None:
+            raise ModuleNotFoundError("No module named 'k_diffusion'")
+        package = ModuleType("k_diffusion")
+        package.__path__ = list(spec.submodule_search_locations)
+        sys.modules["k_diffusion"] = package
+        for name in ("torchvision", "torchvision.transforms", "torchvision.transforms.functional"):
+            sys.modules.setdefault(name, ModuleType(name))
+        sys.modules["torchvision.transforms"].functional = sys.modules[  # type: ignore[attr-defined]
+            "torchvision.transforms.functional"
+        ]
+    return importlib.import_module("k_diffusion.sampling")
+
+
 def k_diffusion() -> dict[str, tuple[Run, int]]:
     """Its samplers without noise, and their evaluations per step."""
-    from k_diffusion import sampling
-
+    sampling = _k_diffusion_sampling()
     found = {
         "Euler": (sampling.sample_euler, 1),
         "Heun": (sampling.sample_heun, 2),
@@ -111,6 +136,40 @@ def k_diffusion() -> dict[str, tuple[Run, int]]:
         "DPM++ 3M SDE without noise": (partial(sampling.sample_dpmpp_3m_sde, eta=0.0), 1),
     }
     return {name: (partial(_k_diffusion, sample), cost) for name, (sample, cost) in found.items()}
+
+
+class BetaGrid(NoiseLevelGrid):
+    """diffusers' ``use_beta_sigmas``: noise levels at quantiles of a beta distribution, 0.6 and 0.6 as it documents."""
+
+    def _levels(self, first: Tensor, last: Tensor, fraction: Tensor) -> Tensor:
+        quantiles = torch.from_numpy(beta.ppf(1 - fraction.numpy(), 0.6, 0.6))
+        return last + (first - last) * quantiles
+
+
+class PolyExponentialGrid(NoiseLevelGrid):
+    """k-diffusion's ``get_sigmas_polyexponential``: the logarithm even in a power ``rho``."""
+
+    def __init__(self, steps: int, rho: float) -> None:
+        super().__init__(steps)
+        self.rho = rho
+
+    def _levels(self, first: Tensor, last: Tensor, fraction: Tensor) -> Tensor:
+        return (last.log() + (first / last).log() * (1 - fraction) ** self.rho).exp()
+
+
+def peer_grids() -> dict[str, Callable[[int], TimeGrid]]:
+    """Grids by name: number of times -> grid."""
+    found: dict[str, Callable[[int], TimeGrid]] = {
+        "uniform": UniformGrid,
+        "quadratic": QuadraticGrid,
+        "logsnr": LogSNRGrid,
+        "beta": BetaGrid,
+    }
+    for rho in (2, 3, 5, 7, 10, 14):
+        found[f"karras {rho}"] = partial(KarrasGrid, rho=float(rho))
+    for rho in (0.7, 1.5):
+        found[f"polyexponential {rho}"] = partial(PolyExponentialGrid, rho=rho)
+    return found
 
 
 PEERS = {"azula": azula, "diffusers": diffusers, "k_diffusion": k_diffusion}

@@ -1,6 +1,7 @@
 """`denoise` and `sample` on the user's own pictures."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from scoreexp.denoisers.denoiser import DenoiserBase
 from scoreexp.observations import GaussianNoise
 from scoreexp.restorers import BySampling
 from scoreexp.restorers.images import Tiles, restore_pixels
-from scoreexp.samplers import DDIM, UniformGrid
+from scoreexp.samplers import DDIM, UniformGrid, fit_solver, trajectories
 from scoreexp.schedules import VP
 
 
@@ -137,11 +138,11 @@ def test_exact_denoiser_follows_the_probability_flow_whole_or_in_tiles():
     x0 = (mean + variance**0.5 * rng.standard_normal((40, 56, 3)) + 1) / 2
     y = (x0 + sigma / 2 * rng.standard_normal(x0.shape)).astype(np.float32)
     restorer = BySampling(DDIM(UniformGrid(400)))
-    whole = restore_pixels(restorer, model, y, GaussianNoise(sigma), tiles=Tiles(None))[-1]
+    whole = restore_pixels(restorer, model, y, GaussianNoise(sigma), tiles=Tiles(None)).states[-1]
     # the probability flow maps the marginal N(m, v + s^2) onto N(m, v) linearly
     expected = (mean + (2 * y - 1 - mean) * (variance / (variance + sigma**2)) ** 0.5 + 1) / 2
     np.testing.assert_allclose(whole, expected.clip(0, 1), atol=2e-3)
-    tiled = restore_pixels(restorer, model, y, GaussianNoise(sigma), tiles=Tiles(16, 4))[-1]
+    tiled = restore_pixels(restorer, model, y, GaussianNoise(sigma), tiles=Tiles(16, 4)).states[-1]
     np.testing.assert_allclose(tiled, whole, atol=1e-5)
 
 
@@ -177,6 +178,30 @@ def test_sample_leaves_pictures_a_grid_and_how_they_were_made(checkpoint, tmp_pa
     meta = json.loads((folder / "meta.json").read_text())
     assert meta["seeds"] == [7, 8]
     assert meta["nfe_per_sample"] == 4
+
+
+def test_sampler_auto_is_fitted_to_the_model_and_kept_beside_its_checkpoint(
+    checkpoint, tmp_path, monkeypatch, capsys
+):
+    def quickly(model, steps, **given):
+        reference = trajectories(model, 4, tolerance=0.5)
+        return fit_solver(model, steps, reference=reference, iterations=1, **given)
+
+    monkeypatch.setattr("scoreexp.runs.solvers.fit_solver", quickly)
+    auto = ["sampler=auto", "sampler.steps=2", "n=2"]
+    for out in ("first", "again"):
+        given = [f"ckpt={checkpoint}", "device=cpu", f"out={tmp_path / out}", *auto]
+        sample(composed("sample", *given))
+    kept = Path(checkpoint).with_name(f"{Path(checkpoint).stem}.auto-2.json")
+    said = capsys.readouterr().out
+    assert kept.is_file()
+    assert "(fitted, in" in said
+    assert "(as fitted before)" in said
+    meta = json.loads((tmp_path / "again" / "meta.json").read_text())
+    assert meta["nfe_per_sample"] == 2
+    assert meta["solver"] == {"path": str(kept), "error": json.loads(kept.read_text())["error"]}
+    first, again = (read_image(tmp_path / out / "seed_000001.png").pixels for out in ("first", "again"))
+    assert np.array_equal(first, again)
 
 
 def test_sample_refuses_labels_and_full_folders(checkpoint, tmp_path):

@@ -195,7 +195,11 @@ def test_seeds_name_samples_and_must_be_as_many(tmp_path):
 @pytest.mark.parametrize(
     ("call", "error", "said"),
     [
-        (lambda: se.denoise(IMAGE, MODEL, None), TypeError, "sigma=None must be a number >= 0"),
+        (
+            lambda: se.denoise(IMAGE, MODEL),
+            ValueError,
+            "noise level of an image of shape .* cannot be estimated",
+        ),
         (lambda: se.denoise(IMAGE, MODEL, "0.1"), TypeError, "sigma='0.1' must be a number"),
         (lambda: se.denoise(IMAGE, MODEL, -0.1), ValueError, "sigma=-0.1 must be a number >= 0"),
         (lambda: se.denoise(IMAGE, MODEL, 0.1, tile=-3), ValueError, "tile=-3 must be"),
@@ -257,7 +261,7 @@ def test_training_in_memory_repeats_and_learns():
 def test_the_console_command_and_its_completion():
     run = [sys.executable, "-m", "scoreexp"]
     shown = subprocess.run([*run], capture_output=True, text=True)
-    assert "commands: compare, denoise, doctor" in shown.stdout
+    assert "commands: compare, convert, denoise, doctor" in shown.stdout
     wrong = subprocess.run([*run, "trian"], capture_output=True, text=True)
     assert (wrong.returncode, wrong.stdout) == (1, "")
     assert wrong.stderr.startswith("error: scoreexp has no command trian (commands: compare,")

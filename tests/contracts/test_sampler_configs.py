@@ -37,7 +37,7 @@ def nodes(group):
 
 
 def with_steps(node, steps=STEPS):
-    return {**node, "grid": {**node["grid"], "steps": steps}}
+    return {**node, "grid": {**node["grid"], "steps": steps}} if "grid" in node else {**node, "steps": steps}
 
 
 NODES = {name: with_steps(node) for name, node in nodes("sampler").items()}

@@ -12,7 +12,8 @@ from scoreexp.core.kinds import Images, kind_of
 from scoreexp.core.ranges import to_unit
 from scoreexp.core.types import PositiveInt
 from scoreexp.denoisers import DenoiserBase
-from scoreexp.samplers import Sampler, draw, labels_for
+from scoreexp.runs.solvers import solver_beside
+from scoreexp.samplers import Auto, Sampler, draw, fit_solver, labels_for
 from scoreexp.samplers.labels import Label
 
 
@@ -39,7 +40,8 @@ def sample(
         model: a denoiser, or the path of a checkpoint.
         n: how many; 16, or as many as there are seeds.
         seeds: one per sample, ``0 .. n - 1`` by default; a seed names a sample whatever the others are.
-        sampler: how; by default the sampler of the model's run, or DDIM with 50 steps.
+        sampler: how; by default the sampler of the model's run, or DDIM with 50 steps. ``Auto(steps)`` is fitted to the
+            model, which takes seconds for a small network, and kept beside its checkpoint where ``model`` is a path.
         label: class to draw, for a model with classes; by default ``seed mod classes``.
         batch_size: samples drawn at once; does not change them.
 
@@ -54,6 +56,8 @@ def sample(
             f"n={n} samples with {len(chosen)} seeds: give one seed per sample, or only one of the two"
         )
     how = sampler or usual_sampler(denoiser)
+    if isinstance(how, Auto):
+        how = _fitted(how, model, denoiser, label)
     drawn = []
     for start in range(0, len(chosen), batch_size):
         batch = chosen[start : start + batch_size]
@@ -61,3 +65,10 @@ def sample(
         drawn.append(draw(denoiser, how, batch, cond=cond).x.cpu())
     samples = torch.cat(drawn)
     return to_unit(samples).clamp(0, 1) if isinstance(kind_of(denoiser.event_shape), Images) else samples
+
+
+def _fitted(auto: Auto, model: DenoiserBase | str | Path, denoiser: DenoiserBase, label: Label) -> Sampler:
+    if isinstance(model, (str, Path)):
+        settings = {"weights": "averaged", "guidance": None}
+        return solver_beside(model, denoiser, auto, label=label, settings=settings).sampler
+    return fit_solver(denoiser, auto.steps, denoise_last=auto.denoise_last, label=label).sampler

@@ -188,12 +188,19 @@ class Denoiser(nn.Module, DenoiserBase):
         schedule: the noise schedule.
 
     Raises:
-        ValueError: if ``alpha`` reaches 0 and the preconditioning does not determine ``x_0`` there.
+        ValueError: if ``alpha`` reaches 0 and the preconditioning does not determine ``x_0`` there, or the network is
+            made for EDM's output and its ``sigma_data``, and the preconditioning is another.
     """
 
     @checked
     def __init__(self, network: nn.Module, preconditioning: Preconditioning, schedule: Schedule) -> None:
         super().__init__()
+        made_for = getattr(network, "sigma_data", None)
+        if made_for is not None and getattr(preconditioning, "sigma_data", None) != made_for:
+            raise ValueError(
+                f"{type(network).__name__} is made for EDM's output with sigma_data={made_for}, and the preconditioning is "
+                f"{type(preconditioning).__name__}: choose precond=edm with that sigma_data, or another network"
+            )
         self.network = network
         self.preconditioning = preconditioning
         self.schedule = schedule

@@ -2,8 +2,8 @@ r"""Fewer bits for a trained denoiser: what it is calibrated on, and what that c
 
 A denoiser visits its noise levels along the reverse chain, with states that the network itself has made. Four sets of
 pairs ``(x_t, t)`` are offered: ``random``, Gaussian noise of the size of ``x_t`` at uniform times; ``raw``, clean data at
-uniform times; ``forward``, diffused data, and ``reverse``, states of the sampler, both at times drawn from a normal law about
-``0.4 t_max`` (standard deviation ``0.4 t_max``, cut off at the ends).
+uniform times; ``forward``, diffused data, and ``reverse``, states of the sampler, both at times drawn from a normal law
+about ``0.4 t_max`` (standard deviation ``0.4 t_max``, cut off at the ends).
 
 Reference: Y. Shang, Z. Yuan, B. Xie, B. Wu, Y. Yan, "Post-training Quantization on Diffusion Models", 2023,
 https://arxiv.org/abs/2211.15736, section 3.
@@ -91,7 +91,8 @@ def calibration_set(
         nearest = (times[:, None] - t[None]).abs().argmin(0)
         x_t = torch.stack([states[k][i] for i, k in enumerate(nearest.tolist())])
         return CalibrationSet(x_t, times[nearest], cond)
-    x = data[torch.randint(len(data), (n,), generator=stream)].to(z)  # type: ignore[index]
+    assert data is not None  # refused above
+    x = data[torch.randint(len(data), (n,), generator=stream)].to(z)
     return CalibrationSet(x if mode == "raw" else alpha * x + sigma * z, t, cond)
 
 

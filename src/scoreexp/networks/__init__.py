@@ -15,7 +15,9 @@ from scoreexp.networks.ncsnpp import NCSNpp
 from scoreexp.networks.quantised import Quantised
 from scoreexp.networks.regression_unet import RegressionUNet
 from scoreexp.networks.score_cnn import ScoreCNN
+from scoreexp.networks.spectral import SpectralResidual
 from scoreexp.networks.unet import UNet
+from scoreexp.networks.unet_modulated import ModulatedUNet
 from scoreexp.networks.unet_published import UNetPublished
 
 __all__ = [
@@ -25,10 +27,12 @@ __all__ = [
     "DenoisingUNet",
     "ExactPosteriorMean",
     "ImageConditioned",
+    "ModulatedUNet",
     "NCSNpp",
     "Quantised",
     "RegressionUNet",
     "ScoreCNN",
+    "SpectralResidual",
     "UNet",
     "UNetPublished",
 ]

@@ -30,7 +30,6 @@ from scoreexp.core.ranges import to_model
 from scoreexp.core.streams import generator
 from scoreexp.core.types import NonNegativeFloat, PositiveFloat, PositiveInt, ProbabilityBelowOne
 from scoreexp.data.image_io import Picture
-from scoreexp.data.photo import photographs
 from scoreexp.data.pictures import read_picture, with_channels
 from scoreexp.denoisers import DenoiserBase
 from scoreexp.observations import Observation
@@ -215,6 +214,8 @@ class Inpainter(nn.Module):
 
 def _clean(name: str, channels: int) -> Tensor:
     """A photograph ``[1, C, H, W]`` in [-1, 1]."""
+    from scoreexp.data.photo import photographs  # data sets bring Lightning, which restorers do without
+
     bundled = photographs()
     path = bundled.get(name, Path(name).expanduser())
     if name not in bundled and not path.exists():

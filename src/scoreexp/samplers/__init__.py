@@ -1,5 +1,6 @@
 """Samplers, their time grids and the states they start from."""
 
+from scoreexp.samplers.auto import Auto
 from scoreexp.samplers.base import Sampler, SampleResult
 from scoreexp.samplers.clamped_euler import ClampedEulerMaruyama
 from scoreexp.samplers.ddim import DDIM
@@ -10,6 +11,7 @@ from scoreexp.samplers.dpm_solver_pp_3m import DPMSolverPP3M
 from scoreexp.samplers.dpm_solver_pp_singlestep import DPMSolverPPSinglestep
 from scoreexp.samplers.draw import draw
 from scoreexp.samplers.euler_maruyama import EulerMaruyama
+from scoreexp.samplers.fitting import FittedSolver, Trajectories, fit_solver, trajectories
 from scoreexp.samplers.grids import (
     DiscreteGrid,
     KarrasGrid,
@@ -21,6 +23,7 @@ from scoreexp.samplers.grids import (
 from scoreexp.samplers.heun import Heun
 from scoreexp.samplers.labels import knows_null_label, label_of_observed, labels_for
 from scoreexp.samplers.langevin import AnnealedLangevin, ConstantGrid, Langevin
+from scoreexp.samplers.non_stationary import NonStationary
 from scoreexp.samplers.one_level import sampler_of_one_level
 from scoreexp.samplers.one_more_step import OneMoreStep
 from scoreexp.samplers.pndm import PNDM
@@ -39,6 +42,7 @@ __all__ = [
     "DEIS",
     "PNDM",
     "AnnealedLangevin",
+    "Auto",
     "ClampedEulerMaruyama",
     "ConstantGrid",
     "DPMSolverPP",
@@ -46,10 +50,12 @@ __all__ = [
     "DPMSolverPPSinglestep",
     "DiscreteGrid",
     "EulerMaruyama",
+    "FittedSolver",
     "Heun",
     "KarrasGrid",
     "Langevin",
     "LogSNRGrid",
+    "NonStationary",
     "OneMoreStep",
     "PredictorCorrector",
     "ProbabilityFlow",
@@ -60,14 +66,17 @@ __all__ = [
     "SampleResult",
     "Sampler",
     "TimeGrid",
+    "Trajectories",
     "UniPC",
     "UniPCVelocity",
     "UniformGrid",
     "draw",
+    "fit_solver",
     "knows_null_label",
     "label_of_observed",
     "labels_for",
     "sampler_of_one_level",
     "start_from_observation",
     "start_from_prior",
+    "trajectories",
 ]

@@ -94,7 +94,12 @@ class Sampler(ABC):
         self.denoise_last = denoise_last
 
     def init_state(self, model: DenoiserBase, x: Tensor, times: Tensor) -> Any:
-        """What the first ``step`` receives as ``state``; None for a sampler without memory."""
+        """What the first ``step`` receives as ``state``: None, unless a sampler remembers more than that it has begun.
+
+        Raises:
+            ValueError: unless the noise level falls from each of ``times [N]`` to the next; override what does without.
+        """
+        falling_noise_levels(model.schedule, times)
         return None
 
     def start(self, schedule: Schedule, y: Tensor, sigma: float) -> tuple[Tensor, float]:
@@ -144,13 +149,19 @@ class Sampler(ABC):
                 state and the latest posterior mean.
 
         Raises:
-            ValueError: if ``t_start`` is outside the schedule's range, or ``keep`` is negative.
+            ValueError: if ``t_start`` is outside the schedule's range, the grid has no step or equal times, or ``keep`` is
+                negative.
             FloatingPointError: if a state is not finite; names the step and the time.
         """
         if keep < 0:
             raise ValueError(f"keep={keep}: choose how many states to keep, >= 0")
         bound = _Bound(model.begin(), cond)
-        times = (grid or self.grid)(model.schedule, t_start=t_start)
+        grid = grid or self.grid
+        times = grid(model.schedule, t_start=t_start)
+        if grid.steps == 1 and len(times) == 1 and not self.denoise_last:
+            raise ValueError(
+                f"{type(self).__name__}: one time and denoise_last=False make no step: choose grid.steps >= 2"
+            )
         visited = times.tolist() + [0.0] * self.denoise_last
         n = len(visited) - 1
         kept = spread(0, n, keep)
@@ -192,12 +203,19 @@ def falling_noise_levels(schedule: Schedule, times: Tensor) -> Tensor:
         ValueError: unless it falls from each time to the next.
     """
     levels = schedule.noise_level(times)
-    if not (levels.diff() < 0).all():
+    if (levels.diff() < 0).all():
+        return levels
+    low, high = schedule.sigma_range
+    if low < high and not (times.diff() < 0).all():
+        again = int((times.diff() >= 0).nonzero()[0, 0])
         raise ValueError(
-            f"the {type(schedule).__name__} schedule has the same noise level {levels[0].item():.6g} at different "
-            "times, so there is no flow to follow: choose a schedule whose noise grows (vp, ve, ddpm)"
+            f"time {again + 2} of the grid is {times[again + 1].item():.6g} and the one before {times[again].item():.6g}: "
+            "choose times that fall from each to the next (fewer steps, or another grid)"
         )
-    return levels
+    raise ValueError(
+        f"the {type(schedule).__name__} schedule has the same noise level {levels[0].item():.6g} at different "
+        "times, so there is no flow to follow: choose a schedule whose noise grows (vp, ve, ddpm)"
+    )
 
 
 def step_from_noise(

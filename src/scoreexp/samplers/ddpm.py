@@ -8,7 +8,7 @@ from torch import Tensor
 from scoreexp.core.checked import checked
 from scoreexp.core.streams import ImageStreams
 from scoreexp.denoisers.denoiser import DenoiserBase
-from scoreexp.samplers.base import Sampler, batch_of, falling_noise_levels
+from scoreexp.samplers.base import Sampler, batch_of
 from scoreexp.samplers.grids import TimeGrid
 from scoreexp.schedules import Schedule
 
@@ -57,9 +57,6 @@ class DDPM(Sampler):
     ) -> None:
         super().__init__(grid, denoise_last)
         self.variance = variance
-
-    def init_state(self, model: DenoiserBase, x: Tensor, times: Tensor) -> None:
-        falling_noise_levels(model.schedule, times)
 
     def step(
         self,

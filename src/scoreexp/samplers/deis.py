@@ -7,7 +7,7 @@ from torch import Tensor
 from scoreexp.core.checked import checked
 from scoreexp.core.streams import ImageStreams
 from scoreexp.denoisers.denoiser import DenoiserBase, eps_from_x0
-from scoreexp.samplers.base import Sampler, batch_of, falling_noise_levels
+from scoreexp.samplers.base import Sampler, batch_of
 from scoreexp.samplers.exponential import EARLY, Prediction, data_step, half_log_snr, noise_step
 from scoreexp.samplers.grids import TimeGrid
 
@@ -68,11 +68,6 @@ class DEIS(Sampler):
     def __init__(self, grid: TimeGrid, order: Literal[2, 3] = 3, denoise_last: bool = True) -> None:
         super().__init__(grid, denoise_last)
         self.order = order
-
-    def init_state(self, model: DenoiserBase, x: Tensor, times: Tensor) -> _Before | None:
-        """Nothing precedes the first step."""
-        falling_noise_levels(model.schedule, times)
-        return None
 
     def step(
         self,

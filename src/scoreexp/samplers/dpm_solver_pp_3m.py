@@ -6,7 +6,7 @@ from torch import Tensor
 
 from scoreexp.core.streams import ImageStreams
 from scoreexp.denoisers.denoiser import DenoiserBase
-from scoreexp.samplers.base import Sampler, batch_of, falling_noise_levels
+from scoreexp.samplers.base import Sampler, batch_of
 from scoreexp.samplers.exponential import Prediction, data_step, half_log_snr
 
 
@@ -58,11 +58,6 @@ class DPMSolverPP3M(Sampler):
     Raises:
         ValueError: (on a call) if the schedule's noise level does not fall along the grid.
     """
-
-    def init_state(self, model: DenoiserBase, x: Tensor, times: Tensor) -> _Before | None:
-        """Nothing precedes the first step."""
-        falling_noise_levels(model.schedule, times)
-        return None
 
     def step(
         self,

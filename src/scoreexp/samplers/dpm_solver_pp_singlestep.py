@@ -7,7 +7,7 @@ from torch import Tensor
 from scoreexp.core.checked import checked
 from scoreexp.core.streams import ImageStreams
 from scoreexp.denoisers.denoiser import DenoiserBase
-from scoreexp.samplers.base import Sampler, batch_of, falling_noise_levels
+from scoreexp.samplers.base import Sampler, batch_of
 from scoreexp.samplers.exponential import Prediction, data_step, half_log_snr, time_between
 from scoreexp.samplers.grids import TimeGrid
 
@@ -61,10 +61,6 @@ class DPMSolverPPSinglestep(Sampler):
     def __init__(self, grid: TimeGrid, order: Literal[2, 3] = 2, denoise_last: bool = True) -> None:
         super().__init__(grid, denoise_last)
         self.order = order
-
-    def init_state(self, model: DenoiserBase, x: Tensor, times: Tensor) -> None:
-        """Checks that there is noise to take away."""
-        falling_noise_levels(model.schedule, times)
 
     def step(
         self,

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from scoreexp.core.streams import ImageStreams
 from scoreexp.denoisers.denoiser import DenoiserBase
-from scoreexp.samplers.base import Sampler, batch_of, falling_noise_levels, step_from_noise
+from scoreexp.samplers.base import Sampler, batch_of, step_from_noise
 
 
 def euler_maruyama_step(
@@ -51,10 +51,6 @@ class EulerMaruyama(Sampler):
     Raises:
         ValueError: (on a call) if the schedule's noise level does not fall along the grid.
     """
-
-    def init_state(self, model: DenoiserBase, x: Tensor, times: Tensor) -> None:
-        """Checks that there is noise to take away."""
-        falling_noise_levels(model.schedule, times)
 
     def step(
         self,

@@ -186,6 +186,9 @@ class AnnealedLangevin(Sampler):
         self.ratio = ratio
         self.updates = updates
 
+    def init_state(self, model: DenoiserBase, x: Tensor, times: Tensor) -> None:
+        """Nothing to check: each level is sampled by itself."""
+
     def step(
         self,
         model: DenoiserBase,

@@ -83,6 +83,9 @@ class PredictorCorrector(Sampler):
         self.snr = snr
         self.step_size = step_size
 
+    def init_state(self, model: DenoiserBase, x: Tensor, times: Tensor) -> None:
+        """Nothing to check: where the noise level stays, the corrector works alone."""
+
     def step(
         self,
         model: DenoiserBase,

@@ -9,7 +9,7 @@ from scoreexp.core.streams import ImageStreams
 from scoreexp.denoisers.angular_flow import AngularFlow
 from scoreexp.denoisers.denoiser import DenoiserBase
 from scoreexp.numerics.ode import OdeSolver
-from scoreexp.samplers.base import Sampler, falling_noise_levels
+from scoreexp.samplers.base import Sampler
 from scoreexp.samplers.grids import TimeGrid
 
 
@@ -49,10 +49,6 @@ class ProbabilityFlow(Sampler):
     def __init__(self, grid: TimeGrid, solver: OdeSolver, denoise_last: bool = True) -> None:
         super().__init__(grid, denoise_last)
         self.solver = solver
-
-    def init_state(self, model: DenoiserBase, x: Tensor, times: Tensor) -> None:
-        """The size of the next step of each sample, unknown before the first."""
-        falling_noise_levels(model.schedule, times)
 
     def step(
         self,

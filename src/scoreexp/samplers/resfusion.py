@@ -7,7 +7,7 @@ from torch import Tensor
 
 from scoreexp.core.streams import ImageStreams
 from scoreexp.denoisers.denoiser import DenoiserBase
-from scoreexp.samplers.base import Sampler, batch_of, falling_noise_levels
+from scoreexp.samplers.base import Sampler, batch_of
 
 
 class Resfusion(Sampler):
@@ -45,10 +45,6 @@ class Resfusion(Sampler):
     Raises:
         ValueError: (on a call) if the schedule's noise level does not fall along the grid.
     """
-
-    def init_state(self, model: DenoiserBase, x: Tensor, times: Tensor) -> None:
-        """Checks that there is noise to take away."""
-        falling_noise_levels(model.schedule, times)
 
     def step(
         self,

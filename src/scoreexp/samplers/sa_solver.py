@@ -8,7 +8,7 @@ from scoreexp.core.checked import checked
 from scoreexp.core.streams import ImageStreams
 from scoreexp.core.types import NonNegativeFloat
 from scoreexp.denoisers.denoiser import DenoiserBase
-from scoreexp.samplers.base import Sampler, batch_of, falling_noise_levels
+from scoreexp.samplers.base import Sampler, batch_of
 from scoreexp.samplers.exponential import Prediction, data_step, half_log_snr, sde_step
 from scoreexp.samplers.grids import TimeGrid
 
@@ -77,11 +77,6 @@ class SASolver(Sampler):
         super().__init__(grid, denoise_last)
         self.tau = tau
         self.order = order
-
-    def init_state(self, model: DenoiserBase, x: Tensor, times: Tensor) -> _Before | None:
-        """Nothing precedes the first step."""
-        falling_noise_levels(model.schedule, times)
-        return None
 
     def step(
         self,

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from scoreexp.core.streams import ImageStreams
 from scoreexp.denoisers.denoiser import DenoiserBase
-from scoreexp.samplers.base import Sampler, batch_of, falling_noise_levels
+from scoreexp.samplers.base import Sampler, batch_of
 from scoreexp.samplers.dpm_solver_pp import Previous
 from scoreexp.samplers.exponential import half_log_snr
 
@@ -45,11 +45,6 @@ class SDEDPMSolverPP(Sampler):
     Raises:
         ValueError: (on a call) if the schedule's noise level does not fall along the grid.
     """
-
-    def init_state(self, model: DenoiserBase, x: Tensor, times: Tensor) -> Previous | None:
-        """Nothing precedes the first step."""
-        falling_noise_levels(model.schedule, times)
-        return None
 
     def step(
         self,

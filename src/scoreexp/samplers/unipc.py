@@ -14,7 +14,7 @@ from scoreexp.samplers.grids import TimeGrid
 from scoreexp.schedules import Schedule
 
 # so many times and more, and order 3 spends an evaluation on its start; below, that would cost more than it gives
-_TIMES_TO_RESTART = 20
+TIMES_TO_RESTART = 20
 
 
 class _Before(NamedTuple):
@@ -82,7 +82,7 @@ class UniPC(Sampler):
     def init_state(self, model: DenoiserBase, x: Tensor, times: Tensor) -> _Before:
         """Nothing precedes the first step; whether order 3 restarts."""
         falling_noise_levels(model.schedule, times)
-        return _Before((), (), (), self.order == 3 and len(times) >= _TIMES_TO_RESTART)
+        return _Before((), (), (), self.order == 3 and len(times) >= TIMES_TO_RESTART)
 
     def step(
         self,

@@ -23,7 +23,8 @@ class UniPCVelocity(UniPC):
     The velocity is smooth in :math:`\theta` at both ends, from ``alpha = 0`` (:math:`\theta = 1`) down to small noise.
     Predictor, corrector, start and evaluations are those of ``UniPC``, and the integrals over :math:`\theta` are exact:
     ``order=2`` converges with order 3, and ``order=3`` with order 4. On ``QuadraticGrid`` and VP it has the smallest mean
-    error of the samplers here at 5 to 30 evaluations (``python -m benchmarks.sampler_errors``).
+    error at 5 to 30 evaluations of the samplers here that are not fitted to a model (``python -m
+    benchmarks.sampler_errors``).
 
     References:
         W. Zhao et al., "UniPC: A Unified Predictor-Corrector Framework for Fast Sampling of Diffusion Models", 2023,

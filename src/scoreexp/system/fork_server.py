@@ -37,6 +37,13 @@ def can_fork() -> bool:
 class ForkServer:
     """The server, as its owner sees it. It ends with its owner; what it has forked does not.
 
+    >>> import time
+    >>> with contextlib.closing(ForkServer(["json"], os.environ)) as server:
+    ...     while can_fork() and not server.ready:
+    ...         time.sleep(0.01)
+    ...     isinstance(server.ready, bool)
+    True
+
     Args:
         preload: modules that it imports; without those that cannot be imported.
         environment: its environment variables, and those of what it forks.
@@ -121,6 +128,13 @@ class ForkServer:
 
 class ForkedProcess:
     """What a server has forked, with as much of ``subprocess.Popen`` as one needs.
+
+    >>> class Ended:  # a server that is gone and knew no exit codes
+    ...     lost = True
+    ...     def code(self, pid):
+    ...         return None
+    >>> ForkedProcess(Ended(), os.getpid()).poll() is None  # alive
+    True
 
     Args:
         server: has forked it.

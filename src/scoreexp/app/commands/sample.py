@@ -23,7 +23,8 @@ from scoreexp.figures.images import image_grid
 from scoreexp.figures.points import scatter
 from scoreexp.runs.directory import git_revision, new_folder, shown
 from scoreexp.runs.model import load
-from scoreexp.samplers import Sampler, draw, labels_for
+from scoreexp.runs.solvers import StoredSolver, solver_beside
+from scoreexp.samplers import Auto, Sampler, draw, labels_for
 from scoreexp.system.atomic import atomic_write
 from scoreexp.system.devices import choose_device
 from scoreexp.system.json_files import write_json
@@ -48,14 +49,24 @@ def sample(cfg: DictConfig) -> Path:
     sampler: Sampler = instantiate(cfg.sampler)
     folder = _folder(cfg)
     with new_folder(folder, "give another with out=DIR"):
-        _draw_into(folder, model, sampler, seeds, cfg, device)
+        solver = None
+        if isinstance(sampler, Auto):
+            settings = {"weights": cfg.weights, "guidance": _plain(cfg.get("guidance"))}
+            solver = solver_beside(cfg.ckpt, model, sampler, label=cfg.label, settings=settings)
+            print(f"solver         {shown(solver.path)} ({solver.said})", flush=True)
+        _draw_into(folder, model, sampler, solver, seeds, cfg, device)
     return folder
+
+
+def _plain(node: DictConfig | None) -> Any:
+    return OmegaConf.to_container(node, resolve=True) if node else None
 
 
 def _draw_into(
     folder: Path,
     model: DenoiserBase,
     sampler: Sampler,
+    solver: StoredSolver | None,
     seeds: list[int],
     cfg: DictConfig,
     device: torch.device,
@@ -68,7 +79,14 @@ def _draw_into(
         for done, batch in enumerate(batches):
             progress.part_done(done, len(batches))
             cond = labels_for(batch, model.record, cfg.label, device=device)
-            result = draw(model, sampler, batch, cond=cond, device=device, callback=progress.step)
+            result = draw(
+                model,
+                solver.sampler if solver else sampler,
+                batch,
+                cond=cond,
+                device=device,
+                callback=progress.step,
+            )
             drawn.append(result.x.cpu())
     samples = torch.cat(drawn)
     are_images = isinstance(kind_of(shape), Images)
@@ -76,8 +94,9 @@ def _draw_into(
     meta: dict[str, Any] = {
         "checkpoint": str(cfg.ckpt),
         "weights": cfg.weights,
-        "sampler": OmegaConf.to_container(cfg.sampler, resolve=True),
-        "guidance": OmegaConf.to_container(cfg.guidance, resolve=True) if cfg.get("guidance") else None,
+        "sampler": _plain(cfg.sampler),
+        "solver": {"path": str(solver.path), "error": solver.error} if solver else None,
+        "guidance": _plain(cfg.get("guidance")),
         "seeds": seeds,
         "label": cfg.label,
         "nfe_per_sample": result.nfe,
@@ -96,8 +115,9 @@ def _draw_into(
         part = f" (the first {SHOWN} of {len(samples)})" if are_images and len(samples) > SHOWN else ""
         print(f"overview       {shown(overview)}{part}")
     other = "" if cfg.seeds is not None else ", other samples (seeds=100)"
+    steps = f"sampler.steps={2 * sampler.steps}" if isinstance(sampler, Auto) else "sampler.grid.steps=100"
     print(
-        f"try next       another sampler (sampler=heun), more steps (sampler.grid.steps=100){other}",
+        f"try next       another sampler (sampler=heun), more steps ({steps}){other}",
         flush=True,
     )
 
