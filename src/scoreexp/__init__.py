@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from scoreexp import bridge as bridge
     from scoreexp import denoise as denoise
     from scoreexp import denoisers as denoisers
+    from scoreexp import diagnose as diagnose
     from scoreexp import editing as editing
     from scoreexp import guidance as guidance
     from scoreexp import metrics as metrics

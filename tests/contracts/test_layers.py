@@ -26,7 +26,7 @@ FLOORS = (
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 DOORS = {
     "train", "sample", "denoise", "edit", "restore", "evaluate", "compare", "report", "precompute", "inspect",
-    "doctor", "convert",
+    "doctor", "diagnose", "compress", "convert",
 }  # fmt: skip
 DOOR_LINES = 50
 ONLY_IN_APP = {"hydra", "omegaconf", "wandb"}

@@ -13,6 +13,7 @@ from scoreexp.networks.exact import ExactPosteriorMean
 from scoreexp.networks.image_conditioned import ImageConditioned
 from scoreexp.networks.mlp import MLP
 from scoreexp.networks.ncsnpp import NCSNpp
+from scoreexp.networks.quantised import Quantised
 from scoreexp.networks.regression_unet import RegressionUNet
 from scoreexp.networks.score_cnn import ScoreCNN
 from scoreexp.networks.spectral import SpectralResidual
@@ -30,6 +31,7 @@ __all__ = [
     "ImageConditioned",
     "ModulatedUNet",
     "NCSNpp",
+    "Quantised",
     "RegressionUNet",
     "ScoreCNN",
     "SpectralResidual",

@@ -1,0 +1,97 @@
+"""A trained model in fewer bits, and what that costs."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from torch import Tensor
+
+from scoreexp.app.run_settings import own_settings, sampler_settings
+from scoreexp.app.terminal import say, say_labelled
+from scoreexp.core.errors import UserError
+from scoreexp.data import DataModule
+from scoreexp.denoisers import Denoiser
+from scoreexp.diagnostics.compression import calibration_set, compression_error, quantise, stored_bytes
+from scoreexp.diagnostics.estimates import usable_levels
+from scoreexp.metrics.score_error import LEVELS
+from scoreexp.runs.checkpoint_file import write_checkpoint
+from scoreexp.runs.directory import shown
+from scoreexp.runs.model import load
+from scoreexp.samplers import draw, labels_for
+from scoreexp.system.devices import choose_device
+from scoreexp.system.json_files import write_json
+
+
+def compress(cfg: DictConfig) -> Path:
+    """Quantise the model of ``cfg.ckpt``, see ``conf/compress.yaml``; returns the new checkpoint."""
+    model = load(cfg.ckpt, weights=cfg.weights, device=str(choose_device(cfg.device)), trust=tuple(cfg.trust))
+    node = dict(model.record["config"]["network"])
+    if str(node["_target_"]).endswith(".Quantised"):
+        raise UserError(f"{cfg.ckpt} is compressed already: give the checkpoint that it was made from")
+    out = _out(cfg)
+    sampler = instantiate(sampler_settings(cfg, model.record))
+    data = _data(cfg, model) if cfg.calibration in ("raw", "forward") else None
+    try:
+        calibration = calibration_set(
+            model, cfg.calibration, sampler=sampler, data=data, n=cfg.n, seed=cfg.seed
+        )
+        small = quantise(model, node, calibration, bits=cfg.bits, batch=cfg.batch_size)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    seeds = range(cfg.seed + cfg.n, cfg.seed + cfg.n + cfg.measured_on)  # not those of the calibration
+    cond = labels_for(seeds, model.record, device=model.device)
+    drawn, again = (draw(one, sampler, seeds, cond=cond).x for one in (model, small))
+    levels = usable_levels(LEVELS, *model.schedule.sigma_range)
+    errors = compression_error(model, small, drawn, levels, seed=cfg.seed)
+    sizes = stored_bytes(model), stored_bytes(small)
+    apart = float((again - drawn).square().mean().sqrt())
+    state = {f"denoiser.{key}": value.cpu() for key, value in small.state_dict().items()}
+    write_checkpoint({"state_dict": state, "scoreexp": dict(small.record)}, out)
+    write_json(
+        out.with_suffix(".json"),
+        {
+            "checkpoint": str(cfg.ckpt),
+            "bits": cfg.bits,
+            "calibration": cfg.calibration,
+            "bytes": {"before": sizes[0], "after": sizes[1]},
+            "relative squared error of the score": {f"{r:g}": e._asdict() for r, e in errors.items()},
+            "rms difference of samples of the same seeds": apart,
+        },
+    )
+    say("noise level    relative squared error of the score, against the model before")
+    for level, error in errors.items():
+        say_labelled(f"{level:g}", f"{error.value:.3g} +- {error.error:.1g}")
+    say_labelled("samples", f"differ by {apart:.3g} rms for the same seeds (units of the model)")
+    say_labelled("bytes", f"{sizes[1]} of {sizes[0]} ({sizes[1] / sizes[0]:.3f})")
+    say_labelled("checkpoint", shown(out))
+    return out
+
+
+def _data(cfg: DictConfig, model: Denoiser) -> Tensor:
+    """As many training samples as the calibration takes."""
+    node = own_settings(cfg, model.record, "data", "scoreexp.data", "what it was trained on: give data=NAME")
+    data: DataModule = instantiate({"seed": cfg.seed, **node})
+    if list(data.event_shape) != list(model.event_shape or ()):
+        raise UserError(
+            f"the data have samples of shape {list(data.event_shape)}, the model {list(model.event_shape or ())}: "
+            "give the data that it was trained on, or of the same shape"
+        )
+    positions = data.train_positions
+    chosen = torch.linspace(0, len(positions) - 1, min(cfg.n, len(positions))).round().long().numpy()
+    return data.split("train").samples(np.asarray(positions)[chosen])
+
+
+def _out(cfg: DictConfig) -> Path:
+    """The checkpoint to write, which must not be there."""
+    given = Path(cfg.ckpt).expanduser()
+    out = (
+        given.with_name(f"{given.stem}_{cfg.bits}bit.ckpt") if cfg.out is None else Path(cfg.out).expanduser()
+    )
+    if out.suffix != ".ckpt":
+        raise UserError(f"out={cfg.out} is not the name of a checkpoint: end it with .ckpt")
+    for path in (out, out.with_suffix(".json")):
+        if path.exists():
+            raise UserError(f"{path} exists: give another name with out=FILE.ckpt")
+    return out

@@ -1,0 +1,98 @@
+"""A page of findings about one model."""
+
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from torch import Tensor
+
+from scoreexp.api.diagnose import diagnose as diagnose_model
+from scoreexp.app.run_settings import own_settings, sampler_settings
+from scoreexp.app.terminal import say, say_labelled
+from scoreexp.core.errors import UserError
+from scoreexp.data import DataModule
+from scoreexp.denoisers import Denoiser
+from scoreexp.metrics.score_error import LEVELS
+from scoreexp.numerics.oracles import Oracle
+from scoreexp.runs.directory import new_folder, shown
+from scoreexp.runs.model import load
+from scoreexp.runs.reporting.diagnosis import write_diagnosis
+from scoreexp.system.devices import choose_device
+
+
+def diagnose(cfg: DictConfig) -> Path:
+    """Diagnose the model of ``cfg.ckpt``, see ``conf/diagnose.yaml``; returns the page."""
+    device = str(choose_device(cfg.device))
+    model = load(cfg.ckpt, weights=cfg.weights, device=device, trust=tuple(cfg.trust))
+    other = None
+    if cfg.other is not None:
+        other = load(cfg.other, weights=cfg.weights, device=device, trust=tuple(cfg.trust))
+        if other.event_shape != model.event_shape:
+            raise UserError(
+                f"other={cfg.other} models samples of shape {other.event_shape}, ckpt of {model.event_shape}: give a model "
+                "of the other half of the same data"
+            )
+    train, held_out, oracle, missing = None, None, None, None
+    try:
+        train, held_out, oracle = _data(cfg, model)
+    except (UserError, OSError) as error:
+        if cfg.get("data") is not None:  # asked for
+            raise
+        missing = str(error)
+    sampler = instantiate(sampler_settings(cfg, model.record))
+    folder = _folder(cfg)
+    with new_folder(folder, "give another with out=DIR"):
+        found = diagnose_model(
+            model,
+            train,
+            held_out=held_out,
+            oracle=oracle,
+            other=other,
+            sampler=sampler,
+            samples=cfg.samples,
+            n=cfg.n,
+            levels=list(LEVELS if cfg.levels is None else cfg.levels),
+            seed=cfg.seed,
+            batch_size=cfg.batch_size,
+        )
+        found.settings["checkpoint"] = Path(cfg.ckpt).name
+        if missing is not None:
+            found.unsaid["anything that needs the data of the run"] = missing
+        page = write_diagnosis(found, folder, title=f"What {Path(cfg.ckpt).name} knows")
+    say(found.text().rstrip())
+    say_labelled("page", shown(page))
+    return page
+
+
+def _data(cfg: DictConfig, model: Denoiser) -> tuple[Tensor, Tensor | None, Oracle | None]:
+    """The training samples, some that were held out, and the exact distribution where it is known."""
+    node = own_settings(cfg, model.record, "data", "scoreexp.data", "what it was trained on: give data=NAME")
+    data: DataModule = instantiate({"seed": cfg.seed, **node, "batch_size": cfg.batch_size})
+    if list(data.event_shape) != list(model.event_shape or ()):
+        raise UserError(
+            f"the data have samples of shape {list(data.event_shape)}, the model {list(model.event_shape or ())}: "
+            "give the data that it was trained on, or of the same shape"
+        )
+    train = data.split("train").samples(data.train_positions)
+    unseen = data.split("val")
+    held_out = unseen.samples(np.arange(min(len(unseen), cfg.n)))
+    if len(held_out) < 2 or any(
+        torch.equal(held_out[0], one) for one in train
+    ):  # of a single photograph, say
+        held_out = None
+    return train, held_out, data.oracle() if hasattr(data, "oracle") else None
+
+
+def _folder(cfg: DictConfig) -> Path:
+    """The folder of this diagnosis' own."""
+    if cfg.out is None:
+        beside = Path(cfg.ckpt).expanduser().resolve().parent
+        home = beside.parent if beside.name == "checkpoints" else beside
+        return home / "diagnoses" / time.strftime("%Y-%m-%d_%H-%M-%S")
+    folder = Path(cfg.out).expanduser()
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"out={cfg.out} is not an empty folder: give a new one")
+    return folder

@@ -1,0 +1,408 @@
+"""All findings about one model: what can be said with the data at hand, and what cannot."""
+
+import math
+from collections.abc import Sequence
+from copy import deepcopy
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from scoreexp.core.checked import checked
+from scoreexp.core.errors import UserError
+from scoreexp.core.kinds import Images, kind_of
+from scoreexp.core.types import AtLeastTwo, PositiveInt
+from scoreexp.denoisers.denoiser import DenoiserBase, OracleDenoiser
+from scoreexp.diagnostics.agreement import split_half_disagreement
+from scoreexp.diagnostics.calibration import calibration
+from scoreexp.diagnostics.estimates import RELATIVE, ByLevel, Estimate, mean_of, usable_levels
+from scoreexp.diagnostics.fields import noisy
+from scoreexp.diagnostics.fokker_planck import MARGIN, fokker_planck_residual
+from scoreexp.diagnostics.jacobian import jacobian_asymmetry, jacobian_spectrum
+from scoreexp.diagnostics.score_errors import score_error_by_level
+from scoreexp.metrics.distribution import memorisation
+from scoreexp.metrics.score_error import LEVELS
+from scoreexp.numerics.oracles import EmpiricalImages, Oracle
+from scoreexp.samplers.labels import knows_null_label
+
+ENOUGH = 0.01  # a standard error that is small whatever the value is
+_SPECTRUM_LEVELS = 3
+_SPECTRUM_POINTS = 4
+
+
+class Finding(NamedTuple):
+    """One property of a model.
+
+    Attributes:
+        name: of the finding, in files.
+        title: a headline.
+        meaning: what the values mean, and which an exact model has.
+        axis: what the values are given by; empty where there is one of each, at 0.
+        series: values by their name and place on the axis.
+        remarks: on the values: samples that are too few, and how many are needed.
+        pictures: images ``[B, C, H, W]`` in the range of the model, or None.
+        caption: of the pictures.
+    """
+
+    name: str
+    title: str
+    meaning: str
+    axis: str
+    series: dict[str, ByLevel]
+    remarks: list[str]
+    pictures: Tensor | None = None
+    caption: str = ""
+
+
+class Diagnosis(NamedTuple):
+    """Findings, and the reasons of those that are missing.
+
+    Attributes:
+        findings: in the order in which they are reported.
+        unsaid: why a finding is missing, by its title.
+        settings: what the findings were computed with.
+    """
+
+    findings: list[Finding]
+    unsaid: dict[str, str]
+    settings: dict[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, for JSON.
+
+        >>> Diagnosis([], {"score error": "no data"}, {"n": 4}).to_dict()
+        {'settings': {'n': 4}, 'findings': {}, 'unsaid': {'score error': 'no data'}}
+        """
+        return {
+            "settings": self.settings,
+            "findings": {
+                finding.name: {
+                    "title": finding.title,
+                    "meaning": finding.meaning,
+                    "by": finding.axis,
+                    "values": {
+                        name: [{"at": at, **estimate._asdict()} for at, estimate in series.items()]
+                        for name, series in finding.series.items()
+                    },
+                    "remarks": finding.remarks,
+                }
+                for finding in self.findings
+            },
+            "unsaid": self.unsaid,
+        }
+
+    def text(self) -> str:
+        """The findings as plain text, with the standard error beside each value."""
+        lines = []
+        for finding in self.findings:
+            lines += [finding.title, f"  {finding.meaning}"]
+            for name, series in finding.series.items():
+                if finding.axis:
+                    lines.append(f"  {name} by {finding.axis}")
+                    lines += [f"    {at:<8g} {_with_error(e)}" for at, e in series.items()]
+                else:
+                    lines += [f"  {name}: {_with_error(e)}" for e in series.values()]
+            lines += [f"  note: {remark}" for remark in finding.remarks] + [""]
+        lines += [f"not said: {title}: {reason}" for title, reason in self.unsaid.items()]
+        return "\n".join(lines).rstrip() + "\n"
+
+
+@checked
+def diagnosis(
+    model: DenoiserBase,
+    *,
+    samples: Tensor,
+    train: Tensor | None = None,
+    held_out: Tensor | None = None,
+    oracle: Oracle | None = None,
+    other: DenoiserBase | None = None,
+    levels: Sequence[float] = LEVELS,
+    n: AtLeastTwo = 256,
+    seed: int = 0,
+    batch_size: PositiveInt = 32,
+) -> Diagnosis:
+    """All findings about a model that what is given allows.
+
+    >>> from scoreexp.denoisers import OracleDenoiser
+    >>> from scoreexp.numerics.oracles import Gaussian
+    >>> from scoreexp.schedules import VP
+    >>> model = OracleDenoiser(Gaussian(torch.zeros(2), torch.ones(2)), VP())
+    >>> found = diagnosis(model, samples=torch.randn(8, 2), levels=[0.5], n=8)
+    >>> [finding.name for finding in found.findings]
+    ['jacobian_spectrum', 'jacobian_asymmetry', 'fokker_planck_residual']
+
+    Args:
+        model: the denoiser, in evaluation mode.
+        samples: drawn from it, ``[N, *]``.
+        train: the samples that it was trained on.
+        held_out: samples of the same data that it was not trained on.
+        oracle: the exact distribution of the data, where it is known.
+        other: a model of another, disjoint half of the data.
+        levels: noise levels ``r = sigma / alpha``, in the units of the data.
+        n: samples for each value; fewer where there are not as many.
+        seed: names all that is drawn.
+        batch_size: samples at once.
+
+    Raises:
+        ValueError: the shapes of what is given differ, or an argument is outside its range.
+        UserError: the model needs a class label.
+    """
+    if model.record.get("num_classes") is not None and not knows_null_label(model.record):
+        raise UserError(
+            "this model needs a class and was trained without label dropout, and the diagnosis asks it without one: "
+            "train with model.label_dropout=0.1"
+        )
+    for name, given in (("samples", samples), ("train", train), ("held_out", held_out)):
+        if given is not None and model.event_shape not in (None, tuple(given.shape[1:])):
+            raise ValueError(
+                f"{name} has shape {tuple(given.shape)}: the model takes samples of {model.event_shape}"
+            )
+    return _Diagnoser(model, samples, train, held_out, oracle, other, list(levels), n, seed, batch_size).run()
+
+
+class _Diagnoser:
+    """The findings, one method each."""
+
+    def __init__(
+        self,
+        model: DenoiserBase,
+        samples: Tensor,
+        train: Tensor | None,
+        held_out: Tensor | None,
+        oracle: Oracle | None,
+        other: DenoiserBase | None,
+        levels: list[float],
+        n: int,
+        seed: int,
+        batch: int,
+    ) -> None:
+        self.model, self.other, self.oracle = model, other, oracle
+        self.samples, self.train, self.held_out = samples, train, held_out
+        self.n, self.seed, self.batch = n, seed, batch
+        self.levels = usable_levels(levels, *model.schedule.sigma_range)
+        # where the model is asked: real data where there are some, else what it draws itself
+        unseen = held_out if held_out is not None else train
+        if unseen is None and oracle is not None:
+            unseen = oracle.sample(n, torch.Generator().manual_seed(seed)).float()
+        self.data = None if unseen is None else unseen[:n].to(model.device)
+        self.seen = held_out is None and train is not None and oracle is None
+        self.points = (samples[:n] if self.data is None else self.data).to(model.device)
+        self.whose = "its own samples" if self.data is None else "data"
+
+    def run(self) -> Diagnosis:
+        findings: list[Finding] = []
+        unsaid: dict[str, str] = {}
+        for title, find in (
+            ("error of the score", self.score_error),
+            ("nearest training samples", self.nearest),
+            ("calibration of the posterior mean", self.calibration),
+            ("what the denoiser keeps", self.spectrum),
+            ("asymmetry of the Jacobian", self.asymmetry),
+            ("Fokker-Planck residual", self.residual),
+            ("agreement with the other model", self.agreement),
+        ):
+            found = find(title)
+            if isinstance(found, Finding):
+                findings.append(found)
+            elif found:
+                unsaid[title] = found
+        settings = {
+            "schedule": type(self.model.schedule).__name__,
+            "levels": self.levels,
+            "n": self.n,
+            "seed": self.seed,
+            "samples": len(self.samples),
+            "training samples": None if self.train is None else len(self.train),
+            "held-out samples": None if self.held_out is None else len(self.held_out),
+        }
+        return Diagnosis(findings, unsaid, settings)
+
+    def score_error(self, title: str) -> Finding | str:
+        if self.oracle is not None:
+            oracle, against = self.oracle, "the exact density of the data"
+            meaning = "0 is exact, 1 no better than predicting 0."
+        elif self.train is not None:
+            oracle, against = (
+                EmpiricalImages(self.train.float()),
+                f"the empirical optimum of {len(self.train)} samples",
+            )
+            meaning = "0 is the model that has memorised its training set: a model that generalises has a large error here."
+        else:
+            return "needs data: give data=NAME"
+        found = score_error_by_level(
+            self.model, oracle, self.levels, n=self.n, seed=self.seed, batch=self.batch
+        )
+        meaning = f"E |s - s*|^2 / E |s*|^2 against {against}. {meaning}"
+        return _finding("score_error", title, meaning, {"relative squared error": found})
+
+    def nearest(self, title: str) -> Finding | str:
+        if self.train is None:
+            return "needs the training samples: give data=NAME"
+        if len(self.train) < 2:
+            return f"needs at least 2 training samples, there is {len(self.train)}"
+        drawn, train = self.samples.flatten(1).cpu().float(), self.train.flatten(1).cpu().float()
+        held = None if self.held_out is None else self.held_out.flatten(1).cpu().float()
+        found = memorisation(drawn, train, held)
+        copies = mean_of((found.ratio < 1 / 3).double())
+        series = {
+            "share of copies": {0.0: copies},
+            "distance ratio, nearest to second nearest": {0.0: mean_of(found.ratio)},
+        }
+        if found.relative is not None:
+            series["distance relative to that of held-out samples"] = {0.0: mean_of(found.relative)}
+        meaning = (
+            "A drawn sample is a copy if its nearest training sample is three times nearer than the second. Relative to "
+            "held-out samples 1 is as far as unseen data are, 0 a copy."
+        )
+        remarks = []
+        if copies.value == 0:
+            remarks.append(
+                f"no copy among {len(drawn)}: the share is below {3 / len(drawn):.2g} with 95 % confidence"
+            )
+        pictures = None
+        if isinstance(kind_of(self.samples.shape[1:]), Images):
+            shown = min(8, len(drawn))
+            pictures = torch.cat([self.samples[:shown].cpu(), self.train[found.position[:shown]].cpu()])
+        caption = "drawn samples, and after them the nearest training sample of each"
+        made = _finding("nearest_neighbours", title, meaning, series, axis="", exact=None)
+        return made._replace(remarks=made.remarks + remarks, pictures=pictures, caption=caption)
+
+    def calibration(self, title: str) -> Finding | str:
+        if self.data is None:
+            return "needs data: give data=NAME"
+        if len(self.data) < 2:
+            return f"needs at least 2 samples, there is {len(self.data)}"
+        found = {
+            level: calibration(self.model, self.data, level, seed=self.seed, batch=self.batch)
+            for level in self.levels
+        }
+        series = {
+            "squared error over the variance that Tweedie's formula states": {
+                r: c.error for r, c in found.items()
+            },
+            "variance of the denoised over that which it leaves": {r: c.spread for r, c in found.items()},
+        }
+        meaning = (
+            "Both are 1 for the exact posterior mean. An error above 1: the model is surer than it is right. A spread "
+            "below 1: what it returns varies less than the data allow."
+        )
+        made = _finding("calibration", title, meaning, series, exact=1.0)
+        if self.seen:
+            made.remarks.append(
+                "measured on training samples: a model that memorised them looks calibrated here"
+            )
+        return made
+
+    def spectrum(self, title: str) -> Finding | str:
+        step = max(1, math.ceil(len(self.levels) / _SPECTRUM_LEVELS))
+        series, pictures = {}, None
+        for level in self.levels[::step]:
+            u = noisy(self.points[:_SPECTRUM_POINTS], level, self.seed)
+            found = jacobian_spectrum(self.model, u, level, seed=self.seed)
+            values = found.eigenvalues
+            series[f"noise level {level:g}"] = {float(i): mean_of(v) for i, v in enumerate(values.T, 1)}
+            if isinstance(kind_of(u.shape[1:]), Images):
+                basis = found.eigenvectors[0, :8]
+                scale = basis.flatten(1).abs().amax(1).clamp_min(1e-12)
+                pictures = (basis / scale.reshape(-1, 1, 1, 1)).cpu()
+        meaning = (
+            "Eigenvalues of the denoiser's Jacobian, largest first: 1 keeps a direction, 0 removes it; none is below 0 for "
+            f"an exact model, and Gaussian data have Wiener's c / (c + r^2). Mean over {len(u)} noisy {self.whose}."
+        )
+        made = _finding("jacobian_spectrum", title, meaning, series, axis="eigenvalue number", exact=None)
+        return made._replace(
+            remarks=[], pictures=pictures, caption=f"leading directions at one sample, noise level {level:g}"
+        )
+
+    def asymmetry(self, title: str) -> Finding | str:
+        found = {
+            level: jacobian_asymmetry(
+                self.model,
+                noisy(self.points, level, self.seed),
+                level,
+                draws=1,
+                seed=self.seed,
+                batch=self.batch,
+            )
+            for level in self.levels
+        }
+        meaning = (
+            "E |J - J^T|^2 / (4 E |J|^2): 0 for every exact score, which is a gradient; 1 for a pure rotation. "
+            f"At noisy {self.whose}."
+        )
+        return _finding("jacobian_asymmetry", title, meaning, {"asymmetry": found})
+
+    def residual(self, title: str) -> Finding | str:
+        levels = usable_levels(self.levels, *self.model.schedule.sigma_range, margin=MARGIN)
+        if not levels:
+            low, high = self.model.schedule.sigma_range
+            return f"needs a model of several noise levels, this one has {low:.3g} to {high:.3g}"
+        model, points = self.model, self.points
+        if isinstance(model, nn.Module) and points.device.type != "mps":
+            model, points = deepcopy(model).double(), points.double()
+        elif isinstance(model, OracleDenoiser):
+            points = points.double()
+        found = {
+            level: fokker_planck_residual(
+                model, noisy(points, level, self.seed), level, seed=self.seed, batch=self.batch
+            )
+            for level in levels
+        }
+        meaning = (
+            "E |ds/dtau - grad(div s + |s|^2) / 2|^2 / E |ds/dtau|^2, tau = r^2: 0 where the scores of neighbouring levels "
+            f"belong to one diffusing density, 1 for a residual as large as the change itself. At noisy {self.whose}."
+        )
+        made = _finding("fokker_planck_residual", title, meaning, {"relative squared residual": found})
+        if points.dtype != torch.float64:
+            made.remarks.append("computed in float32, whose rounding is most of it at small levels")
+        return made
+
+    def agreement(self, title: str) -> Finding | str:
+        if self.other is None:
+            return ""
+        if self.data is None or len(self.data) < 2:
+            return "needs at least 2 samples of data: give data=NAME"
+        levels = usable_levels(self.levels, *self.other.schedule.sigma_range)
+        found = {
+            level: split_half_disagreement(self.model, self.other, self.data, level, seed=self.seed)
+            for level in levels
+        }
+        meaning = (
+            "E |D_1 - D_2|^2 over their mean squared error: 0 where both learnt the same distribution, of the order of 1 "
+            "where each memorised its own samples."
+        )
+        return _finding("split_half_disagreement", title, meaning, {"disagreement": found})
+
+
+def _finding(
+    name: str,
+    title: str,
+    meaning: str,
+    series: dict[str, ByLevel],
+    *,
+    axis: str = "noise level",
+    exact: float | None = 0.0,
+) -> Finding:
+    """A finding with remarks on what its samples are too few for."""
+    remarks = []
+    for what, values in series.items():
+        short = {
+            at: need for at, estimate in values.items() if (need := _needed(estimate, exact)) is not None
+        }
+        if short:
+            key = "n" if axis else "samples"
+            where = "" if not axis else f" at {axis} {', '.join(f'{at:g}' for at in short)}"
+            remarks.append(
+                f"too few samples for {what}{where}: its standard error is above a tenth; {key}={max(short.values())} "
+                "would bring it there"
+            )
+    return Finding(name, title, meaning, axis, series, remarks)
+
+
+def _with_error(estimate: Estimate) -> str:
+    return f"{estimate.value:.4g} +- {estimate.error:.2g}"
+
+
+def _needed(estimate: Estimate, exact: float | None) -> int | None:
+    scale = exact if exact else abs(estimate.value)
+    return estimate.needed(max(RELATIVE * scale, ENOUGH))

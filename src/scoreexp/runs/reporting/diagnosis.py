@@ -1,0 +1,76 @@
+"""A diagnosis as a page, a text and JSON."""
+
+import base64
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from scoreexp.core.ranges import to_unit
+from scoreexp.diagnostics.diagnosis import Diagnosis, Finding
+from scoreexp.figures.estimates import estimates_plot
+from scoreexp.figures.images import image_grid
+from scoreexp.system.atomic import atomic_write
+from scoreexp.system.json_files import write_json
+
+TEMPLATES = Path(__file__).with_name("templates")
+
+
+def write_diagnosis(found: Diagnosis, folder: Path, *, title: str) -> Path:
+    """Write ``diagnosis.html``, ``diagnosis.txt``, ``diagnosis.json`` and a picture of each finding; returns the page.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     page = write_diagnosis(Diagnosis([], {"score error": "no data"}, {"n": 4}), Path(folder), title="A model")
+    ...     page.name, "no data" in page.read_text(encoding="utf-8")
+    ('diagnosis.html', True)
+
+    Args:
+        found: the findings.
+        folder: of the files; made if there is none.
+        title: headline of the page.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    sections = [_section(finding, folder) for finding in found.findings]
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    page = environment.get_template("diagnosis.html.jinja").render(
+        title=title, facts=found.settings, sections=sections, unsaid=found.unsaid
+    )
+    write_json(folder / "diagnosis.json", found.to_dict())
+    for name, text in (("diagnosis.txt", found.text()), ("diagnosis.html", page)):
+        with atomic_write(folder / name) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    return folder / "diagnosis.html"
+
+
+def _section(finding: Finding, folder: Path) -> dict[str, Any]:
+    pictures = []
+    if finding.axis:
+        path = folder / f"{finding.name}.png"
+        rows = {
+            name: [(at, e.value, e.error) for at, e in series.items()]
+            for name, series in finding.series.items()
+        }
+        estimates_plot(
+            rows,
+            path,
+            xlabel=finding.axis,
+            log_x="level" in finding.axis,
+            exact=1.0 if finding.name == "calibration" else None,
+        )
+        pictures.append((_data_uri(path), "bars: two standard errors"))
+    if finding.pictures is not None:
+        path = folder / f"{finding.name}_images.png"
+        image_grid(to_unit(finding.pictures.float()).clamp(0, 1), path)
+        pictures.append((_data_uri(path), finding.caption))
+    return {"finding": finding, "pictures": pictures}
+
+
+def _data_uri(path: Path) -> str:
+    return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"

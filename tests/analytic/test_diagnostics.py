@@ -1,0 +1,194 @@
+"""Diagnostics against distributions and models whose right answer is known in closed form."""
+
+import math
+
+import pytest
+import torch
+
+from scoreexp.core.streams import generator
+from scoreexp.denoisers import OracleDenoiser, Wrapper
+from scoreexp.diagnostics.agreement import split_half_disagreement
+from scoreexp.diagnostics.calibration import calibration
+from scoreexp.diagnostics.estimates import ratio_of, usable_levels
+from scoreexp.diagnostics.fields import denoised, noisy, products
+from scoreexp.diagnostics.fokker_planck import fokker_planck_residual
+from scoreexp.diagnostics.jacobian import jacobian_asymmetry, jacobian_spectrum
+from scoreexp.diagnostics.score_errors import score_error_by_level
+from scoreexp.numerics.oracles import EmpiricalImages, Gaussian, GaussianMixture
+from scoreexp.schedules import VE, VP
+
+VARIANCES = torch.tensor([2.0, 0.5, 0.1, 0.02], dtype=torch.float64)
+BASIS = torch.linalg.qr(torch.randn(4, 4, generator=generator(0, "basis"), dtype=torch.float64))[0]
+GAUSSIAN = Gaussian(torch.full((4,), 0.3), BASIS * VARIANCES @ BASIS.T)
+MIXTURE = GaussianMixture(torch.ones(2), torch.tensor([[-1.0, 0.0], [1.0, 0.5]]), torch.tensor([0.05, 0.2]))
+
+
+class Scaled(Wrapper):
+    """A score that is ``factor`` times too long."""
+
+    def __init__(self, model, factor):
+        super().__init__(model)
+        self.factor = factor
+
+    def __call__(self, x_t, t, cond=None):
+        alpha = self.schedule.alpha(t).reshape(-1, 1)
+        x0 = self.model(x_t, t, cond)
+        return (x_t + self.factor * (alpha * x0 - x_t)) / alpha
+
+
+class Turned(Wrapper):
+    """Adds a rotation ``by`` of the first two coordinates, which no gradient has."""
+
+    def __init__(self, model, by):
+        super().__init__(model)
+        self.by = by
+
+    def __call__(self, x_t, t, cond=None):
+        alpha = self.schedule.alpha(t).reshape(-1, 1)
+        turned = torch.stack([-x_t[:, 1], x_t[:, 0]], 1) * self.by / alpha
+        return self.model(x_t, t, cond) + turned
+
+
+def points(oracle, n=200):
+    return oracle.sample(n, generator(1, "points"))
+
+
+@pytest.mark.parametrize("schedule", [VP(), VE()], ids=["VP", "VE"])
+@pytest.mark.parametrize("level", [0.1, 1.0])
+def test_the_eigenvalues_of_gaussian_data_are_those_of_wieners_filter(schedule, level):
+    model = OracleDenoiser(GAUSSIAN, schedule)
+    found = jacobian_spectrum(model, noisy(points(GAUSSIAN, 2), level, 0), level)
+    wanted = VARIANCES / (VARIANCES + level**2)
+    torch.testing.assert_close(found.eigenvalues, wanted.expand(2, 4), rtol=1e-9, atol=1e-12)
+    along = (found.eigenvectors[0] @ BASIS).abs()
+    torch.testing.assert_close(along, torch.eye(4, dtype=torch.float64), rtol=0, atol=1e-6)
+
+
+def test_iterated_directions_find_the_largest_eigenvalues_and_their_multiplicity():
+    size = 400  # too large for the whole Jacobian
+    variances = torch.full((size,), 0.01, dtype=torch.float64)
+    variances[:5] = torch.tensor([4.0, 2.0, 2.0, 1.0, 0.5])
+    model = OracleDenoiser(Gaussian(torch.zeros(size), variances), VP())
+    found = jacobian_spectrum(model, torch.zeros(1, size, dtype=torch.float64), 0.5, k=5)
+    wanted = variances[:5] / (variances[:5] + 0.25)
+    torch.testing.assert_close(found.eigenvalues[0], wanted, rtol=1e-6, atol=0)
+
+
+def test_products_are_those_of_the_jacobian_of_each_sample():
+    u = points(MIXTURE, 3)
+    model = OracleDenoiser(MIXTURE, VP())
+    pair = products(lambda u: denoised(model, u, 0.5), u)
+    whole = torch.stack(
+        [
+            torch.autograd.functional.jacobian(lambda u: denoised(model, u[None], 0.5)[0], u[i])
+            for i in range(3)
+        ]
+    )
+    v = torch.tensor([[1.0, -2.0]], dtype=torch.float64).expand(3, 2)
+    torch.testing.assert_close(pair.forward(v), (whole @ v[:, :, None])[:, :, 0])
+    torch.testing.assert_close(pair.transposed(v), (whole.mT @ v[:, :, None])[:, :, 0])
+
+
+def test_the_asymmetry_is_0_for_a_score_and_known_for_a_rotation():
+    model = OracleDenoiser(Gaussian(torch.zeros(2), torch.ones(2)), VP())
+    u = torch.zeros(5, 2, dtype=torch.float64)
+    assert jacobian_asymmetry(OracleDenoiser(MIXTURE, VP()), points(MIXTURE), 0.3).value < 1e-20
+    # J = I / 2 + by R: |A|^2 = 2 by^2 and |J|^2 = 2 (1/4 + by^2)
+    for by in (0.25, 10.0):
+        found = jacobian_asymmetry(Turned(model, by), u, 1.0, batch=2)
+        assert found.value == pytest.approx(by**2 / (0.25 + by**2), rel=1e-9)
+
+
+@pytest.mark.parametrize("level", [0.2, 1.0])
+def test_the_fokker_planck_residual_is_0_for_a_score_and_known_for_one_too_long(level):
+    exact = OracleDenoiser(MIXTURE, VP())
+    assert abs(fokker_planck_residual(exact, noisy(points(MIXTURE), level, 0), level).value) < 1e-9
+    # of N(0, c): s = -k u / (c + r^2) has the residual (k - k^2) u / (c + r^2)^2, and changes by k u / (c + r^2)^2
+    gaussian = Gaussian(torch.zeros(3), torch.full((3,), 0.7))
+    u = noisy(points(gaussian), level, 0)
+    for factor in (0.5, 1.3):
+        found = fokker_planck_residual(Scaled(OracleDenoiser(gaussian, VP()), factor), u, level, batch=64)
+        assert found.value == pytest.approx((1 - factor) ** 2, rel=1e-4)
+
+
+def test_the_residual_of_large_samples_is_estimated_without_bias():
+    means = 0.5 * torch.randn(2, 20, generator=generator(2, "means"), dtype=torch.float64)
+    mixture = GaussianMixture(torch.ones(2), means, torch.full((2,), 0.3))
+    u, level = noisy(points(mixture, 400), 0.3, 0), 0.3
+    exact = fokker_planck_residual(OracleDenoiser(mixture, VP()), u, level)
+    assert abs(exact.value) < 3 * exact.error < 0.3
+    wrong = fokker_planck_residual(Scaled(OracleDenoiser(mixture, VP()), 2.0), u, level)
+    assert wrong.value > 5 * wrong.error
+
+
+def test_the_residual_needs_levels_inside_the_schedule():
+    with pytest.raises(ValueError, match=r"level=50 for a schedule of 0\.01 to 50"):
+        fokker_planck_residual(
+            OracleDenoiser(MIXTURE, VE(sigma_min=0.01, sigma_max=50)), points(MIXTURE), 50.0
+        )
+
+
+def test_the_posterior_mean_is_calibrated_and_a_model_of_too_narrow_data_is_too_sure():
+    c, wrong, level = 1.0, 0.25, 1.0
+    gaussian = Gaussian(torch.zeros(3), torch.full((3,), c))
+    x = points(gaussian, 4000)
+    exact = calibration(OracleDenoiser(gaussian, VP()), x, level)
+    assert abs(exact.error.value - 1) < 3 * exact.error.error < 0.1
+    assert abs(exact.spread.value - 1) < 3 * exact.spread.error < 0.2
+    # D = g u with g = wrong / (wrong + r^2): the error is ((1 - g)^2 c + g^2 r^2), stated is r^2 g; D spreads by
+    # g^2 (c + r^2), and c - r^2 g would be left
+    g = wrong / (wrong + level**2)
+    narrow = calibration(
+        OracleDenoiser(Gaussian(torch.zeros(3), torch.full((3,), wrong)), VP()), x, level, batch=1000
+    )
+    error = ((1 - g) ** 2 * c + g**2 * level**2) / (level**2 * g)
+    spread = g**2 * (c + level**2) / (c - level**2 * g)
+    assert abs(narrow.error.value - error) < 3 * narrow.error.error
+    assert abs(narrow.spread.value - spread) < 3 * narrow.spread.error
+    assert error > 3
+    assert spread < 0.2
+    with pytest.raises(ValueError, match=r"1 sample.* at least 2"):
+        calibration(OracleDenoiser(gaussian, VP()), x[:1], level)
+
+
+def test_the_score_error_is_that_of_two_gaussians_and_0_for_the_memorising_oracle():
+    images = points(MIXTURE, 7)
+    memorised = OracleDenoiser(EmpiricalImages(images), VP())
+    assert score_error_by_level(memorised, EmpiricalImages(images), [0.1, 1.0])[0.1].value < 1e-8
+    c, k, r = 1.0, 3.0, 0.5
+    exact, other = (Gaussian(torch.zeros(3), torch.full((3,), v)) for v in (c, k))
+    found = score_error_by_level(OracleDenoiser(other, VP()), exact, [r], n=20, batch=8)
+    assert found[r].value == pytest.approx(((c + r**2) / (k + r**2) - 1) ** 2, rel=1e-5)
+
+
+def test_the_disagreement_of_two_gaussian_models_is_known():
+    c, gains, r = 1.0, [0.5 / 1.5, 2.0 / 3.0], 1.0  # models of variance 0.5 and 2
+    x = points(Gaussian(torch.zeros(3), torch.full((3,), c)), 4000)
+    models = [
+        OracleDenoiser(Gaussian(torch.zeros(3), torch.full((3,), v)), s)
+        for v, s in ((0.5, VP()), (2.0, VE()))
+    ]
+    found = split_half_disagreement(*models, x, r)
+    error = sum((1 - g) ** 2 * c + g**2 * r**2 for g in gains) / 2
+    wanted = (gains[1] - gains[0]) ** 2 * (c + r**2) / error
+    assert abs(found.value - wanted) < 3 * found.error < 0.1 * wanted
+    assert split_half_disagreement(models[0], models[0], x[:2], r).value == 0
+
+
+def test_the_standard_error_covers_the_ratio():
+    hits, draws = 0, 200
+    for draw in range(draws):
+        g = generator(draw, "ratio")
+        b = 1 + torch.rand(50, generator=g)
+        a = 2 * b + torch.randn(50, generator=g)
+        found = ratio_of(a, b)
+        hits += abs(found.value - 2) < 1.96 * found.error
+    assert hits / draws == pytest.approx(0.95, abs=0.05)
+    assert math.isnan(ratio_of(torch.ones(1), torch.zeros(1)).value)
+    assert ratio_of(torch.ones(1), torch.ones(1)).needed() is None
+
+
+def test_levels_outside_a_schedule_are_left_out_and_one_is_always_left():
+    assert usable_levels([0.1, 1.0], 0.05, 2.0) == [0.1, 1.0]
+    assert usable_levels([0.1], 1.0, 4.0) == [2.0]
+    assert usable_levels([0.1], 0.5, 0.5, margin=1.05) == []

@@ -1,0 +1,93 @@
+"""The command ``diagnose``: a page, a text and JSON about a model, with its data and without."""
+
+import json
+
+import pytest
+import torch
+
+import scoreexp as se
+from scoreexp.app.launch import run_app
+from scoreexp.core.streams import generator
+from scoreexp.data import SwissRoll
+from scoreexp.diagnose import SCHEMA
+from scoreexp.runs.checkpoint_file import write_checkpoint
+from scoreexp.runs.model import model_record
+
+NETWORK = {"_target_": "scoreexp.networks.ExactPosteriorMean"}
+FEW = ["samples=8", "n=16", "levels=[0.1,0.5]", "device=cpu"]
+
+
+def memorised(folder, data):
+    """A checkpoint of the model that has memorised 50 points."""
+    config = {
+        "network": NETWORK,
+        "precond": {"_target_": "scoreexp.denoisers.X0Prediction"},
+        "schedule": {"_target_": "scoreexp.schedules.VP"},
+        "sampler": {
+            "_target_": "scoreexp.samplers.DDIM",
+            "grid": {"_target_": "scoreexp.samplers.UniformGrid", "steps": 30},
+        },
+        "data": data,
+    }
+    points = SwissRoll(points=50).split("train").values
+    path = folder / "checkpoints" / "best.ckpt"
+    state = {"denoiser.network.images": torch.from_numpy(points)}
+    write_checkpoint({"state_dict": state, "scoreexp": model_record(config, (2,), None)}, path)
+    return path
+
+
+def diagnosed(path, out, *overrides):
+    arguments = [f"ckpt={path}", f"out={out}", *FEW, *overrides]
+    return run_app("diagnose", "scoreexp.diagnose:run", schema=SCHEMA, argv=arguments)
+
+
+def test_a_memorising_model_is_found_out_and_agrees_with_itself(tmp_path):
+    path = memorised(tmp_path, {"_target_": "scoreexp.data.SwissRoll", "points": 50})
+    assert diagnosed(path, tmp_path / "page", f"other={path}") == 0
+    found = json.loads((tmp_path / "page" / "diagnosis.json").read_text())["findings"]
+    assert set(found) == {
+        "score_error", "nearest_neighbours", "calibration", "jacobian_spectrum", "jacobian_asymmetry",
+        "fokker_planck_residual", "split_half_disagreement",
+    }  # fmt: skip
+    assert found["nearest_neighbours"]["values"]["share of copies"][0]["value"] > 0.5
+    assert found["score_error"]["values"]["relative squared error"][0]["value"] > 0.3  # of the exact density
+    assert found["jacobian_asymmetry"]["values"]["asymmetry"][1]["value"] < 1e-6
+    assert [row["value"] for row in found["split_half_disagreement"]["values"]["disagreement"]] == [0, 0]
+    page = (tmp_path / "page" / "diagnosis.html").read_text()
+    assert all(finding["title"] in page for finding in found.values())
+    assert page.count("data:image/png") == 6
+    assert "too few samples" in (tmp_path / "page" / "diagnosis.txt").read_text()
+
+
+def test_without_its_data_it_says_what_can_be_said_and_why_no_more(tmp_path, capsys):
+    missing = {"_target_": "scoreexp.data.MNIST", "root": str(tmp_path / "nowhere")}
+    assert diagnosed(memorised(tmp_path, missing), tmp_path / "page") == 0
+    found = json.loads((tmp_path / "page" / "diagnosis.json").read_text())
+    assert set(found["findings"]) == {"jacobian_spectrum", "jacobian_asymmetry", "fokker_planck_residual"}
+    assert found["unsaid"]["error of the score"] == "needs data: give data=NAME"
+    assert "not said" in capsys.readouterr().out
+
+
+def test_the_empirical_optimum_is_the_reference_of_data_without_a_density():
+    data = torch.randn(20, 2, generator=generator(0, "data"))
+    model = se.denoisers.OracleDenoiser(se.oracles.EmpiricalImages(data), se.schedules.VP())
+    found = {f.name: f for f in se.diagnose(model, data, samples=20, n=16, levels=[0.3]).findings}
+    assert found["score_error"].series["relative squared error"][0.3].value < 1e-8
+    assert "memorised" in found["score_error"].meaning
+    assert found["nearest_neighbours"].series["share of copies"][0.0].value > 0.9
+    assert any("training samples" in remark for remark in found["calibration"].remarks)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["n=1"], "n=1 must be"),
+        (["data=swiss_roll", "other=/nowhere.ckpt"], "/nowhere.ckpt"),
+        (["samples=0"], "samples=0 must be"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(tmp_path, capsys, overrides, said):
+    path = memorised(tmp_path, {"_target_": "scoreexp.data.SwissRoll", "points": 50})
+    assert diagnosed(path, tmp_path / "page", *overrides) == 1
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "page").exists()
