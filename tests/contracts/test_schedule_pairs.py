@@ -28,6 +28,7 @@ DATA = Gaussian(MEAN, VARIANCES)
 REMEDY = r"^[^\n]*\b(choose|set)\b[^\n]*$"
 # what is no chain from the prior to the data
 OF_ONE_STEP_SIZE = {
+    "auto": "fitted to a model and its schedule before it samples, by descent: seconds each",
     "clamped_euler": "the published script's fixed g",
     "consistency": "of a model that maps to the end of a path, which a posterior mean is not",
     "langevin": "updates at one noise level",
