@@ -3,9 +3,12 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.installed
+PHOTOS   ?= outputs/prior/photographs
+RUN      ?= outputs/prior/run
+TESTSETS ?= outputs/prior/testsets
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint fmt type docs bench compare-quick study-solvers study-samplers study-swiss-roll study-langevin study-claims study-stack clean install
+.PHONY: help demo prior test test-slow lint fmt type docs bench compare-quick study-solvers study-samplers study-swiss-roll study-langevin study-claims study-stack clean install
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -22,6 +25,12 @@ install: $(READY)  ## create .venv with the pinned dependencies
 
 demo: $(READY)  ## train on a bundled photograph and show the result (under a minute on 2 cores)
 	$(BIN)/python -m scoreexp.train experiment=photo32_ours
+
+prior: $(READY)  ## train the bundled prior again (PHOTOS, RUN: folders; TESTSETS: what it must not have seen; hours)
+	$(BIN)/python -m benchmarks.prior fetch $(PHOTOS)
+	$(BIN)/python -m benchmarks.prior check $(PHOTOS) $(TESTSETS)
+	$(BIN)/python -m benchmarks.prior train $(PHOTOS) $(RUN)
+	$(BIN)/python -m benchmarks.prior pack $(RUN)
 
 test: $(READY)  ## the fast test suite (about 4 minutes on 2 cores)
 	$(BIN)/python -m pytest -n 2 --dist worksteal

@@ -11,8 +11,6 @@ a row where the package has one. Rows are stored after each measurement, and a f
 """
 
 import argparse
-import importlib
-import importlib.util
 import json
 import math
 import os
@@ -33,6 +31,7 @@ from torch import Tensor
 import scoreexp as se
 from benchmarks.fokker_planck import describe_machine
 from benchmarks.pages import DOCS, write_table
+from scoreexp import prior
 from scoreexp.core.streams import ImageStreams
 from scoreexp.lit import EMA
 from scoreexp.metrics.functional import ssim
@@ -227,10 +226,9 @@ def methods(arguments: argparse.Namespace) -> Iterator[tuple[str, int, Callable[
         yield "bm3d", few, partial(bm3d, arguments.bm3d)
     for name in FITTED:
         yield name, few, lambda observation, name=name: fitted(name, observation, arguments.seconds)
-    if importlib.util.find_spec("scoreexp.prior") is not None:
-        prior = importlib.import_module("scoreexp.prior").load()
-        for name in ("prior", "scoredvi"):
-            yield name, few, lambda observation, name=name: with_prior(name, observation, prior)
+    model = prior.load()
+    for name in ("prior", "scoredvi"):
+        yield name, few, lambda observation, name=name: with_prior(name, observation, model)
     for name in TRAINED:
         for count in arguments.counts:
             yield name, count, lambda observation, name=name: trained(name, observation, arguments.seconds)

@@ -2,7 +2,7 @@
 
 >>> import scoreexp as se
 >>> dir(se)  # doctest: +ELLIPSIS
-['Observation', 'denoise', 'denoisers', 'editing', ...]
+['Observation', 'as_deepinv', 'bridge', 'denoise', ...]
 """
 
 import sys
@@ -55,6 +55,7 @@ def on_first_use(package: str) -> None:
 
 
 if TYPE_CHECKING:
+    from scoreexp import bridge as bridge
     from scoreexp import denoise as denoise
     from scoreexp import denoisers as denoisers
     from scoreexp import editing as editing
@@ -69,6 +70,8 @@ if TYPE_CHECKING:
     from scoreexp import samplers as samplers
     from scoreexp import schedules as schedules
     from scoreexp import train as train
+    from scoreexp.bridge.deepinv import as_deepinv as as_deepinv
+    from scoreexp.bridge.deepinv import from_deepinv as from_deepinv
     from scoreexp.numerics import oracles as oracles
     from scoreexp.observations import Observation as Observation
     from scoreexp.runs.model import load as load

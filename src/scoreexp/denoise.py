@@ -1,4 +1,4 @@
-"""``python -m scoreexp.denoise ckpt=FILE input=IMAGE sigma=0.2``: denoise the user's own images."""
+"""``python -m scoreexp.denoise input=IMAGE``: denoise the user's own images."""
 
 import sys
 from typing import Any
@@ -19,14 +19,14 @@ SCHEMA = {
     "weights": "Literal['averaged', 'raw']",
     "seed": "int",
     "device": "str",
-    "strip": "bool",
+    "strip": "bool | None",
+    "residual": "bool | None",
     "intermediate": "NonNegativeInt",
     "gif": "bool",
     "overwrite": "bool",
     "run_dir": "str",
     "sampler": "Any",
-    "restorer": "Node | None",
-    "guidance": "Node | None",
+    **dict.fromkeys(("restorer", "noise", "guidance"), "Node | None"),
 }
 PROVIDED = {"guidance": {"model"}}
 
@@ -34,7 +34,7 @@ PROVIDED = {"guidance": {"model"}}
 def run(cfg: Any) -> Any:
     """``scoreexp.app.commands.denoise.denoise``, after what can be refused without torch."""
     require_device_name(cfg.device)
-    require_model(cfg.ckpt, cfg.get("restorer"))
+    require_model(cfg.ckpt, has_prior=True)
     require_output(require_input(cfg.input), cfg.output)
     from scoreexp.app.commands.denoise import denoise
 

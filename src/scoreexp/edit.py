@@ -4,7 +4,7 @@ import sys
 from typing import Any
 
 from scoreexp.app.early_checks import require_device_name, require_input
-from scoreexp.runs.checkpoint_path import require_checkpoint
+from scoreexp.runs.checkpoint_path import require_model_path
 
 SCHEMA = {
     "ckpt": "str",
@@ -27,7 +27,7 @@ PROVIDED = {"guidance": {"model"}}
 def run(cfg: Any) -> Any:
     """``scoreexp.app.commands.edit.edit``, after what can be refused without torch."""
     require_device_name(cfg.device)
-    require_checkpoint(cfg.ckpt)
+    require_model_path(cfg.ckpt)
     for source in filter(None, (cfg.input, cfg.other)):
         require_input(source)
     from scoreexp.app.commands.edit import edit

@@ -7,7 +7,7 @@ from omegaconf import DictConfig
 
 from scoreexp.app.early_checks import require_device_name
 from scoreexp.app.launch import run_app
-from scoreexp.runs.checkpoint_path import require_checkpoint
+from scoreexp.runs.checkpoint_path import require_model_path
 
 SCHEMA = {
     "ckpt": "str",
@@ -37,7 +37,7 @@ PROVIDED = {"guidance": {"model"}}
 def run(cfg: DictConfig) -> Any:
     """``scoreexp.app.commands.evaluate.evaluate``, after what can be refused without torch."""
     require_device_name(cfg.device)
-    require_checkpoint(cfg.ckpt)
+    require_model_path(cfg.ckpt)
     from scoreexp.app.commands.evaluate import evaluate
 
     return evaluate(cfg)

@@ -5,7 +5,7 @@ from typing import Any
 
 from scoreexp.app.early_checks import require_device_name, seeds_of
 from scoreexp.core.callable_module import make_callable
-from scoreexp.runs.checkpoint_path import require_checkpoint
+from scoreexp.runs.checkpoint_path import require_model_path
 
 SCHEMA = {
     "ckpt": "str",
@@ -27,7 +27,7 @@ PROVIDED = {"guidance": {"model"}}
 def run(cfg: Any) -> Any:
     """``scoreexp.app.commands.sample.sample``, after what can be refused without torch."""
     require_device_name(cfg.device)
-    require_checkpoint(cfg.ckpt)
+    require_model_path(cfg.ckpt)
     seeds_of(cfg.n, cfg.seeds)
     from scoreexp.app.commands.sample import sample
 

@@ -8,7 +8,7 @@ import torch
 from scipy.optimize import lsq_linear
 
 from scoreexp.core.streams import ImageStreams, stream_seed
-from scoreexp.denoisers import OracleDenoiser
+from scoreexp.denoisers import DenoiserBase, OracleDenoiser
 from scoreexp.numerics.oracles import Gaussian, GaussianMixture
 from scoreexp.observations import (
     CorrelatedNoise,
@@ -20,9 +20,21 @@ from scoreexp.observations import (
     PoissonNoise,
     Radon,
 )
-from scoreexp.restorers import TV, Averaged, Bilateral, BySampling, NonLocalMeans, Renoise, Stabilised
+from scoreexp.restorers import (
+    TV,
+    Averaged,
+    Bilateral,
+    Binned,
+    BySampling,
+    NonLocalMeans,
+    PnPColoured,
+    PosteriorMean,
+    Renoise,
+    Restorer,
+    Stabilised,
+)
 from scoreexp.samplers import DDIM, DDPM, UniformGrid
-from scoreexp.schedules import VP
+from scoreexp.schedules import VE, VP
 
 STREAMS = ImageStreams([0])
 
@@ -289,3 +301,154 @@ def test_the_mean_of_draws_of_the_posterior_nears_the_posterior_mean():
         errors.append(float((found.x - mean).square().mean()))
     assert errors[0] == pytest.approx(variance * s**2 / (variance + s**2), rel=0.2)
     assert errors[1] == pytest.approx(errors[0] / 8, rel=0.25)
+
+
+# Correlated noise
+
+
+class Stationary(DenoiserBase):
+    """The exact posterior mean of Gaussian images of the spectrum ``power [H, W]`` around 0."""
+
+    schedule, event_shape = VE(0.002, 10.0), None
+
+    def __init__(self, power):
+        self.power = power
+
+    def __call__(self, x_t, t, cond=None):
+        _, sigma = self._scales(x_t, t)
+        return torch.fft.ifft2(torch.fft.fft2(x_t) * self.power / (self.power + sigma**2)).real
+
+
+def test_steps_for_correlated_noise_end_at_the_posterior_mean():
+    side, noise = 16, CorrelatedNoise(0.4, 0.6)
+    frequency = torch.fft.fftfreq(side, dtype=torch.float64)
+    power = 0.01 / (frequency[:, None] ** 2 + frequency**2 + 0.02)
+    x = torch.fft.ifft2(torch.fft.fft2(drawn(2, 1, side, side)) * power.sqrt()).real
+    y = noise.sample(x, ImageStreams([3, 4]))
+    spectrum = noise.spectrum(y)
+
+    def exact(noise_power):
+        return torch.fft.ifft2(torch.fft.fft2(y) * power / (power + noise_power)).real
+
+    def found(**settings):
+        observation = Observation(y, Identity(), noise)
+        return PnPColoured(**settings)(observation, Stationary(power), streams=ImageStreams([0, 1])).x
+
+    level = 0.5 * noise.sigma
+    torch.testing.assert_close(found(steps=200, end=0.5), exact(spectrum.clamp(min=level**2)))
+    posterior = exact(spectrum)
+    white = exact(torch.tensor(noise.sigma**2))
+    few = found()
+    assert (few - posterior).norm() < 0.7 * (white - posterior).norm()
+    assert (few - x).norm() < (white - x).norm()
+
+
+def test_white_noise_is_gone_after_one_step_for_correlated_noise():
+    power = torch.ones(8, 8, dtype=torch.float64)
+    y = drawn(1, 1, 8, 8)
+    observation = Observation(y, Identity(), GaussianNoise(0.5))
+    found = PnPColoured(steps=1, end=1.0)(observation, Stationary(power), streams=STREAMS).x
+    torch.testing.assert_close(found, y / 1.25)
+
+
+# The posterior mean
+
+
+class Sloped(DenoiserBase):
+    """Wrong by a ramp along the rows: what turns and reflections take away."""
+
+    schedule, event_shape = VE(0.002, 10.0), None
+
+    def __call__(self, x_t, t, cond=None):
+        height, width = x_t.shape[-2:]
+        return x_t / 2 + torch.linspace(-1, 1, width, dtype=x_t.dtype).expand(height, width)
+
+
+def test_the_mean_over_turns_and_reflections():
+    y = drawn(2, 1, 6, 9)
+    observation = Observation(y, Identity(), GaussianNoise(0.5))
+
+    def found(n):
+        return PosteriorMean(n)(observation, Sloped(), streams=ImageStreams([0, 1]), keep=9)
+
+    assert (found(1).x - y / 2).abs().max() == 1
+    for n in (2, 4, 8):
+        restored = found(n)
+        torch.testing.assert_close(restored.x, y / 2)  # each turn comes with its reflection
+        assert (restored.nfe, len(restored.trajectory)) == (n, n + 1)
+
+
+def test_the_posterior_mean_refuses_what_it_does_not_know():
+    with pytest.raises(ValueError, match="evaluations=9"):
+        PosteriorMean(9)
+    points = Observation(torch.zeros(1, 4), Identity(), GaussianNoise(0.5))
+    with pytest.raises(ValueError, match="evaluations=2 turn images"):
+        PosteriorMean(2)(points, Sloped(), streams=STREAMS)
+    counts = Observation(torch.zeros(1, 1, 4, 4), Identity(), PoissonNoise(5.0))
+    with pytest.raises(ValueError, match="not PoissonNoise"):
+        PosteriorMean()(counts, Sloped(), streams=STREAMS)
+
+
+def test_stabilised_data_have_the_noise_that_the_model_knows_at_most():
+    """At one count per pixel black and white are two standard deviations apart: more noise than this model knows."""
+    seen = []
+
+    class Watched(Sloped):
+        schedule = VE(0.002, 1.0)
+
+        def __call__(self, x_t, t, cond=None):
+            seen.append(float(self._scales(x_t, t)[1].flatten()[0]))
+            return x_t
+
+    y = PoissonNoise(1.0).sample(torch.zeros(1, 1, 200, 200), STREAMS)
+    restored = Stabilised(PosteriorMean())(
+        Observation(y, Identity(), PoissonNoise(1.0)), Watched(), streams=STREAMS
+    ).x
+    assert seen == [pytest.approx(1.0)]
+    plain = Stabilised(TV(1e-9))(Observation(y, Identity(), PoissonNoise(1.0)), streams=STREAMS).x
+    torch.testing.assert_close(restored, plain, rtol=1e-4, atol=1e-4)  # nothing was changed, in another unit
+
+
+# Few counts
+
+
+class Seen(Restorer):
+    """Gives back what it is given, and remembers it."""
+
+    needs_model = False
+
+    def restore(self, observation, model, streams, cond, keep, callback):
+        self.observation = observation
+        return observation.y, []
+
+
+def test_binning_hands_on_means_with_their_law_and_gives_back_what_is_smooth():
+    row, column = torch.meshgrid(torch.arange(21.0), torch.arange(30.0), indexing="ij")
+    ramp = (0.02 * row - 0.01 * column)[None, None].double()
+    inner = Seen()
+    back = Binned(inner, 3)(Observation(ramp, Identity(), PoissonNoise(0.5)), streams=STREAMS).x
+    torch.testing.assert_close(
+        inner.observation.y[0, 0], ramp[0, 0, 1::3, 1::3]
+    )  # the middles of its squares
+    assert isinstance(inner.observation.noise, PoissonNoise)
+    assert inner.observation.noise.peak == 4.5
+    inside = (
+        ...,
+        slice(6, -6),
+        slice(6, -6),
+    )  # bicubic of torch is exact for constants only, on a slope of 0.02
+    torch.testing.assert_close(back[inside], ramp[inside], rtol=0, atol=0.004)
+    with pytest.raises(ValueError, match="CorrelatedNoise has no known law of the mean"):
+        Binned(inner)(Observation(ramp, Identity(), CorrelatedNoise(0.5)), streams=STREAMS)
+
+
+@pytest.mark.parametrize(
+    "noise", [GaussianNoise(0.3), PoissonGaussianNoise(9.0, 0.2), PoissonNoise(0.7), GammaNoise(3.0)]
+)
+def test_the_law_of_a_mean_has_its_variance_and_its_stabilised_mean(noise):
+    x = torch.full((1, 4, 50000), 0.2, dtype=torch.float64)
+    mean = noise.sample(x, STREAMS).mean(1)
+    law = noise.of_mean(4)
+    assert float(mean.var()) == pytest.approx(float(law.variance(x[0, 0, 0])), rel=0.04)
+    if not isinstance(noise, GaussianNoise):
+        assert float(law.unstabilise(law.stabilise(mean).mean())) == pytest.approx(0.2, abs=0.03)

@@ -6,8 +6,24 @@ import torch
 from skimage import data
 
 from scoreexp.core.streams import ImageStreams
-from scoreexp.diagnostics.without_reference import debiased, split, split_error, sure, whiteness
-from scoreexp.observations import CorrelatedNoise, GaussianNoise, Identity, Observation, PoissonNoise
+from scoreexp.diagnostics.without_reference import (
+    check_residual,
+    debiased,
+    posterior_variance,
+    split,
+    split_error,
+    sure,
+    sure_of_noise,
+    whiteness,
+)
+from scoreexp.observations import (
+    CorrelatedNoise,
+    GammaNoise,
+    GaussianNoise,
+    Identity,
+    Observation,
+    PoissonNoise,
+)
 from scoreexp.restorers import TV
 
 
@@ -44,6 +60,44 @@ def test_its_mean_is_the_error_also_of_what_is_not_linear():
     true = ((soft(y) - x) ** 2).mean(1)
     assert float((found - true).mean()) == pytest.approx(0, abs=4 * float((found - true).std()) / many**0.5)
     assert float(true.mean()) > 0.05
+
+
+def test_for_noise_of_any_law_it_is_the_error_of_a_linear_filter():
+    """E = (1 - a)^2 |x|^2 + a^2 Var for f(y) = a y, of which the estimate knows y and the law alone."""
+    x, a, many = torch.linspace(-0.6, 0.8, 64, dtype=torch.float64).reshape(1, 1, 8, 8), 0.7, 4000
+    x = x.expand(many, 1, 8, 8)
+    for noise in (GaussianNoise(0.3), CorrelatedNoise(0.3, 0.8)):
+        y = noise.sample(x, ImageStreams(range(many)))
+        found = sure_of_noise(lambda y: a * y, y, noise, ImageStreams(range(many), "probes"))
+        expected = ((1 - a) ** 2 * x.square() + a**2 * noise.variance(x)).mean()
+        assert float(found.mean()) == pytest.approx(float(expected), abs=4 * float(found.std()) / many**0.5)
+        share = posterior_variance(lambda y: a * y, y, noise, ImageStreams(range(many), "probes"))
+        assert float(share.mean()) == pytest.approx(a * 0.09, rel=0.02)
+    noise = PoissonNoise(20.0)  # its variance is linear in x, so a constant filter of it is unbiased too
+    y = noise.sample(x, ImageStreams(range(many)))
+    found = sure_of_noise(
+        lambda y: y.mean((-1, -2), keepdim=True).expand_as(y), y, noise, ImageStreams(range(many), "p")
+    )
+    expected = (x - x.mean()).square().mean() + noise.variance(x).mean() / 64
+    assert float(found.mean()) == pytest.approx(float(expected), abs=4 * float(found.std()) / many**0.5)
+
+
+@pytest.mark.parametrize(
+    "noise", [GaussianNoise(0.3), CorrelatedNoise(0.3, 0.8), PoissonNoise(20.0), GammaNoise(9.0)]
+)
+def test_a_residual_that_is_the_noise_is_found_to_be_it(noise):
+    x = torch.linspace(-0.6, 0.8, 96).expand(1, 2, 96, 96)
+    observation = Observation.simulate(x, Identity(), noise, ImageStreams([1]))
+    scale, correlation, shift = check_residual(observation, x)
+    assert scale == pytest.approx(1, abs=0.03)
+    assert correlation < 0.04
+    assert max(map(abs, shift)) < 0.01
+    left = x + 0.5 * (observation.y - x)
+    assert check_residual(observation, left).scale == pytest.approx(0.5, abs=0.1)
+    assert check_residual(observation, x + 0.1).shift == pytest.approx([-0.05] * 2, abs=0.01)
+    blurred = (observation.y + observation.y.roll(1, -1)) / 2
+    if isinstance(noise, GaussianNoise):
+        assert check_residual(observation, blurred).correlation > 0.3
 
 
 # Stopping

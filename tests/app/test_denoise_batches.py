@@ -54,7 +54,11 @@ def test_a_picture_too_small_for_an_estimate_does_not_end_the_batch(checkpoint, 
     picture(tmp_path / "in" / "c.png", seed=1)
     with pytest.raises(UserError, match=r"1 of 3 images failed: .*b\.png"):
         denoise(asked(checkpoint, tmp_path / "in", "sigma=auto"))
-    assert sorted(path.name for path in (tmp_path / "in_denoised").iterdir()) == ["a.png", "c.png"]
+    assert sorted(path.name for path in (tmp_path / "in_denoised").iterdir()) == [
+        "a.png",
+        "c.png",
+        "denoised.json",
+    ]
     assert (
         "b.png: the noise level of an image of shape (10, 10, 3) cannot be estimated"
         in capsys.readouterr().out
@@ -89,9 +93,9 @@ def test_results_inside_of_the_input_are_not_denoised_again(checkpoint, tmp_path
     for _ in range(2):
         (done,) = denoise(asked(checkpoint, tmp_path / "in", *arguments))
         assert done.source.name == "a.png"
-    assert [
+    assert sorted(
         p.relative_to(tmp_path / "in" / "clean").as_posix() for p in (tmp_path / "in/clean").rglob("*")
-    ] == ["a.png"]
+    ) == ["a.png", "denoised.json"]
     assert "1 images below the output" in capsys.readouterr().out
 
 

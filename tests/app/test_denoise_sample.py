@@ -138,11 +138,11 @@ def test_exact_denoiser_follows_the_probability_flow_whole_or_in_tiles():
     x0 = (mean + variance**0.5 * rng.standard_normal((40, 56, 3)) + 1) / 2
     y = (x0 + sigma / 2 * rng.standard_normal(x0.shape)).astype(np.float32)
     restorer = BySampling(DDIM(UniformGrid(400)))
-    whole = restore_pixels(restorer, model, y, GaussianNoise(sigma), tiles=Tiles(None))[-1]
+    whole = restore_pixels(restorer, model, y, GaussianNoise(sigma), tiles=Tiles(None)).states[-1]
     # the probability flow maps the marginal N(m, v + s^2) onto N(m, v) linearly
     expected = (mean + (2 * y - 1 - mean) * (variance / (variance + sigma**2)) ** 0.5 + 1) / 2
     np.testing.assert_allclose(whole, expected.clip(0, 1), atol=2e-3)
-    tiled = restore_pixels(restorer, model, y, GaussianNoise(sigma), tiles=Tiles(16, 4))[-1]
+    tiled = restore_pixels(restorer, model, y, GaussianNoise(sigma), tiles=Tiles(16, 4)).states[-1]
     np.testing.assert_allclose(tiled, whole, atol=1e-5)
 
 

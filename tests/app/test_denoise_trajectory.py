@@ -76,13 +76,16 @@ def test_an_animation_alone_and_no_more_states_than_there_are(checkpoint, noisy,
 
 
 def test_nothing_is_overwritten_unless_asked(checkpoint, noisy, tmp_path):
-    arguments = [f"output={tmp_path / 'b.png'}", "gif=true"]
+    arguments = [f"output={tmp_path / 'b.png'}", "gif=true", "strip=false", "residual=false"]
     (tmp_path / "b.gif").write_bytes(b"precious")
     with pytest.raises(UserError, match=r"b\.gif exists: add overwrite=true"):
         denoise(denoise_cfg(checkpoint, noisy, *arguments))
     assert (tmp_path / "b.gif").read_bytes() == b"precious"
     assert not (tmp_path / "b.png").exists()
     denoise(denoise_cfg(checkpoint, noisy, *arguments, "intermediate=5", "overwrite=true"))
+    with pytest.raises(UserError, match=r"b\.json exists: add overwrite=true"):
+        denoise(denoise_cfg(checkpoint, noisy, f"output={tmp_path / 'b.webp'}", "intermediate=2"))
+    (tmp_path / "b.json").unlink()
     with pytest.raises(UserError, match=r"b_intermediate exists: add overwrite=true"):
         denoise(denoise_cfg(checkpoint, noisy, f"output={tmp_path / 'b.webp'}", "intermediate=2"))
     denoise(denoise_cfg(checkpoint, noisy, *arguments, "intermediate=2", "overwrite=true"))
@@ -104,7 +107,9 @@ class PixelGaussian(DenoiserBase):
 
 def denoise_states(model, sampler, pixels, sigma, *, intermediate, tile=None, overlap=32):
     noise, tiles = GaussianNoise(2 * sigma), Tiles(tile, overlap)
-    return restore_pixels(BySampling(sampler), model, pixels, noise, keep=intermediate + 1, tiles=tiles)
+    return restore_pixels(
+        BySampling(sampler), model, pixels, noise, keep=intermediate + 1, tiles=tiles
+    ).states
 
 
 @pytest.mark.parametrize("channels", [1, 3])

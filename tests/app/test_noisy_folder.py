@@ -97,7 +97,7 @@ def test_noise2score_serves_other_levels_and_other_noise(trained, folder, tmp_pa
     given = [f"ckpt={checkpoint}", f"input={source}", f"output={out}", "device=cpu"]
     denoise(composed("denoise", *given, "restorer=noise2score", "sigma=0.05"))
     pixels, model = read_image(source).pixels, se.load(checkpoint)
-    expected = restore_pixels(Noise2Score(), model, pixels, GaussianNoise(0.1))[-1]
+    expected = restore_pixels(Noise2Score(), model, pixels, GaussianNoise(0.1)).states[-1]
     assert np.abs(read_image(out).pixels - expected).max() <= 0.51 / 255
     y = torch.from_numpy(2 * pixels - 1).movedim(-1, 0)[None]
     counts = se.Observation(y, se.observations.Identity(), se.observations.PoissonNoise(30.0))

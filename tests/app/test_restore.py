@@ -2,9 +2,7 @@
 
 import json
 import re
-import sys
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -13,6 +11,7 @@ from conftest import composed
 from PIL import Image
 
 import scoreexp as se
+from scoreexp import prior
 from scoreexp.app.commands.restore import restore
 from scoreexp.app.launch import run_app
 from scoreexp.core.errors import UserError
@@ -320,10 +319,7 @@ class Flat(DenoiserBase):
 @pytest.fixture
 def bundled(monkeypatch):
     """A stand-in for the prior that comes with the package."""
-    found = ModuleType("scoreexp.prior")
-    found.load = lambda device: Flat()
-    monkeypatch.setitem(sys.modules, "scoreexp.prior", found)
-    monkeypatch.setattr(se, "prior", found, raising=False)
+    monkeypatch.setattr(prior, "load", lambda device: Flat())
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -332,16 +328,6 @@ def test_without_a_checkpoint_the_bundled_prior_is_taken_and_named(channels, bun
     (done,) = restore(asked(source, "task=inpaint", "simulate=true", "ckpt=null"))
     assert "prior          the bundled one of photographs; ckpt=FILE takes another" in capsys.readouterr().out
     assert read_image(done.target).pixels.shape == (24, 36, channels)
-
-
-def test_an_installation_without_a_prior_asks_for_a_model(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "scoreexp.prior", None)
-    monkeypatch.delattr(se, "prior", raising=False)
-    source = picture(tmp_path / "photo.png")
-    with pytest.raises(
-        UserError, match="DDS needs a model, and none comes with this installation: add ckpt="
-    ):
-        restore(asked(source, "task=denoise", "ckpt=null"))
 
 
 @pytest.mark.parametrize(

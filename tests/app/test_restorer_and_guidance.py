@@ -81,7 +81,7 @@ def denoised(noisy, *overrides):
 def test_a_restorer_without_a_model_needs_no_checkpoint(noisy, capsys):
     (done,) = denoised(noisy, "restorer=zs_n2n", "restorer.steps=5")
     before, after = read_image(noisy).pixels, read_image(done.target).pixels
-    expected = restore_pixels(ZSN2N(steps=5), None, before, GaussianNoise(1.0))[-1]
+    expected = restore_pixels(ZSN2N(steps=5), None, before, GaussianNoise(1.0)).states[-1]
     assert np.abs(after - expected).max() <= 0.51 / 255
     assert np.abs(after - before).max() > 0.1
     said = capsys.readouterr().out
@@ -99,7 +99,7 @@ def test_a_restorer_with_a_model(plain, tmp_path):
     (done,) = denoised(path, *asked)
     pixels = read_image(path).pixels
     restorer = se.restorers.DDS(se.samplers.UniformGrid(2))
-    expected = restore_pixels(restorer, se.load(plain), pixels, GaussianNoise(0.2))[-1]
+    expected = restore_pixels(restorer, se.load(plain), pixels, GaussianNoise(0.2)).states[-1]
     assert np.abs(read_image(done.target).pixels - expected).max() <= 0.51 / 255
 
 
@@ -193,7 +193,7 @@ GUIDED = "guidance=classifier_free"
 @pytest.mark.parametrize(
     ("model", "overrides", "match"),
     [
-        (None, ["restorer=dds"], "DDS needs a model: add ckpt="),
+        (None, [GUIDED, "label=1"], "the bundled prior takes no guidance and no label: leave"),
         ("plain", ["restorer=zs_n2n"], "ZSN2N takes no ckpt: leave ckpt out"),
         (None, ["restorer=zs_n2n", GUIDED, "label=1"], "takes no guidance and no label: leave"),
         ("plain", ["restorer=dds", "sampler=ddim"], "DDS takes no sampler: leave sampler out"),
@@ -223,7 +223,6 @@ def test_sample_refuses_guidance_of_a_model_without_classes_and_without_a_label(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ([], "ckpt is required: add ckpt="),
         (["ckpt=x.ckpt", GUIDED, "guidance.weight=much"], "guidance.weight=much must be a number"),
         (["ckpt=x.ckpt", GUIDED, "+guidance.model=1"], "guidance.model=1 cannot be set"),
         (["restorer=zs_n2n", "restorer.steps=0"], "restorer.steps=0 must be an int >= 1"),

@@ -16,7 +16,7 @@ FLOORS = (
     {"observations", "networks", "optimizers"},
     {"denoisers", "data"},
     {"objectives", "samplers", "metrics"},
-    {"diagnostics", "guidance", "restorers", "editing", "figures"},
+    {"diagnostics", "guidance", "restorers", "editing", "figures", "bridge"},
     {"runs"},
     {"embedding", "prior"},
     {"lit"},
@@ -26,7 +26,7 @@ FLOORS = (
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 DOORS = {
     "train", "sample", "denoise", "edit", "restore", "evaluate", "compare", "report", "precompute", "inspect",
-    "doctor",
+    "doctor", "convert",
 }  # fmt: skip
 DOOR_LINES = 50
 ONLY_IN_APP = {"hydra", "omegaconf", "wandb"}

@@ -257,7 +257,7 @@ def test_training_in_memory_repeats_and_learns():
 def test_the_console_command_and_its_completion():
     run = [sys.executable, "-m", "scoreexp"]
     shown = subprocess.run([*run], capture_output=True, text=True)
-    assert "commands: compare, denoise, doctor" in shown.stdout
+    assert "commands: compare, convert, denoise, doctor" in shown.stdout
     wrong = subprocess.run([*run, "trian"], capture_output=True, text=True)
     assert (wrong.returncode, wrong.stdout) == (1, "")
     assert wrong.stderr.startswith("error: scoreexp has no command trian (commands: compare,")

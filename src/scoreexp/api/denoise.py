@@ -1,39 +1,91 @@
 """Denoise an image in memory."""
 
+import math
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from scoreexp import prior
 from scoreexp.api.models import as_model, usual_sampler
 from scoreexp.core.checked import checked
 from scoreexp.core.kinds import Images, kind_of
-from scoreexp.core.ranges import sigma_to_model, to_uint8
+from scoreexp.core.ranges import sigma_to_model, to_uint8, to_unit
+from scoreexp.core.streams import ImageStreams
 from scoreexp.core.types import FiniteNonNegativeFloat, PositiveInt
 from scoreexp.denoisers import DenoiserBase
-from scoreexp.observations import GaussianNoise
-from scoreexp.restorers import BySampling
-from scoreexp.restorers.images import Tiles, restore_pixels
+from scoreexp.diagnostics.without_reference import (
+    ResidualCheck,
+    check_residual,
+    posterior_variance,
+    sure_of_noise,
+)
+from scoreexp.observations import GaussianNoise, Identity, NoiseModel, Observation
+from scoreexp.observations.noise.estimate import Estimate, estimate
+from scoreexp.restorers import Binned, BySampling, PnPColoured, PosteriorMean, Restorer, Stabilised
+from scoreexp.restorers.filtering import ImageFilter
+from scoreexp.restorers.images import Tiles, as_observed, restore_pixels
+from scoreexp.restorers.usual import serving, usual_restorer
 from scoreexp.samplers import Sampler, label_of_observed
 from scoreexp.samplers.labels import Label
 
 Array = TypeVar("Array", np.ndarray, Tensor)
 
+GIVEN = "as given"  # in the place of what an estimate rests on
+LOOKED_AT = 160  # side of the part of an image by which the result is judged
+LEAST = 0.002  # of a noise level that is more than rounding, in the units of the model
+SMALLEST = 8  # side of an image whose residual tells anything
+WHITE = 0.05  # deviation of the residual's correlations from the noise's
+
+
+class Judgement(NamedTuple):
+    """What a result says of itself, without a reference, at the middle of the image.
+
+    Attributes:
+        residual: how far what was removed is the assumed noise; None for a small image, and where it is nothing.
+        psnr: expected, in dB; None where the restorer would have to run at length again.
+        by: how it is known: by SURE where the noise was given, which asks nothing of the prior but the exact level of the
+            noise, and else by the posterior's own variance, which believes the prior.
+    """
+
+    residual: ResidualCheck | None
+    psnr: float | None = None
+    by: Literal["SURE", "the prior's own variance"] | None = None
+
+    def __str__(self) -> str:
+        if self.residual is None:
+            return "nothing to judge the result by: the image is too small, or nothing was removed"
+        scale, correlation, _ = self.residual
+        white = (
+            "white as the noise"
+            if correlation < WHITE
+            else "not like the noise, so texture is lost or noise is left"
+        )
+        text = f"{scale:.2f} of the noise was removed, {white} (correlations within {correlation:.2f})"
+        return text if self.psnr is None else f"{text}; PSNR about {self.psnr:.1f} dB by {self.by}"
+
 
 @checked
 def denoise(
     image: Array,
-    model: DenoiserBase | str | Path,
-    sigma: FiniteNonNegativeFloat,
+    model: DenoiserBase | str | Path | None = None,
+    sigma: FiniteNonNegativeFloat | None = None,
     *,
+    noise: NoiseModel | None = None,
+    restorer: Restorer | None = None,
     sampler: Sampler | None = None,
     label: Label = None,
     seed: int = 0,
     tile: PositiveInt | Literal["auto"] | None = "auto",
+    say: Callable[[str], object] | None = None,
 ) -> Array:
     """The image without its noise, in the layout and type that it was given in.
+
+    Without a model the bundled prior is used; without ``sigma`` and ``noise`` the kind of the noise and its level are
+    estimated.
 
     >>> import numpy as np, torch, scoreexp as se
     >>> prior = se.oracles.Gaussian(torch.zeros(3, 8, 8), 0.01 * torch.ones(3, 8, 8))
@@ -44,34 +96,143 @@ def denoise(
     Args:
         image: floating point in [0, 1], or uint8. numpy: channels last, ``[H, W]`` or ``[H, W, C]``; torch: channels first,
             ``[H, W]`` or ``[C, H, W]``; C is 1 or 3, any H and W.
-        model: a denoiser of images in [-1, 1], or the path of a checkpoint.
-        sigma: standard deviation of the noise, in units of [0, 1] (25/255 = 0.098).
-        sampler: how; by default the sampler of the model's run, or DDIM with 50 steps.
+        model: a denoiser of images in [-1, 1], or the path of a checkpoint; None: the bundled prior.
+        sigma: standard deviation of white Gaussian noise, in units of [0, 1] (25/255 = 0.098).
+        noise: its law instead, in the units of the model ([-1, 1]).
+        restorer: how; by default a sampler for a model that is given, and for the bundled prior what serves the noise.
+        sampler: instead of a restorer; by default that of the model's run, or DDIM with 50 steps.
         label: class of the image, for a model with classes; ``"none"``, the null label, is the default where it was trained.
-        seed: names the noise of samplers that draw any.
+        seed: names the noise of restorers that draw any.
         tile: side of the tiles in pixels; None for the whole image at once, ``"auto"`` for tiles of large images.
+        say: told in lines what was assumed, done and achieved, such as ``print``.
 
     Raises:
         TypeError: the image is no array or of another type, or another argument is of another kind.
-        ValueError: it has another shape, values out of range, or a noise level that the model does not know.
+        ValueError: it has another shape, values out of range, no noise that can be found, or noise that the model or the
+            restorer does not know; or arguments contradict each other.
     """
     pixels = _pixels(image)
-    denoiser = as_model(model)
-    if not isinstance(kind_of(denoiser.event_shape), Images):
+    if sigma is not None and noise is not None:
+        raise ValueError(f"sigma={sigma:g} and noise={noise} are two answers: give one of them")
+    if restorer is not None and sampler is not None:
+        raise ValueError("restorer and sampler are two ways: give one of them")
+    if sigma is not None:
+        noise = GaussianNoise(sigma_to_model(sigma))
+    found = Estimate(noise, "good", GIVEN) if noise is not None else estimated(pixels)
+    noise = found.noise
+    if restorer is not None and not restorer.needs_model:
+        if model is not None:
+            raise ValueError(f"{type(restorer).__name__} takes no model: leave it out")
+        denoiser = None
+    else:
+        denoiser = prior.load() if model is None else as_model(model)
+        if denoiser.event_shape is not None and not isinstance(kind_of(denoiser.event_shape), Images):
+            raise ValueError(
+                f"the model's samples have shape {denoiser.event_shape}: give a model of images (C, H, W)"
+            )
+    if restorer is None and (model is not None or sampler is not None):
+        assert denoiser is not None
+        restorer = BySampling(sampler or usual_sampler(denoiser))
+    restorer = usual_restorer(noise) if restorer is None else serving(restorer, noise)
+    chosen, _ = label_of_observed({} if denoiser is None else denoiser.record, seed, label)
+    result = restore_pixels(restorer, denoiser, pixels, noise, label=chosen, seed=seed, tiles=Tiles(tile))
+    clean = result.states[-1]
+    if say is not None:
+        say(f"noise: {noise} ({found.trust}: {found.why})")
+        say(f"restorer: {name_of(restorer)}, {result.seconds:.1f} s")
+        known = found.why == GIVEN
+        told = judged(restorer, denoiser, pixels, clean, noise, is_known=known, label=chosen, seed=seed)
+        say(f"residual: {told}")
+    return _like(clean, image)
+
+
+def estimated(pixels: np.ndarray) -> Estimate:
+    """The noise of an image ``[H, W, C]`` in [0, 1].
+
+    Raises:
+        ValueError: it is too small, no noise was found, or it has less than one count per pixel and cannot be relied on.
+    """
+    found = estimate(pixels)
+    peak = found.noise.parameters().get("peak", math.inf)
+    if found.trust == "doubtful" and peak * float(pixels.mean()) < 1:
         raise ValueError(
-            f"the model's samples have shape {denoiser.event_shape}: give a model of images (C, H, W)"
+            f"less than one count per pixel, and an estimate of {peak:.2g} counts at white that is not to be relied on "
+            f"({found.why}): give noise=poisson noise.peak=... (PoissonNoise(peak)), best with counts that are not clipped"
         )
-    chosen, _ = label_of_observed(denoiser.record, seed, label)
-    result = restore_pixels(
-        BySampling(sampler or usual_sampler(denoiser)),
-        denoiser,
-        pixels,
-        GaussianNoise(sigma_to_model(sigma)),
-        label=chosen,
-        seed=seed,
-        tiles=Tiles(tile),
-    )[-1]
-    return _like(result, image)
+    if isinstance(found.noise, GaussianNoise) and found.noise.sigma < LEAST:
+        same = float(np.ptp(pixels)) == 0
+        raise ValueError(
+            f"no noise was found{', all pixels are equal' * same}: give sigma=... to denoise it all the same"
+        )
+    return found
+
+
+def name_of(restorer: Restorer) -> str:
+    """A restorer in words.
+
+    >>> name_of(Stabilised(PosteriorMean()))
+    'posterior mean in 1 evaluation, of the stabilised image'
+    """
+    if isinstance(restorer, Stabilised):
+        return f"{name_of(restorer.restorer)}, of the stabilised image"
+    if isinstance(restorer, Binned):
+        return f"{name_of(restorer.restorer)}, of means of {restorer.factor} x {restorer.factor} pixels"
+    if isinstance(restorer, PosteriorMean):
+        n = restorer.evaluations
+        return f"posterior mean in {n} evaluation{'s' * (n > 1)}"
+    if isinstance(restorer, PnPColoured):
+        return f"plug-and-play in {restorer.steps} evaluations"
+    return type(restorer).__name__
+
+
+def judged(
+    restorer: Restorer,
+    model: DenoiserBase | None,
+    pixels: np.ndarray,
+    clean: np.ndarray,
+    noise: NoiseModel,
+    *,
+    is_known: bool,
+    label: Label = None,
+    seed: int = 0,
+) -> Judgement:
+    """What a result says of itself.
+
+    Args:
+        restorer: as of ``restore_pixels``, like the others, and ``clean`` is its result.
+        model: see there.
+        pixels: see there.
+        clean: ``[H, W, C]``.
+        noise: see there.
+        is_known: whether the noise was given, and not estimated.
+        label: see there.
+        seed: see there.
+    """
+    middle = tuple(slice((n - m) // 2, (n + m) // 2) for n in pixels.shape[:2] for m in [min(n, LOOKED_AT)])
+    if min(pixels.shape[:2]) < SMALLEST:
+        return Judgement(None)
+    y, x = as_observed(pixels[middle]), as_observed(clean[middle])
+    removed = y - x
+    if float((removed - removed.mean((-1, -2), keepdim=True)).abs().max()) < 1e-6:
+        return Judgement(None)
+    observation = Observation(y, Identity(), noise)
+
+    def again(y: Tensor) -> Tensor:
+        part = np.moveaxis(to_unit(y[0]).numpy(), 0, -1)
+        found = restore_pixels(restorer, model, part, noise, label=label, seed=seed, tiles=Tiles(None))
+        return as_observed(found.states[-1])
+
+    residual = check_residual(observation, x)
+    inner = restorer
+    while isinstance(inner, Binned | Stabilised):
+        inner = inner.restorer
+    if is_known and isinstance(inner, PosteriorMean | ImageFilter | PnPColoured):
+        error = float(sure_of_noise(again, y, noise, ImageStreams([seed], "sure"))) / 4
+        return Judgement(residual, -10 * math.log10(error) if error > 0 else None, "SURE")
+    if isinstance(inner, PosteriorMean | PnPColoured):
+        error = float(posterior_variance(again, y, noise, ImageStreams([seed], "sure"))) / 4
+        return Judgement(residual, -10 * math.log10(error) if error > 0 else None, "the prior's own variance")
+    return Judgement(residual)
 
 
 def _pixels(image: np.ndarray | Tensor) -> np.ndarray:
@@ -98,8 +259,10 @@ def _pixels(image: np.ndarray | Tensor) -> np.ndarray:
         raise ValueError("the image has values that are not finite: find their origin")
     mean = float(values.mean())
     if not (0 <= mean <= 1 and abs(values).max() <= 10):
+        whole = bool((values == np.round(values)).all())
         raise ValueError(
             f"the image has values in [{values.min():.4g}, {values.max():.4g}]: give [0, 1] apart from noise"
+            + ", counts divided by their number at white, 8-bit values by 255" * whole
         )
     return values.astype(np.float32).reshape(*values.shape[:2], -1)
 

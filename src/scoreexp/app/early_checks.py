@@ -10,7 +10,7 @@ from typing import Any
 from scoreexp.app.signatures import resolve
 from scoreexp.core.errors import UserError
 from scoreexp.data.suffixes import WRITABLE
-from scoreexp.runs.checkpoint_path import require_checkpoint
+from scoreexp.runs.checkpoint_path import require_model_path
 
 USUAL_NUMBER = 16  # of samples
 _DEVICES = re.compile(r"auto|cpu|mps|(cuda|xpu)(:\d+)?")
@@ -58,14 +58,23 @@ def _how_to_get(node: Mapping[str, Any]) -> str:
     return ""
 
 
-def require_model(ckpt: str | None, restorer: Mapping[str, Any] | None) -> None:
+def require_model(
+    ckpt: str | None, restorer: Mapping[str, Any] | None = None, *, has_prior: bool = False
+) -> None:
     """Refuse a checkpoint that cannot be one, and none where nothing else can restore."""
     if ckpt is not None:
-        require_checkpoint(ckpt)
-    elif not restorer:
+        require_model_path(ckpt)
+    elif not restorer and not has_prior:
         raise UserError(
             "ckpt is required: add ckpt=RUN_DIR/checkpoints/best.ckpt, or a restorer without a model, restorer=zs_n2n"
         )
+
+
+def require_one_model(cfg: Mapping[str, Any]) -> None:
+    """Refuse to convert nothing, or two models at once."""
+    if (cfg["in"] is None) == (cfg["ckpt"] is None):
+        raise UserError("give one model: in=MODEL of another library, or ckpt=RUN_DIR/checkpoints/best.ckpt")
+    require_model_path(cfg["in"] or cfg["ckpt"])
 
 
 def require_input(source: str | Path) -> Path:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from scoreexp import prior
 from scoreexp.app.config_check import check_config
 from scoreexp.app.terminal import say_labelled
 from scoreexp.core.construct import construct
@@ -54,27 +55,16 @@ def model_of_pictures(cfg: DictConfig) -> DenoiserBase:
     return model
 
 
-def prior_of_pictures(cfg: DictConfig, user: str) -> DenoiserBase:
+def prior_of_pictures(cfg: DictConfig) -> DenoiserBase:
     """``model_of_pictures``; without a checkpoint the prior of photographs that comes with the package, and says so.
 
-    Args:
-        cfg: of the command.
-        user: what needs it, for the error.
-
     Raises:
-        UserError: of ``model_of_pictures``, or there is none in this installation.
+        UserError: of ``model_of_pictures``.
     """
     if cfg.ckpt is not None:
         return model_of_pictures(cfg)
-    try:
-        from scoreexp import prior
-    except ImportError as error:
-        raise UserError(
-            f"restorer: {user} needs a model, and none comes with this installation: add "
-            "ckpt=RUN_DIR/checkpoints/best.ckpt"
-        ) from error
     say_labelled("prior", "the bundled one of photographs; ckpt=FILE takes another")
-    return guided(prior.load(str(choose_device(cfg.device))), cfg)
+    return guided(prior.load(choose_device(cfg.device)), cfg)
 
 
 def label_of_pictures(cfg: DictConfig, model: DenoiserBase) -> Label:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from scoreexp.metrics.distribution import polynomial_kernel as polynomial_kernel
     from scoreexp.metrics.distribution import precision_recall as precision_recall
     from scoreexp.metrics.distribution import sliced_wasserstein as sliced_wasserstein
+    from scoreexp.metrics.efficientnet import EfficientNetLite0Features as EfficientNetLite0Features
     from scoreexp.metrics.features import ExportedExtractor as ExportedExtractor
     from scoreexp.metrics.features import FeatureExtractor as FeatureExtractor
     from scoreexp.metrics.features import PixelFeatures as PixelFeatures

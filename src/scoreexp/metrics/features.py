@@ -21,7 +21,7 @@ from scoreexp.core.ranges import check_unit, to_uint8
 from scoreexp.core.streams import generator
 from scoreexp.core.types import PositiveInt
 
-RESERVED_NAMES = ("inception", "pixels", "random_conv")
+RESERVED_NAMES = ("efficientnet_lite", "inception", "pixels", "random_conv")
 
 
 def as_bytes(images: Tensor) -> Tensor:

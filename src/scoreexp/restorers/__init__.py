@@ -3,6 +3,7 @@
 from scoreexp.restorers.averaged import Averaged
 from scoreexp.restorers.base import Restoration, Restorer
 from scoreexp.restorers.bilateral import Bilateral
+from scoreexp.restorers.binned import Binned
 from scoreexp.restorers.by_sampling import BySampling
 from scoreexp.restorers.conditioned import Conditioned
 from scoreexp.restorers.ddnm import DDNM
@@ -19,6 +20,8 @@ from scoreexp.restorers.noise2score import Noise2Score
 from scoreexp.restorers.noiser import NoiSER
 from scoreexp.restorers.non_local_means import NonLocalMeans
 from scoreexp.restorers.pnp_admm import PnPADMM
+from scoreexp.restorers.pnp_coloured import PnPColoured
+from scoreexp.restorers.posterior_mean import PosteriorMean
 from scoreexp.restorers.red_diff import REDDiff
 from scoreexp.restorers.renoise import Renoise
 from scoreexp.restorers.scoredvi import ScoreDVI
@@ -38,6 +41,7 @@ __all__ = [
     "ZSN2N",
     "Averaged",
     "Bilateral",
+    "Binned",
     "BySampling",
     "Conditioned",
     "DiffPIR",
@@ -49,6 +53,8 @@ __all__ = [
     "NonLocalMeans",
     "PiGDM",
     "PnPADMM",
+    "PnPColoured",
+    "PosteriorMean",
     "REDDiff",
     "Renoise",
     "Restoration",

@@ -84,30 +84,54 @@ def restore_pixels(
     callback: Callback | None = None,
     progress: Callable[[int, int], None] | None = None,
     warn: Callable[[str], None] | None = None,
-) -> list[np.ndarray]:
-    """Denoise one image in memory: ``restore_image`` of pixels ``[H, W, C]`` in [0, 1], C in {1, 3}, any H and W.
+) -> RestoredPixels:
+    """Denoise one image in memory: ``restore_image`` of pixels ``[H, W, C]``, C in {1, 3}, any H and W.
+
+    A large image is brought into the units of the model tile by tile, so that beside it only the states are held.
 
     Args:
+        pixels: floating point, nominally in [0, 1].
         noise: of the image, in the units of the model ([-1, 1]).
 
     Returns:
         The estimates kept and the restored image, each float32 ``[H, W, C]``, clipped to [0, 1].
     """
-    return restore_image(
-        restorer,
-        model,
-        Observation(as_observed(pixels), Identity(), noise),
-        streams_of=lambda row, column, count: ImageStreams(
-            [stream_seed(seed, "denoise", row, column, i) for i in range(count)]
-        ),
-        label=label,
-        keep=keep,
-        tiles=tiles,
-        device=device,
-        callback=callback,
+    started = time.perf_counter()
+    multiple = 1 if model is None else model.downsampling_factor
+    side, overlap = tiles.side_for(*pixels.shape[:2]), tiles.overlap
+    if side is not None:
+        side = max(multiple, side // multiple * multiple)
+        overlap = min(overlap, side - multiple)
+    counts: list[int] = []
+
+    def run(part: Tensor, corner: tuple[int, int]) -> Tensor:
+        restored = restore_image(
+            restorer,
+            model,
+            Observation(to_model(part), Identity(), noise),
+            streams_of=lambda row, column, count: ImageStreams(
+                [stream_seed(seed, "denoise", corner[0] + row, corner[1] + column, i) for i in range(count)]
+            ),
+            label=label,
+            keep=keep,
+            tiles=Tiles(None, overlap),
+            device=device,
+            callback=callback,
+            warn=warn,
+        )
+        counts.append(restored.nfe)
+        return torch.stack([torch.from_numpy(state).movedim(-1, 0) for state in restored.states])
+
+    states = apply_tiled(
+        run,
+        torch.from_numpy(np.ascontiguousarray(pixels, np.float32)).movedim(-1, 0)[None],
+        tile=side,
+        overlap=overlap,
+        multiple=multiple,
         progress=progress,
-        warn=warn,
-    ).states
+    )
+    found = [state.movedim(0, -1).numpy() for state in states]
+    return RestoredPixels(found, max(counts), time.perf_counter() - started)
 
 
 def as_observed(pixels: np.ndarray) -> Tensor:

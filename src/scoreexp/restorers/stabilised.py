@@ -1,7 +1,8 @@
 r"""A restorer of Gaussian noise for noise whose variance depends on the image.
 
 1. ``z = f(y)`` has about the variance 1 everywhere (``NoiseModel.stabilise``);
-2. the restorer sees ``w``, which is ``z`` with ``f`` of black and white at -1 and 1, with noise of the same scale;
+2. the restorer sees ``w``, which is ``z`` with ``f`` of black and white at -1 and 1, with noise of the same scale; where the
+   model does not know as much noise, nearer together, as of a picture of less contrast;
 3. the result is ``x`` with ``E[f(y) | x]`` equal to its estimate of ``z``: the exact unbiased inverse, where the algebraic
    one would be wrong by a quarter of a photon.
 
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from scoreexp.core.streams import ImageStreams
+from scoreexp.denoisers import DenoiserBase
 from scoreexp.observations import GaussianNoise, Identity, Observation
 from scoreexp.restorers.base import Callback, Restorer
 
@@ -66,15 +68,17 @@ class Stabilised(Restorer):
                 "what an operator mixes is not stabilised by a function of each value"
             )
         black, white = noise.stabilise(torch.tensor([BLACK, 1.0], dtype=torch.float64)).tolist()
-        unit = 2 / (white - black)
+        gray, unit = (white + black) / 2, 2 / (white - black)
+        if self.needs_model and isinstance(model, DenoiserBase):
+            unit = min(unit, model.schedule.sigma_range[1])
 
         def back(w: Tensor) -> Tensor:
-            return noise.unstabilise((w + 1) / unit + black)
+            return noise.unstabilise(w / unit + gray)
 
         def followed(i: int, n: int, x: Tensor, x0_hat: Tensor | None) -> None:
             if callback is not None:
                 callback(i, n, back(x), None if x0_hat is None else back(x0_hat))
 
-        stable = replace(observation, y=unit * (noise.stabilise(y) - black) - 1, noise=GaussianNoise(unit))
+        stable = replace(observation, y=unit * (noise.stabilise(y) - gray), noise=GaussianNoise(unit))
         x, trajectory = self.restorer.restore(stable, model, streams, cond, keep, followed)
         return back(x), [back(state) for state in trajectory]

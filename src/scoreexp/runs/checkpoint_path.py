@@ -3,6 +3,7 @@
 import zipfile
 from pathlib import Path
 
+from scoreexp.bridge.recognise import recognised
 from scoreexp.core.errors import UserError
 
 NAMES = ("last.ckpt", "previous.ckpt", "best.ckpt")  # in a run's checkpoints/, in the order of trust
@@ -16,6 +17,16 @@ class CheckpointError(UserError, ValueError):
     Traceback (most recent call last):
     scoreexp.runs.checkpoint_path.CheckpointError: no checkpoint at run/checkpoints/none.ckpt: give a .ckpt file, ...
     """
+
+
+def require_model_path(path: str | Path) -> Path:
+    """``path``, if what lies there is a checkpoint of ours or a model that another library wrote.
+
+    Raises:
+        CheckpointError: as of ``require_checkpoint``.
+        ForeignModelError: the file beside it that says what it is cannot be read.
+    """
+    return Path(path) if recognised(path) is not None else require_checkpoint(path)
 
 
 def require_checkpoint(path: str | Path) -> Path:

@@ -6,7 +6,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
+from scoreexp.bridge.errors import ForeignModelError
+from scoreexp.bridge.reading import read_foreign
+from scoreexp.bridge.recognise import recognised
 from scoreexp.core.construct import construct, locate
 from scoreexp.core.errors import UserError
 from scoreexp.core.moves import current_name
@@ -19,6 +23,7 @@ MODEL_PARTS = {
     "precond": "scoreexp.denoisers",
     "network": "scoreexp.networks",
 }  # and the package whose classes it is built from
+FOREIGN = "scoreexp.bridge"  # and that of networks and conventions of other libraries
 
 
 def model_record(
@@ -92,7 +97,7 @@ def require_trusted(node: Any, where: str, trust: Collection[str]) -> None:
 
 
 def require_trusted_target(target: str, where: str, trust: Collection[str]) -> None:
-    admitted = {*MODEL_PARTS.values(), *trust}
+    admitted = {*MODEL_PARTS.values(), FOREIGN, *trust}
     package, target = target.split(".")[0], current_name(target)
     found = target
     if _is_in(target, admitted):  # what the name leads to may lie elsewhere: modules import others
@@ -175,7 +180,7 @@ def load(
     trust: Collection[str] = (),
     device: str = "cpu",
 ) -> Denoiser:
-    """The whole model of a checkpoint, in evaluation mode.
+    """The whole model of a checkpoint, or of another library's file or folder, in evaluation mode.
 
     Nothing in the file is executed: tensors and plain data only are read, and only classes of scoreexp are built from
     its configuration unless ``trust`` admits another package. ``model.record`` holds the run's configuration.
@@ -196,7 +201,7 @@ def load(
     ((2,), False)
 
     Args:
-        path: a ``.ckpt`` file of a run directory.
+        path: a ``.ckpt`` file of a run directory, or a model of another library (docs/bridge.md).
         weights: ``averaged`` (what validation reported; raw if the run kept no average) or ``raw``.
         trust: further top-level packages whose classes the file may name.
         device: where to put the model.
@@ -206,6 +211,8 @@ def load(
     """
     if weights not in ("averaged", "raw"):
         raise UserError(f"weights is {weights!r}: allowed are 'averaged' and 'raw'")
+    if (kind := recognised(path)) is not None:
+        return _foreign(path, kind, weights == "raw", trust).to(device)
     checkpoint = read_checkpoint(path)
     record = checkpoint["scoreexp"]
     try:
@@ -231,3 +238,55 @@ def load(
         ) from error
     denoiser.record = record
     return denoiser.to(device).eval().requires_grad_(False)
+
+
+def _foreign(path: str | Path, kind: str, raw: bool, trust: Collection[str]) -> Denoiser:
+    """The model of another library, matched by name and shape before memory is spent on it."""
+    record, weights = read_record(path, kind, raw)
+    for part in MODEL_PARTS:
+        require_trusted(record["config"][part], part, trust)
+    try:
+        with torch.device("meta"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            expected = build_denoiser(record).state_dict()
+        require_same_weights(expected, weights, str(path))
+        denoiser = build_denoiser(record)
+    except UserError:
+        raise
+    except Exception as error:  # whatever a class of another library refuses
+        reason = (str(error).strip().splitlines() or [""])[0][:160]
+        raise ForeignModelError(
+            f"{path} is not a model that its configuration describes ({type(error).__name__}: {reason}): download it again"
+        ) from error
+    denoiser.load_state_dict(weights)
+    denoiser.record = record
+    return denoiser.eval().requires_grad_(False)
+
+
+def read_record(path: str | Path, kind: str, raw: bool = False) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Record and weights of a model of another library, as a checkpoint of ours holds them."""
+    found = read_foreign(path, kind, raw)
+    record = model_record(found.config(), found.event_shape, found.num_classes)
+    return record, {f"network.{name}": tensor for name, tensor in found.weights.items()}
+
+
+def require_same_weights(expected: Mapping[str, Tensor], found: Mapping[str, Tensor], where: str) -> None:
+    """Refuse weights whose names or shapes are not those of the network, naming the first five.
+
+    >>> require_same_weights({"w": torch.zeros(2)}, {"w": torch.zeros(3), "v": torch.zeros(1)}, "a.pt")
+    Traceback (most recent call last):
+    scoreexp.bridge.errors.ForeignModelError: a.pt does not fit its network in 2 places: v is unexpected; w is [3] ...
+    """
+    wrong = []
+    for name in sorted({*expected, *found}):
+        if name not in found:
+            wrong.append(f"{name} is missing")
+        elif name not in expected:
+            wrong.append(f"{name} is unexpected")
+        elif expected[name].shape != found[name].shape:
+            wrong.append(f"{name} is {list(found[name].shape)} for {list(expected[name].shape)}")
+    if wrong:
+        raise ForeignModelError(
+            f"{where} does not fit its network in {len(wrong)} places: {'; '.join(wrong[:5])}: give the configuration that "
+            "it was trained with"
+        )

@@ -6,12 +6,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from hydra.utils import instantiate
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
+from scoreexp import prior
+from scoreexp.api.denoise import GIVEN, estimated, judged, name_of
 from scoreexp.app.picture_files import (
     input_and_output,
+    output_folder,
     require_absent,
     require_none_failed,
     require_writable,
@@ -28,94 +32,141 @@ from scoreexp.app.run_settings import (
     sampler_settings,
 )
 from scoreexp.app.terminal import say, say_labelled
+from scoreexp.core.construct import construct
 from scoreexp.core.errors import UserError
-from scoreexp.core.ranges import sigma_to_model, to_uint8
+from scoreexp.core.ranges import sigma_to_model, sigma_to_unit, to_uint8
 from scoreexp.data.image_io import Picture, few_bits, read_image, write_image
 from scoreexp.denoisers import DenoiserBase
-from scoreexp.observations import GaussianNoise
+from scoreexp.observations import GaussianNoise, NoiseModel
+from scoreexp.observations.noise.estimate import Estimate
 from scoreexp.observations.noise.level import estimate_sigma
 from scoreexp.restorers import BySampling, Restorer
 from scoreexp.restorers.images import Tiles, restore_pixels
+from scoreexp.restorers.usual import serving, usual_restorer
 from scoreexp.runs.directory import shown
 from scoreexp.samplers import sampler_of_one_level
 from scoreexp.samplers.labels import Label
 from scoreexp.system.atomic import atomic_write
 from scoreexp.system.devices import choose_device
+from scoreexp.system.json_files import write_json
 
 GIF_STATES = 24  # between the first and the last, where their number is not given
 GIF_FRAME, GIF_LAST = 100, 1500  # milliseconds
+SHOWN = 1000  # pixels of a side in the comparison
+DONE = "_denoised"  # added to the name of the input
 
 
 class Denoised(NamedTuple):
-    """One image's way through the command: its files, and the noise level in [0, 1] units."""
+    """One image's way through the command: its files, the noise level in [0, 1] units, and what the JSON file says of it."""
 
     source: Path
     target: Path
     sigma: float
+    values: dict[str, Any]
 
 
 class _Task(NamedTuple):
-    """What is the same for all images of a call; ``sigma`` is None where each is to be estimated."""
+    """What is the same for all images of a call.
 
-    restorer: Restorer
+    Attributes:
+        restorer: None where the noise decides.
+        model: None for a restorer without one.
+        noise: None where it is to be estimated.
+        gaussian: whether it is white Gaussian noise of which only the level is estimated.
+        extras: whether to write a comparison and the residual, where nothing is said of them.
+    """
+
+    restorer: Restorer | None
     model: DenoiserBase | None
-    sigma: float | None
+    noise: NoiseModel | None
+    gaussian: bool
     label: Label
+    extras: bool
     cfg: DictConfig
 
 
 def denoise(cfg: DictConfig) -> list[Denoised]:
-    """Denoise ``cfg.input``, an image or a folder, with the model of ``cfg.ckpt``; see ``conf/denoise.yaml``.
+    """Denoise ``cfg.input``, an image or a folder; see ``conf/denoise.yaml``.
 
     One bad file in a folder does not end the batch; it is named at the end and makes the exit code 1.
     """
-    pairs = input_and_output(Path(cfg.input).expanduser(), cfg.output, "_denoised")
+    source = Path(cfg.input).expanduser()
+    pairs = input_and_output(source, cfg.output, DONE)
     for _, target in pairs:
         require_writable(target, cfg.overwrite)
-    task = _task(cfg)
-    done, failed = with_each(pairs, lambda source, target: _denoise_file(task, source, target))
+    folder = output_folder(source, cfg.output, DONE) if source.is_dir() else None
+    values = pairs[0][1].with_suffix(".json") if folder is None else folder / "denoised.json"
+    require_absent(values, cfg.overwrite)
+    task = _task(cfg, extras=folder is None)
+    written: list[dict[str, Any]] = []
+
+    def work(source: Path, target: Path) -> Denoised:
+        found = _denoise_file(task, source, target)
+        written.append(found.values)
+        write_json(values, {"seed": cfg.seed, "pictures": written})
+        return found
+
+    done, failed = with_each(pairs, work)
+    if done:
+        say_labelled("values", shown(values))
     require_none_failed(failed, len(pairs))
-    ideas = [] if cfg.get("restorer") else ["another strength (sigma=...)", "another sampler (sampler=ddpm)"]
-    if ideas := ideas + ["strip=true for a comparison"] * (not cfg.strip):
+    if folder is not None:
+        say_labelled("done", f"{len(done)} of {len(pairs)} images")
+    other = "sampler (sampler=ddpm)" if cfg.ckpt else "restorer (restorer=non_local_means)"
+    ideas = [] if cfg.get("restorer") else ["another strength (sigma=...)", f"another {other}"]
+    has_strip = task.extras if cfg.strip is None else cfg.strip
+    if ideas := ideas + ["strip=true for a comparison"] * (not has_strip):
         say_labelled("try next", ", ".join(ideas))
     return done
 
 
-def _task(cfg: DictConfig) -> _Task:
+def _task(cfg: DictConfig, extras: bool) -> _Task:
     """What restores, and its model: used as its run says, as far as ``cfg`` does not."""
-    restorer = restorer_of(cfg)
+    restorer = restorer_of(cfg, has_prior=True)
     if restorer is not None and not restorer.needs_model:
-        return _Task(restorer, None, None if cfg.sigma is None else _sigma(cfg, {}), None, cfg)
-    model = model_of_pictures(cfg)
+        noise, gaussian = _noise(cfg, {})
+        return _Task(restorer, None, noise, gaussian, None, extras, cfg)
+    if cfg.ckpt is None:
+        if given := [key for key in ("guidance", "label") if cfg.get(key) is not None]:
+            raise UserError(
+                f"the bundled prior takes no {' and no '.join(given)}: leave {' and '.join(given)} out, or add ckpt="
+            )
+        model = prior.load(choose_device(cfg.device))
+    else:
+        model = model_of_pictures(cfg)
     record = model.record
-    if restorer is None:
+    if restorer is None and (cfg.ckpt is not None or cfg.get("sampler")):
         sampler = None if cfg.get("sampler") else sampler_of_one_level(model.schedule)
         restorer = BySampling(sampler or instantiate(sampler_settings(cfg, record)))
-    sigma = _sigma(cfg, record)
-    if sigma is not None and isinstance(restorer, BySampling):
-        require_reachable(restorer.sampler, model.schedule, sigma)
-    label = label_of_pictures(cfg, model)
-    return _Task(restorer, model, sigma, label, cfg)
+    noise, gaussian = _noise(cfg, record)
+    if isinstance(noise, GaussianNoise) and isinstance(restorer, BySampling):
+        require_reachable(restorer.sampler, model.schedule, sigma_to_unit(noise.sigma))
+    label = None if cfg.ckpt is None else label_of_pictures(cfg, model)
+    return _Task(restorer, model, noise, gaussian, label, extras, cfg)
 
 
-def _sigma(cfg: DictConfig, record: Mapping[str, Any]) -> float | None:
-    """The noise level of all images, or None where it is to be estimated."""
-    if cfg.sigma == "auto":
-        return None
+def _noise(cfg: DictConfig, record: Mapping[str, Any]) -> tuple[NoiseModel | None, bool]:
+    """The noise of all images, None where it is to be estimated; and whether that is white Gaussian noise of some level."""
+    if cfg.get("noise"):
+        if cfg.sigma is not None:
+            raise UserError(f"sigma={cfg.sigma} and noise=... are two answers: give one of them")
+        return construct(OmegaConf.to_container(cfg.noise, resolve=True), "noise"), False
+    if cfg.sigma == "auto" or (cfg.sigma is None and cfg.ckpt is None):
+        return None, cfg.sigma == "auto"
     sigma = own_sigma(record) if cfg.sigma is None else float(cfg.sigma)
     if sigma is None:
         say_labelled(
             "note",
             "the run denoised no images, so it has no noise level of its own: estimates that of each",
         )
-        return None
+        return None, True
     if not sigma > 0:
         raise UserError(
             f"sigma={cfg.sigma}: allowed is > 0 in units of the [0, 1] range (25/255 = 0.098), or auto"
         )
     if cfg.sigma is None:
         say_labelled("noise level", f"sigma = {sigma:g}, that of the model's run (sigma=auto estimates it)")
-    return sigma
+    return GaussianNoise(sigma_to_model(sigma)), True
 
 
 def _denoise_file(task: _Task, source: Path, target: Path) -> Denoised:
@@ -125,18 +176,29 @@ def _denoise_file(task: _Task, source: Path, target: Path) -> Denoised:
         say_labelled("warning", f"{source.name}: {doubt} Then give white_level=4095")
     require_writable(target, cfg.overwrite, like=picture)
     strip, gif = target.with_name(f"{target.stem}_strip.png"), target.with_name(f"{target.stem}.gif")
+    removed = target.with_name(f"{target.stem}_residual.png")
     folder = target.with_name(f"{target.stem}_intermediate")
-    for path, asked in ((strip, cfg.strip), (gif, cfg.gif), (folder, cfg.intermediate)):
+    with_strip, with_residual = (
+        task.extras if asked is None else asked for asked in (cfg.strip, cfg.residual)
+    )
+    for path, asked in (
+        (strip, with_strip),
+        (removed, with_residual),
+        (gif, cfg.gif),
+        (folder, cfg.intermediate),
+    ):
         if asked:
             require_absent(path, cfg.overwrite)
-    sigma = _estimated(task, picture, source) if task.sigma is None else task.sigma
+    found = _estimated(task, picture, source)
+    noise = found.noise
+    restorer = usual_restorer(noise) if task.restorer is None else serving(task.restorer, noise)
     kept = cfg.intermediate or GIF_STATES * cfg.gif
     with StepProgress(f"denoising {source.name}", part="tile") as progress:
-        states = restore_pixels(
-            task.restorer,
+        restored = restore_pixels(
+            restorer,
             task.model,
             picture.pixels,
-            GaussianNoise(sigma_to_model(sigma)),
+            noise,
             label=task.label,
             seed=cfg.seed,
             keep=kept + 1 if kept else 0,  # the first is the noisy image
@@ -146,17 +208,35 @@ def _denoise_file(task: _Task, source: Path, target: Path) -> Denoised:
             progress=progress.part_done,
             warn=say,
         )
+    states = restored.states
     clean = states[-1]
+    judgement = judged(
+        restorer,
+        task.model,
+        picture.pixels,
+        clean,
+        noise,
+        is_known=found.why == GIVEN,
+        label=task.label,
+        seed=cfg.seed,
+    )
     made = next((path for path in reversed(target.parents) if not path.exists()), None)
     write_image(target, dataclasses.replace(picture, pixels=clean), overwrite=cfg.overwrite)
     if made is not None:
         say_labelled("made folder", shown(made))
     height, width = picture.pixels.shape[:2]
-    say_labelled("denoised", f"{shown(target)} ({width} x {height}, sigma {sigma:.3g})")
-    if cfg.strip:
+    done = f"{width} x {height}, {name_of(restorer)}, {restored.seconds:.1f} s"
+    say_labelled("denoised", f"{shown(target)} ({done})")
+    say_labelled("residual", str(judgement))
+    if with_residual:
+        write_image(removed, _residual(picture.pixels, clean), overwrite=cfg.overwrite)
+        say_labelled("removed", f"{shown(removed)} (gray is nothing)")
+    if with_strip:
         from scoreexp.figures.images import comparison  # matplotlib, for those who ask for it
 
-        comparison([picture.pixels, clean], ["noisy", f"denoised, sigma {sigma:.3g}"], strip)
+        every = -(-max(height, width) // SHOWN)  # pixels are left out, not averaged, which would hide noise
+        small, result = picture.pixels[::every, ::every], clean[::every, ::every]
+        comparison([small, result, _residual(small, result)], ["noisy", "denoised", "removed"], strip)
         say_labelled("comparison", shown(strip))
     if cfg.intermediate:
         for stale in folder.glob("state_*.png"):
@@ -167,24 +247,60 @@ def _denoise_file(task: _Task, source: Path, target: Path) -> Denoised:
     if cfg.gif:
         _write_gif(gif, states)
         say_labelled("animation", f"{shown(gif)} ({len(states)} frames)")
-    return Denoised(source, target, sigma)
+    return Denoised(source, target, _level(noise, clean), {
+        "input": str(source),
+        "output": str(target),
+        "noise": {"kind": type(noise).__name__, **noise.parameters()},
+        "noise_in_words": str(noise),
+        "trust": found.trust,
+        "why": found.why,
+        "restorer": name_of(restorer),
+        "nfe": restored.nfe,
+        "seconds": restored.seconds,
+        "residual": None if judgement.residual is None else judgement.residual._asdict(),
+        "psnr": judgement.psnr,
+            "psnr_by": judgement.by,
+    })  # fmt: skip
 
 
-def _estimated(task: _Task, picture: Picture, source: Path) -> float:
-    """The noise level of an image, as far as a model that denoises by sampling knows it."""
-    estimate = estimate_sigma(picture.pixels)
-    if not estimate.sigma > 0:
+def _residual(noisy: np.ndarray, clean: np.ndarray) -> np.ndarray:
+    """``y - x`` around gray."""
+    return (noisy - clean + np.float32(0.5)).clip(0, 1)
+
+
+def _level(noise: NoiseModel, clean: np.ndarray) -> float:
+    """Standard deviation of the noise in units of [0, 1], over the whole image where it depends on brightness."""
+    if isinstance(noise, GaussianNoise):
+        return sigma_to_unit(noise.sigma)
+    brightness = torch.linspace(-1, 1, 256)[None]
+    share, _ = np.histogram(clean, 256, (0, 1))
+    variance = noise.variance(brightness)[0].numpy() @ share / share.sum()
+    return sigma_to_unit(float(variance) ** 0.5)
+
+
+def _estimated(task: _Task, picture: Picture, source: Path) -> Estimate:
+    """The noise of an image; a level of Gaussian noise as far as a model that denoises by sampling knows it."""
+    if task.noise is not None:
+        if not task.gaussian:
+            say_labelled("noise", f"{task.noise}, {GIVEN}")
+        return Estimate(task.noise, "good", GIVEN)
+    if not task.gaussian:
+        found = estimated(picture.pixels)
+        say_labelled("noise", f"{found.noise}; estimated from {source.name} ({found.trust}: {found.why})")
+        return found
+    level = estimate_sigma(picture.pixels)
+    if not level.sigma > 0:
         raise UserError(f"no noise was found in {source}: give sigma=... to denoise it all the same")
-    sigma = estimate.sigma
+    sigma = level.sigma
     if task.model is not None and isinstance(task.restorer, BySampling):
         sigma = nearest_level(task.model.schedule, sigma)
         require_reachable(task.restorer.sampler, task.model.schedule, sigma)
-    taken = "" if sigma == estimate.sigma else f"; denoises {sigma:.3f}, the model's nearest level"
+    taken = "" if sigma == level.sigma else f"; denoises {sigma:.3f}, the model's nearest level"
     say_labelled(
         "noise level",
-        f"sigma = {estimate.sigma:.3f} estimated from {source.name} ({estimate.trust}: {estimate.why}){taken}",
+        f"sigma = {level.sigma:.3f} estimated from {source.name} ({level.trust}: {level.why}){taken}",
     )
-    return sigma
+    return Estimate(GaussianNoise(sigma_to_model(sigma)), level.trust, level.why)
 
 
 def _write_gif(path: Path, states: Sequence[np.ndarray]) -> None:

@@ -159,7 +159,7 @@ def _task(cfg: DictConfig) -> _Task:
     )
     if not task.restorer.needs_model:
         return task
-    model = prior_of_pictures(cfg, type(task.restorer).__name__)
+    model = prior_of_pictures(cfg)
     return task._replace(model=model, label=label_of_pictures(cfg, model))
 
 

@@ -298,7 +298,7 @@ def compare(cfg: DictConfig) -> list[Row]:
     source = Path(cfg.input).expanduser()
     paths = list_images(source) if source.is_dir() else [source]
     images = [as_observed(read_image(path).pixels) for path in paths[: cfg.count]]
-    model = prior_of_pictures(cfg, names[0])
+    model = prior_of_pictures(cfg)
     say_labelled("pictures", f"{len(images)}, each damaged by {len(cfg.tasks)} tasks")
     rows: list[Row] = []
     for row in compare_restorers(

@@ -12,7 +12,8 @@ class NoiseModel(ABC):
 
     ``x`` and ``y`` have shape ``[B, *]`` and are in the units of the model, [-1, 1] for images; where a law needs
     intensities they are ``(x + 1) / 2 >= 0``. A new noise model writes the three abstract methods, ``posterior_mean``
-    where Tweedie's formula is known for it, and ``stabilise`` with its inverse where the variance depends on ``x``.
+    where Tweedie's formula is known for it, ``stabilise`` with its inverse where the variance depends on ``x``, and
+    ``of_mean`` where the mean of several values has a law of the same kind.
 
     >>> import torch
     >>> import scoreexp as se
@@ -30,6 +31,17 @@ class NoiseModel(ABC):
     torch.Size([2, 3, 8, 8])
     """
 
+    def __str__(self) -> str:
+        """What a user is told of it, in units of [0, 1]; the class and its arguments unless a class says it better."""
+        values = ", ".join(f"{name}={value:.4g}" for name, value in self.parameters().items())
+        return f"{type(self).__name__}({values})"
+
+    def parameters(self) -> dict[str, float]:
+        """The numbers that it was made with, by name, in the units of the model."""
+        return {
+            name: value for name, value in vars(self).items() if isinstance(value, float) and name[0] != "_"
+        }
+
     @abstractmethod
     def sample(self, x: Tensor, streams: ImageStreams) -> Tensor:
         """A draw of ``y [B, *]`` given ``x [B, *]``, one random stream per sample."""
@@ -41,6 +53,14 @@ class NoiseModel(ABC):
     @abstractmethod
     def log_likelihood(self, y: Tensor, x: Tensor) -> Tensor:
         """``log p(y | x)``, summed over all but the first axis: ``[B]``, in nats."""
+
+    def of_mean(self, count: int) -> "NoiseModel":
+        """The law of the mean of ``count`` values that have the same ``x`` and independent noise.
+
+        Raises:
+            ValueError: it is none of this kind.
+        """
+        raise ValueError(f"{type(self).__name__} has no known law of the mean of several values")
 
     def posterior_mean(self, y: Tensor, score: Tensor) -> Tensor:
         """``E[x | y]`` from ``score = grad log p(y) [B, *]``, the pixel-space score of the noisy data.

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from scoreexp.core.checked import checked
+from scoreexp.core.ranges import sigma_to_unit
 from scoreexp.core.streams import ImageStreams
 from scoreexp.core.types import FiniteNonNegativeFloat, FinitePositiveFloat
 from scoreexp.observations.noise.base import NoiseModel
@@ -37,6 +38,10 @@ class CorrelatedNoise(NoiseModel):
     @checked
     def __init__(self, sigma: FiniteNonNegativeFloat, length: FinitePositiveFloat = 1.0) -> None:
         self.sigma, self.length = float(sigma), float(length)
+
+    def __str__(self) -> str:
+        level = sigma_to_unit(self.sigma)
+        return f"correlated Gaussian, sigma {level:.3g} ({255 * level:.3g} of 255), length {self.length:.2g} pixels"
 
     def sample(self, x: Tensor, streams: ImageStreams) -> Tensor:
         return x + self._filtered(streams.normal(x), 0.5)

@@ -51,6 +51,9 @@ class GammaNoise(NoiseModel):
         self._bias = float(torch.digamma(shape)) - math.log(self.looks)
         self._deviation = math.sqrt(float(torch.polygamma(1, shape)))
 
+    def __str__(self) -> str:
+        return f"Gamma (speckle), {self.looks:.3g} looks"
+
     def sample(self, x: Tensor, streams: ImageStreams) -> Tensor:
         return 2 * intensity(x) * streams.gamma(x, self.looks) / self.looks - 1
 
@@ -62,6 +65,9 @@ class GammaNoise(NoiseModel):
         rate = self.looks / u
         density = self.looks * rate.log() + (self.looks - 1) * v.log() - rate * v - math.lgamma(self.looks)
         return (density - math.log(2)).flatten(1).sum(1)  # dy = 2 dv
+
+    def of_mean(self, count: int) -> "GammaNoise":
+        return GammaNoise(self.looks * count)
 
     def posterior_mean(self, y: Tensor, score: Tensor) -> Tensor:
         """The harmonic mean ``1 / E[1 / u | v]``, as ``x``."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from scoreexp.core.checked import checked
+from scoreexp.core.ranges import sigma_to_unit
 from scoreexp.core.streams import ImageStreams
 from scoreexp.core.types import FiniteNonNegativeFloat
 from scoreexp.observations.noise.base import NoiseModel
@@ -36,6 +37,10 @@ class GaussianNoise(NoiseModel):
     def __init__(self, sigma: FiniteNonNegativeFloat) -> None:
         self.sigma = float(sigma)
 
+    def __str__(self) -> str:
+        level = sigma_to_unit(self.sigma)
+        return f"white Gaussian, sigma {level:.3g} ({255 * level:.3g} of 255)"
+
     def sample(self, x: Tensor, streams: ImageStreams) -> Tensor:
         return x + self.sigma * streams.normal(x)
 
@@ -54,6 +59,9 @@ class GaussianNoise(NoiseModel):
         return -residual.square().sum(1) / (2 * self.sigma**2) - residual.shape[1] * math.log(
             self.sigma * math.sqrt(2 * math.pi)
         )
+
+    def of_mean(self, count: int) -> "GaussianNoise":
+        return GaussianNoise(self.sigma / count**0.5)
 
     def posterior_mean(self, y: Tensor, score: Tensor) -> Tensor:
         return y + self.sigma**2 * score

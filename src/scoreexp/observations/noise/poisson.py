@@ -31,6 +31,7 @@ import torch
 from torch import Tensor
 
 from scoreexp.core.checked import checked
+from scoreexp.core.ranges import sigma_to_unit
 from scoreexp.core.streams import ImageStreams
 from scoreexp.core.types import FiniteNonNegativeFloat, FinitePositiveFloat
 from scoreexp.observations.noise.base import NoiseModel
@@ -61,6 +62,12 @@ class PoissonGaussianNoise(NoiseModel):
     def __init__(self, peak: FinitePositiveFloat, sigma: FiniteNonNegativeFloat = 0.0) -> None:
         self.peak, self.sigma = float(peak), float(sigma)
 
+    def __str__(self) -> str:
+        counts = f"{self.peak:.3g} counts at white"
+        if not self.sigma:
+            return f"Poisson, {counts}"
+        return f"Poisson-Gaussian, {counts}, read-out sigma {sigma_to_unit(self.sigma):.3g}"
+
     def sample(self, x: Tensor, streams: ImageStreams) -> Tensor:
         y = 2 / self.peak * streams.poisson(self.peak * intensity(x)) - 1
         return y + self.sigma * streams.normal(x) if self.sigma else y
@@ -81,6 +88,11 @@ class PoissonGaussianNoise(NoiseModel):
         deviation = (photons - counts) / s
         gaussian = -0.5 * deviation**2 - math.log(self.sigma * math.sqrt(2 * math.pi))
         return (_log_poisson(counts, rate) + gaussian).logsumexp(0).flatten(1).sum(1)
+
+    def of_mean(self, count: int) -> "PoissonGaussianNoise":
+        if not self.sigma:
+            return PoissonNoise(self.peak * count)
+        return PoissonGaussianNoise(self.peak * count, self.sigma / count**0.5)
 
     def posterior_mean(self, y: Tensor, score: Tensor) -> Tensor:
         """``(n + 1/2) exp(l'(n))`` without reading noise; with it the Gaussian formula at the variance of ``y``."""
