@@ -452,12 +452,14 @@ def test_red_diff_starts_near_the_data_of_every_operator(operator, dtype):
     """A blur whose inverse raises the noise two thousand times, and an operator of norm 15."""
     x = X.to(dtype)
     task = problem(operator, GaussianNoise(0.05).sample(operator(x), ImageStreams(range(COUNT))), 0.05)
-    start = REDDiff(GRID).start(task, x, 1.0, None).mu
+    start = REDDiff(GRID).start(task, torch.zeros_like(x), x, 1.0, None).mu
     assert start.dtype == dtype
     assert (start - x).norm() < 0.8 * x.norm()
     mask = OPERATORS["mask"]
     y = mask(x)
-    assert torch.equal(REDDiff(GRID).start(problem(mask, y, 0.05), x, 1.0, None).mu, mask.pinv(y))
+    assert torch.equal(
+        REDDiff(GRID).start(problem(mask, y, 0.05), torch.zeros_like(x), x, 1.0, None).mu, mask.pinv(y)
+    )
 
 
 @pytest.mark.parametrize("operator", OPERATORS.values(), ids=OPERATORS)
