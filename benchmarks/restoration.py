@@ -13,7 +13,7 @@ more restorers, tasks or data too. The table is of all that the file holds; ``--
 
 Without --ckpt and --data the prior is a Gaussian of smooth 16 x 16 images, known exactly, and so is the best answer: the
 exact posterior mean is a row, which no restorer can exceed in mean squared error on average. About a minute on one core.
-A restorer that cannot serve a task (one that needs a decomposition which the operator has not) has a dash there.
+A restorer that cannot serve a task (one that needs a decomposition which the operator has not) has no row there.
 """
 
 import argparse
@@ -135,10 +135,11 @@ def measure(
 
 
 def page(cells: Sequence[Cell]) -> str:
-    """A table for each data set and number of evaluations, and what was not served and why."""
+    """A table for each data set and number of evaluations, of what was served."""
     parts = []
     for data, nfe in dict.fromkeys((cell.data, cell.nfe) for cell in cells):
-        rows = [cell.row for cell in cells if (cell.data, cell.nfe) == (data, nfe)]
+        chosen = [cell.row for cell in cells if (cell.data, cell.nfe) == (data, nfe)]
+        rows = [row for row in chosen if row.psnr is not None]
         rows.sort(
             key=lambda row: (
                 TASKS.index(row.task) if row.task in TASKS else len(TASKS),

@@ -10,7 +10,8 @@ Three tables, all from one run in which the candidates take turns, so that a cha
   Network, data, operator, number of steps and dtype of the network are the same; DPS and DiffPIR have the same noise
   schedule; weights and all else are each package's defaults, DiffPIR's share of fresh noise is 0.3 for both.
 * The fastest of our restorers that is as good: least seconds over steps 5, 10, 20, 50 with the PSNR of deepinv's DPS, whose
-  number of steps is --dps-steps.
+  number of steps is --dps-steps. With a network of low noise levels, such as the bundled prior, deepinv's DPS begins where
+  ours does: at the highest level, around the same first estimate.
 * Batches: seconds per image of our DPS and DiffPIR in batches of 1, 2, 4, 8.
 
 Without a checkpoint the network is ``conf/network/unet_1m.yaml`` with the weights of its start: times and memory only.
@@ -34,7 +35,9 @@ import torch
 from torch import Tensor, nn
 
 import scoreexp as se
+from benchmarks.pages import DOCS, write_table
 from benchmarks.restoration import images_of
+from scoreexp import prior
 from scoreexp.app.commands.restore_comparison import configured, read_conf, restorers_with_model, task
 from scoreexp.core.ranges import to_model, to_unit
 from scoreexp.core.streams import ImageStreams
@@ -42,7 +45,9 @@ from scoreexp.denoisers import DenoiserBase
 from scoreexp.metrics import psnr
 from scoreexp.observations import Blur, GaussianNoise, Identity, LinearOperator, Mask, Observation
 from scoreexp.restorers import Restorer
+from scoreexp.restorers.start import FAR, image_share
 from scoreexp.runs.model import build_denoiser
+from scoreexp.schedules import EDM, VP
 from scoreexp.system.peak_memory import peak_memory
 
 METHODS = ("dps", "diffpir", "ddrm")
@@ -154,16 +159,30 @@ def theirs(dinv: Any, method: str, steps: int, network: AsDeepinv, problem: Prob
     if method == "ddrm":
         if not isinstance(physics, dinv.physics.DecomposablePhysics):
             return None
-        sampler = dinv.sampling.DDRM(network, sigmas=torch.linspace(1, 0, steps).numpy())
+        highest = min(1, network.model.schedule.sigma_range[1] / 2)
+        sampler = dinv.sampling.DDRM(network, sigmas=torch.linspace(highest, 0, steps).numpy())
         return lambda: sampler(y, physics)
     if method == "diffpir":
         fidelity = dinv.optim.data_fidelity.L2()
         sampler = dinv.sampling.DiffPIR(network, fidelity, sigma=sigma, max_iter=steps, zeta=0.3, lambda_=7.0)
         return lambda: sampler(y, physics)
-    sampler = dinv.sampling.DPS(
-        network, num_steps=steps + 1, dtype=torch.float32, rng=torch.Generator().manual_seed(0)
-    )
-    return lambda: sampler(y, physics, x_init=tuple(problem.clean.shape)).detach()
+    random = torch.Generator().manual_seed(0)
+    sampler = dinv.sampling.DPS(network, num_steps=steps + 1, dtype=torch.float32, rng=random)
+    highest = network.model.schedule.sigma_range[1]
+    if highest >= FAR:
+        return lambda: sampler(y, physics, x_init=tuple(problem.clean.shape)).detach()
+    # a network of low noise levels: both begin at its highest, around the same estimate; its state is in [-1, 1]
+    vp = VP()
+    t = float(vp.t_of_sigma(torch.tensor(highest, dtype=torch.float64)))
+    alpha, level = vp.at(t)
+    about = image_share(EDM(sigma_max=highest), operator, observation.y, observation.noise.sigma, event_shape)
+    times = torch.linspace(t, 0, steps + 1)
+
+    def run() -> Tensor:
+        z = torch.randn(about.shape, generator=random)
+        return sampler(y, physics, x_init=alpha * about + level * z, timesteps=times).detach()
+
+    return run
 
 
 # ------------------------------------------------------------------------------------------------ measuring
@@ -209,7 +228,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--ckpt", type=Path, help="a model of pictures with the VP schedule")
+    parser.add_argument("--ckpt", help="a model of pictures, or prior for the bundled one")
     parser.add_argument("--input", type=Path, help="a folder of clean pictures, or cifar10 binary batches")
     parser.add_argument("--count", type=int, default=4, help="pictures in the batch (default 4)")
     parser.add_argument(
@@ -226,6 +245,7 @@ def main() -> None:
         "--trainable", action="store_true", help="weights that could be trained, as of a network as made"
     )
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--doc", action="store_true", help="write the second table to docs/restoration.md")
     arguments = parser.parse_args()
     torch.manual_seed(0)
     model, clean = _model_and_images(arguments)
@@ -235,6 +255,10 @@ def main() -> None:
         result["peers"] = peers(arguments, model, problems)
     if arguments.only in (None, "equal") and arguments.ckpt:
         result["equal"] = at_equal_quality(arguments, model, problems)
+        shown = equal_table(result["equal"], arguments.dps_steps)
+        print(f"\n{shown}", flush=True)
+        if arguments.doc:
+            write_table(DOCS / "restoration.md", "restoration_peers equal", shown)
     if arguments.only in (None, "batches"):
         result["batches"] = batches(arguments, model, clean)
     if arguments.json:
@@ -286,11 +310,7 @@ def at_equal_quality(
     arguments: argparse.Namespace, model: DenoiserBase, problems: dict[str, Problem]
 ) -> list[dict[str, Any]]:
     """The second table."""
-    rows = []
-    print(
-        f"\n| task | deepinv's DPS, {arguments.dps_steps} steps: PSNR | s/image | ours | PSNR | s/image | share |"
-    )
-    print("| --- | ---: | ---: | --- | ---: | ---: | ---: |")
+    rows: list[dict[str, Any]] = []
     for name, problem in problems.items():
         reference = theirs(deepinv(), "dps", arguments.dps_steps, AsDeepinv(model), problem)
         assert reference is not None
@@ -321,15 +341,30 @@ def at_equal_quality(
             "ours_seconds": None if best is None else seconds[best] / len(problem.clean),
         }
         rows.append(row)
-        ending = (
-            "none as good | – | – | –"
-            if best is None
-            else (
-                f"{best} | {row['ours_psnr']:.2f} | {row['ours_seconds']:.3f} | {row['ours_seconds'] / row['seconds']:.3f}"
-            )
-        )
-        print(f"| {name} | {goal:.2f} | {row['seconds']:.3f} | {ending} |", flush=True)
     return rows
+
+
+def equal_table(rows: Sequence[dict[str, Any]], dps_steps: int) -> str:
+    """Markdown of the second table."""
+    lines = [
+        f"| task | deepinv's DPS, {dps_steps} steps: PSNR | s/image | ours | PSNR | s/image | share |",
+        "| --- | ---: | ---: | --- | ---: | ---: | ---: |",
+    ]
+    for row in rows:
+        seconds = row["ours_seconds"]
+        cells = [row["task"], f"{row['psnr']:.2f}", f"{row['seconds']:.3f}"]
+        cells += (
+            ["none as good", "–", "–", "–"]
+            if row["ours"] is None
+            else [
+                row["ours"],
+                f"{row['ours_psnr']:.2f}",
+                f"{seconds:.3f}",
+                f"{seconds / row['seconds']:.3f}",
+            ]
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def batches(arguments: argparse.Namespace, model: DenoiserBase, clean: Tensor) -> dict[str, dict[int, float]]:
@@ -368,7 +403,7 @@ def _model_and_images(arguments: argparse.Namespace) -> tuple[DenoiserBase, Tens
         model: Any = build_denoiser(record).eval()
         clean = torch.rand(count, 3, side, side, generator=torch.Generator().manual_seed(0)) * 2 - 1
     else:
-        model = se.load(arguments.ckpt)
+        model = prior.load() if arguments.ckpt == "prior" else se.load(arguments.ckpt)
         clean = images_of(arguments.input, count, side)
     if isinstance(model, nn.Module):
         model.requires_grad_(arguments.trainable)

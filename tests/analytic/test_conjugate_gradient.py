@@ -99,3 +99,11 @@ def test_what_cannot_be_solved_is_named():
         conjugate_gradient(lambda x: -x, B)
     with pytest.raises(ValueError, match=r"sample 2 has the relative residual .* after 2 steps, not 1e-06"):
         conjugate_gradient(matvec, B, max_iter=2, require_convergence=True)
+
+
+def test_where_told_a_sample_stops_at_a_direction_without_positive_curvature():
+    """The first sample meets -1 at once and stays at its start, the second is solved."""
+    scale = torch.tensor([[-1.0], [4.0]])
+    solved = conjugate_gradient(lambda x: scale * x, torch.ones(2, 3), stop_at_curvature=True)
+    torch.testing.assert_close(solved.x, torch.tensor([[0.0], [0.25]]).expand(2, 3))
+    assert solved.iterations.tolist() == [0, 1]

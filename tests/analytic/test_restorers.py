@@ -23,8 +23,9 @@ from scoreexp.observations import (
 from scoreexp.restorers import DDNM, DDRM, DDS, DPS, MMPS, STSL, DiffPIR, HIRDiff, PiGDM, PnPADMM, REDDiff
 from scoreexp.restorers.chain import Problem
 from scoreexp.restorers.gradient import total_variation
+from scoreexp.restorers.start import image_share
 from scoreexp.samplers import DDIM, DDPM, UniformGrid, start_from_prior
-from scoreexp.schedules import VP
+from scoreexp.schedules import EDM, VP, FlowMatching
 
 N, COUNT = 6, 8
 GRID = UniformGrid(2)
@@ -266,7 +267,7 @@ def test_restoration_in_singular_directions_begins_at_the_data_with_noise_of_the
     chain, task = DDRM(GRID), problem(operator, y, sigma_y)
     alpha, sigma = schedule.at(t)
     assert sigma > alpha * sigma_y
-    start = chain.start(task, schedule.prior_std * z, t, chain.prepare(task))
+    start = chain.start(task, torch.zeros_like(z), schedule.prior_std * z, t, chain.prepare(task))
     known = alpha * operator.adjoint(y) + (sigma**2 - (alpha * sigma_y) ** 2) ** 0.5 * z
     torch.testing.assert_close(start, torch.where(operator.seen, known, sigma * z), rtol=1e-10, atol=1e-10)
 
@@ -411,7 +412,7 @@ def test_the_mean_gradient_of_red_diff_vanishes_at_its_fixed_point_which_is_not_
 def test_two_steps_of_red_diff_are_those_of_torchs_adam_on_the_loss_of_the_paper():
     operator, weight, lr = OPERATORS["mask"], 0.4, 0.05
     task, restorer = problem(operator, observed(operator, 0.1).y, 0.1), REDDiff(GRID, weight, 2.0, lr)
-    state = restorer.start(task, X, 1.0, None)
+    state = restorer.start(task, torch.zeros_like(X), X, 1.0, None)
     mu = state.mu.clone().requires_grad_()
     adam, streams = torch.optim.Adam([mu], lr=lr, betas=(0.9, 0.99)), ImageStreams(range(COUNT))
     for t in (0.7, 0.3):
@@ -451,12 +452,14 @@ def test_red_diff_starts_near_the_data_of_every_operator(operator, dtype):
     """A blur whose inverse raises the noise two thousand times, and an operator of norm 15."""
     x = X.to(dtype)
     task = problem(operator, GaussianNoise(0.05).sample(operator(x), ImageStreams(range(COUNT))), 0.05)
-    start = REDDiff(GRID).start(task, x, 1.0, None).mu
+    start = REDDiff(GRID).start(task, torch.zeros_like(x), x, 1.0, None).mu
     assert start.dtype == dtype
     assert (start - x).norm() < 0.8 * x.norm()
     mask = OPERATORS["mask"]
     y = mask(x)
-    assert torch.equal(REDDiff(GRID).start(problem(mask, y, 0.05), x, 1.0, None).mu, mask.pinv(y))
+    assert torch.equal(
+        REDDiff(GRID).start(problem(mask, y, 0.05), torch.zeros_like(x), x, 1.0, None).mu, mask.pinv(y)
+    )
 
 
 @pytest.mark.parametrize("operator", OPERATORS.values(), ids=OPERATORS)
@@ -638,3 +641,54 @@ def test_these_need_no_gradient_through_the_network(restorer):
 
     restorer(observed(OPERATORS["mask"], 0.1), Followed(), streams=ImageStreams(range(COUNT)))
     assert recorded == [False, False]
+
+
+# -------------------------------------------------------------------- beginning at a noise level near the data's spread
+
+
+def membrane(c=0.1):
+    """``D^T D / c^2`` of the differences of neighbours on the grid: the precision of the start's Gaussian."""
+    near = (torch.cdist(PLACES, PLACES, p=1) == 1).double()
+    return (torch.diag(near.sum(1)) - near) / c**2
+
+
+@pytest.mark.parametrize("operator", OPERATORS.values(), ids=OPERATORS)
+def test_the_share_of_the_image_is_the_posterior_mean_of_a_smooth_gaussian(operator):
+    """Where the noise of y is not below the least that conjugate gradients are given."""
+    sigma_y, schedule = 0.1, EDM(sigma_max=1.0)
+    y = observed(operator, sigma_y).y
+    a = dense(operator)
+    expected = torch.linalg.solve(a.T @ a / sigma_y**2 + membrane(), a.T @ y.flatten(1).T / sigma_y**2).T
+    found = image_share(schedule, operator, y, sigma_y, SHAPE)
+    torch.testing.assert_close(found.flatten(1), expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("schedule", [VP(), EDM(sigma_max=10.0), FlowMatching()], ids=["vp", "edm", "flow"])
+def test_a_chain_that_begins_far_above_the_data_begins_at_noise(schedule):
+    y = observed(OPERATORS["mask"], 0.1).y
+    assert not image_share(schedule, OPERATORS["mask"], y, 0.1, SHAPE).any()
+
+
+class Silent(ImageStreams):
+    """No noise at all: what is linear in it gives its mean over the seeds."""
+
+    def _drawn(self, like, draw):
+        return torch.zeros_like(like)
+
+
+@pytest.mark.parametrize("operator", OPERATORS.values(), ids=OPERATORS)
+def test_a_prior_of_low_noise_levels_restores_the_posterior_mean(operator):
+    """Gaussian data of spread 0.5 below a largest noise level of 1: beginning at noise alone, half of the error or more is
+    that the image's share is missing."""
+    model = OracleDenoiser(PRIOR, EDM(sigma_max=1.0))
+    observation = observed(operator, 0.1)
+    mean, covariance = posterior(operator, observation.y, 0.1)
+    sampler, streams = DDIM(UniformGrid(25), eta=1.0), Silent(range(COUNT))
+    restorer = MMPS(sampler, cg_steps=50)
+
+    def error(x):
+        return float(((x - mean).flatten(1).square().sum(1).mean() / covariance.trace()).sqrt())
+
+    without = sampler(restorer.posterior(model, observation), torch.zeros_like(X), streams=streams)
+    found = restorer(observation, model, streams=streams)
+    assert error(found.x) < min(0.12, 0.6 * error(without.x))

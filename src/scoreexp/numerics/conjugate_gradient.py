@@ -44,6 +44,7 @@ def conjugate_gradient(
     max_iter: PositiveInt = 100,
     tol: NonNegativeFloat = 1e-6,
     require_convergence: bool = False,
+    stop_at_curvature: bool = False,
 ) -> Solution:
     """Solve ``A x = b`` for each sample.
 
@@ -58,6 +59,8 @@ def conjugate_gradient(
         max_iter: largest number of steps.
         tol: stop a sample at ``|r| <= tol |b|``.
         require_convergence: raise where a sample has not come so far.
+        stop_at_curvature: a sample whose ``p^T A p`` is not positive stays as it is, instead of the error: for an ``A`` that
+            is positive definite only about.
 
     Raises:
         FloatingPointError: ``b`` or ``x_0`` is not finite.
@@ -79,12 +82,16 @@ def conjugate_gradient(
         )
     goal = (tol**2) * _dot(b, b)
     iterations = torch.zeros(len(b), dtype=torch.long, device=b.device)
+    going = torch.ones(len(b), dtype=torch.bool, device=b.device)
     for step in range(max_iter):
-        active = rr > goal
+        active = (rr > goal) & going
         if not active.any():
             break
         a_p = matvec(p)
         curvature = _dot(p, a_p)
+        if stop_at_curvature:
+            going &= curvature > 0
+            active = active & going
         if (bad := active & ~(curvature > 0)).any():
             sample = int(bad.nonzero()[0])
             raise ValueError(

@@ -13,8 +13,8 @@ from scoreexp.core.streams import ImageStreams
 from scoreexp.denoisers import DenoiserBase
 from scoreexp.observations import GaussianNoise, LinearOperator, Observation
 from scoreexp.restorers.base import Callback, Restorer
-from scoreexp.restorers.proximal import known_svd
 from scoreexp.restorers.requirements import event_shape, gaussian_level, linear_operator
+from scoreexp.restorers.start import image_share, squared_norm
 from scoreexp.samplers import start_from_prior
 from scoreexp.samplers.base import batch_of, spread
 from scoreexp.samplers.grids import TimeGrid
@@ -46,10 +46,7 @@ class Problem:
     @cached_property
     def squared_norm(self) -> float:
         """``|A|^2``, by which the step of a squared residual is divided, so that no unit of ``y`` makes it too long."""
-        if (svd := known_svd(self.operator, self.y)) is not None:
-            return float(svd.singular.max()) ** 2
-        shape = self.operator.adjoint(self.y[:1]).shape[1:]
-        return self.operator.norm(shape, like=self.y) ** 2
+        return squared_norm(self.operator, self.y, self.operator.adjoint(self.y[:1]).shape[1:])
 
 
 class Chain(Restorer):
@@ -91,9 +88,9 @@ class Chain(Restorer):
         """What every step needs again, such as ``A^T y``; it refuses what this restorer cannot serve."""
         return None
 
-    def start(self, problem: Problem, x_t: Tensor, t: float, prepared: Any) -> Any:
-        """The first state: noise ``x_t [B, *]`` of the prior's standard deviation, or what is made of it."""
-        return x_t
+    def start(self, problem: Problem, share: Tensor, noise: Tensor, t: float, prepared: Any) -> Any:
+        """The first state, of the image's share ``[B, *]`` and noise of the prior's standard deviation."""
+        return share + noise
 
     @abstractmethod
     def step(
@@ -118,9 +115,11 @@ class Chain(Restorer):
             problem = self._problem(observation, model, streams, cond)
             times = self.grid(model.schedule).tolist()
             y = problem.y
-            x_t = start_from_prior(model, event_shape(name, model), streams, dtype=y.dtype, device=y.device)
+            shape = event_shape(name, model)
+            noise = start_from_prior(model, shape, streams, dtype=y.dtype, device=y.device)
             prepared = self.prepare(problem)
-            state = self.start(problem, x_t, times[0], prepared)
+            share = image_share(model.schedule, problem.operator, y, problem.sigma_y, shape)
+            state = self.start(problem, share, noise, times[0], prepared)
             kept = spread(1, len(times), keep)
             trajectory: list[Tensor] = []
             for i, (t, s) in enumerate(zip(times, [*times[1:], None], strict=True), start=1):

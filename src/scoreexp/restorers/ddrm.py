@@ -2,7 +2,8 @@ r"""Denoising diffusion restoration models: the chain runs in the singular direc
 
 With ``A = U S V^T``, ``y_i = (U^T y)_i / s_i`` and noise levels ``r_t = sigma_t / alpha_t`` the state ``x_t / alpha_t`` has
 the coordinates ``x_i`` along ``V``. It begins at ``N(y_i, r_T^2 - sigma_y^2 / s_i^2)`` where ``s_i > 0`` and
-``r_T >= sigma_y / s_i``, at ``N(0, r_T^2)`` elsewhere. From t to s, with ``d = V^T D(x_t, t)``:
+``r_T >= sigma_y / s_i``, at ``N(0, r_T^2)`` elsewhere; where ``r_T`` is low, around the estimate of ``start.py`` instead
+of 0. From t to s, with ``d = V^T D(x_t, t)``:
 
 .. math:: x_i' \sim \begin{cases}
           N(d_i + \sqrt{1 - \eta^2}\, r_s (x_i - d_i) / r_t,\; \eta^2 r_s^2) & s_i = 0, \\
@@ -64,13 +65,15 @@ class DDRM(Chain):
         level = torch.where(seen, problem.sigma_y / divisor, torch.inf)
         return svd, svd.ut(problem.y) / divisor, level
 
-    def start(self, problem: Problem, x_t: Tensor, t: float, prepared: Prepared) -> Tensor:
+    def start(self, problem: Problem, share: Tensor, noise: Tensor, t: float, prepared: Prepared) -> Tensor:
         svd, y, level = prepared
         alpha, sigma = problem.schedule.at(t)
         brought = torch.where(level.isfinite(), alpha * level, torch.inf)  # alpha may be 0
         used = sigma >= brought
         spread = torch.where(used, (sigma**2 - brought**2).clamp(min=0).sqrt(), sigma)
-        return svd.v(torch.where(used, alpha * y, 0) + spread * svd.vt(x_t / problem.schedule.prior_std))
+        return svd.v(
+            torch.where(used, alpha * y, svd.vt(share)) + spread * svd.vt(noise / problem.schedule.prior_std)
+        )
 
     def step(
         self, problem: Problem, x_t: Tensor, t: float, s: float | None, prepared: Prepared

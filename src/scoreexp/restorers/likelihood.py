@@ -43,6 +43,7 @@ from scoreexp.restorers.base import Callback, Restorer
 from scoreexp.restorers.by_sampling import unscaled
 from scoreexp.restorers.proximal import known_svd
 from scoreexp.restorers.requirements import event_shape, gaussian_level, linear_operator
+from scoreexp.restorers.start import image_share
 from scoreexp.samplers import Sampler, start_from_prior
 
 Product = Callable[[Tensor], Tensor]
@@ -108,7 +109,7 @@ class LikelihoodRestorer(Restorer):
         """What to change where the sampler diverges."""
         return "give a larger noise level of y, or more steps"
 
-    def posterior(self, model: DenoiserBase, observation: Observation) -> DenoiserBase:
+    def posterior(self, model: DenoiserBase, observation: Observation) -> "_Posterior":
         """``E[x_0 | x_t, y]``, a denoiser like any other.
 
         Raises:
@@ -132,7 +133,9 @@ class LikelihoodRestorer(Restorer):
     ) -> tuple[Tensor, list[Tensor]]:
         y, posterior = observation.y, self.posterior(model, observation)
         shape = event_shape(type(self).__name__, model)
-        x_t = start_from_prior(model, shape, streams, dtype=y.dtype, device=y.device)
+        noise = start_from_prior(model, shape, streams, dtype=y.dtype, device=y.device)
+        operator, sigma_y, _ = posterior.problem
+        x_t = image_share(model.schedule, operator, y, sigma_y, shape) + noise
         try:
             result = self.sampler(posterior, x_t, streams=streams, cond=cond, keep=keep, callback=callback)
         except FloatingPointError as error:
@@ -224,6 +227,8 @@ class MMPS(LikelihoodRestorer):
     """Moment matching: the covariance of the model itself, see the module's formulas.
 
     Each step of conjugate gradients costs a backward pass through the network, which the count of evaluations leaves out.
+    They stop where ``A V A^T + sigma_y^2 I`` shows a direction in which it is not positive, as it may for the Jacobian of a
+    network, which is a covariance only about.
 
     >>> import torch
     >>> from scoreexp.core.streams import ImageStreams
@@ -242,8 +247,7 @@ class MMPS(LikelihoodRestorer):
         cg_steps: most steps of conjugate gradients (1 to 5 in the paper); with as many as ``y`` has values they are exact.
 
     Raises:
-        ValueError: a parameter is outside its domain; on a call, where ``A V A^T + sigma_y^2 I`` is not positive definite,
-            as for a network whose Jacobian is far from a covariance.
+        ValueError: a parameter is outside its domain.
     """
 
     @checked
@@ -259,6 +263,7 @@ class MMPS(LikelihoodRestorer):
             lambda u: operator(sigma**2 / alpha * jacobian_t(operator.adjoint(u))) + sigma_y**2 * u,
             residual,
             max_iter=self.cg_steps,
+            stop_at_curvature=True,
         ).x
         return operator.adjoint(v)
 

@@ -79,7 +79,7 @@ class REDDiff(Chain):
         super().__init__(grid)
         self.weight, self.data_weight, self.lr = weight, data_weight, lr
 
-    def start(self, problem: Problem, x_t: Tensor, t: float, prepared: Any) -> _State:
+    def start(self, problem: Problem, share: Tensor, noise: Tensor, t: float, prepared: Any) -> _State:
         a = problem.operator
         mu = conjugate_gradient(lambda x: a.adjoint(a(x)), a.adjoint(problem.y), max_iter=START_STEPS).x
         return _State(mu, torch.zeros_like(mu), torch.zeros_like(mu), 0)
