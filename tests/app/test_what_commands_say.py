@@ -141,7 +141,7 @@ def test_each_step_is_shown(trained, noisy, tmp_path, capsys, monkeypatch):
         f"sampling  batch {batch}/2  step {step}/2" for batch in (1, 2) for step in (1, 2)
     ]
     evaluate(asked("evaluate", trained, "metrics=[mse]", f"out={tmp_path / 'e'}", *steps))
-    assert capsys.readouterr().err.splitlines() == ["denoising  step 1/2", "denoising  step 2/2"]
+    assert capsys.readouterr().err.splitlines() == ["restoring  step 1/2", "restoring  step 2/2"]
 
 
 def test_a_pipe_gets_a_line_now_and_then_and_a_terminal_a_bar(capsys, monkeypatch):
