@@ -32,7 +32,7 @@ prior: $(READY)  ## train the bundled prior again (PHOTOS, RUN: folders; TESTSET
 	$(BIN)/python -m benchmarks.prior train $(PHOTOS) $(RUN)
 	$(BIN)/python -m benchmarks.prior pack $(RUN)
 
-test: $(READY)  ## the fast test suite (about 4 minutes on 2 cores)
+test: $(READY)  ## the fast test suite (about 6 minutes on 2 cores)
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 test-slow: $(READY)  ## the slow tests that `make test` leaves out

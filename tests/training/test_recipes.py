@@ -40,6 +40,7 @@ def test_a_recipe_trains_two_steps_and_its_checkpoint_is_read(recipe, tmp_path):
     assert scoreexp.load(result.checkpoint).event_shape == (3, 16, 16)
 
 
+@pytest.mark.slow
 def test_what_a_recipe_learns_and_averages_is_resumed_bitwise(tmp_path):
     run("edm2", tmp_path / "whole", 4)
     run("edm2", tmp_path / "parts", 2)
