@@ -11,7 +11,6 @@ https://arxiv.org/abs/2301.12334.
 """
 
 import math
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,10 +26,9 @@ from scoreexp.core.types import AtLeastTwo, FinitePositiveFloat, NonNegativeInt,
 from scoreexp.denoisers import DenoiserBase, Wrapper
 from scoreexp.guidance.base import finite
 from scoreexp.metrics.minority import minority_scores
+from scoreexp.networks.classifier import draw_weights, read_network, write_network
 from scoreexp.networks.layers import NoiseFeatures
 from scoreexp.schedules import Schedule
-from scoreexp.system.atomic import atomic_write
-from scoreexp.system.untrusted import require_stored
 
 _NOISIEST = 1e4  # levels beyond are one, as for a denoiser's network
 _FEATURES = 32
@@ -126,9 +124,7 @@ def fit_quantile_classifier(
     random = generator(seed, "quantile classifier")
     with torch.inference_mode(False), torch.enable_grad():
         classifier = QuantileClassifier(tuple(x_0.shape[1:]), quantiles, width).to(x_0)
-        for weights in classifier.parameters():
-            bound = weights.shape[-1] ** -0.5 if weights.ndim > 1 else 0.0
-            nn.init.uniform_(weights, -bound, bound, generator=random)
+        draw_weights(classifier, random)
         classifier = classifier.to(x_0)
         optimizer = torch.optim.Adam(classifier.parameters(), lr=lr)
         for _ in range(steps):
@@ -153,8 +149,7 @@ def save_classifier(classifier: QuantileClassifier, path: str | Path) -> None:
         "quantiles": classifier.quantiles,
         "width": classifier.width,
     }
-    with atomic_write(Path(path)) as temporary:
-        torch.save({"quantile_classifier": sizes, "state_dict": classifier.state_dict()}, temporary)
+    write_network(path, "quantile_classifier", classifier, sizes)
 
 
 def load_classifier(path: str | Path) -> QuantileClassifier:
@@ -163,17 +158,10 @@ def load_classifier(path: str | Path) -> QuantileClassifier:
     Raises:
         UserError: the file is missing, or no such classifier.
     """
-    try:
-        require_stored(Path(path))
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        classifier = QuantileClassifier(**content["quantile_classifier"])
-        classifier.load_state_dict(content["state_dict"])
-    except (OSError, zipfile.BadZipFile, ValueError, TypeError, KeyError, RuntimeError) as error:
-        raise UserError(
-            f"{path} is no classifier of minority guidance ({type(error).__name__}): "
-            "write one with scoreexp.guidance.save_classifier"
-        ) from error
-    return classifier.eval().requires_grad_(False)
+    remedy = "write one with scoreexp.guidance.save_classifier"
+    return read_network(
+        path, "quantile_classifier", QuantileClassifier, "classifier of minority guidance", remedy
+    )
 
 
 class Minority(Wrapper):

@@ -174,6 +174,13 @@ def start_at_zero(layer: Layer) -> Layer:
     return layer
 
 
+def start_as_usual(layer: nn.Conv2d | nn.Linear, random: torch.Generator) -> None:
+    """Draw a layer's parameters by torch's usual law, uniform within ``1 / sqrt(inputs)``, from a generator."""
+    bound = layer.weight[0].numel() ** -0.5
+    for weights in layer.parameters():
+        nn.init.uniform_(weights, -bound, bound, generator=random)
+
+
 def check_image_shape(event_shape: tuple[int, ...], factor: int) -> None:
     """Refuse an event shape that is not (C, H, W) with H and W divisible by ``factor``.
 

@@ -33,6 +33,7 @@ from scoreexp.core.streams import generator
 from scoreexp.core.types import NonNegativeFloat, PositiveFloat, PositiveInt
 from scoreexp.data.image_io import write_image
 from scoreexp.denoisers import DenoiserBase
+from scoreexp.networks.layers import start_as_usual
 from scoreexp.observations import Observation
 from scoreexp.restorers.per_image import Followed, PerImage
 from scoreexp.restorers.tiling import mirror_to_multiple
@@ -98,9 +99,7 @@ class Widths(nn.Module):
         self.norm, self.out = nn.LayerNorm(FEATURES), nn.Linear(FEATURES, 3)
         random = generator(seed, "filter2noise", stage)
         for layer in (*self.features, *self.widths, self.out):
-            for weights in layer.parameters():
-                bound = layer.in_features**-0.5
-                nn.init.uniform_(weights, -bound, bound, generator=random)
+            start_as_usual(layer, random)
 
     def forward(self, x: Tensor, sigma: float, reach: int) -> Tensor:
         rows, columns = (n // PATCH for n in x.shape[-2:])
@@ -208,10 +207,7 @@ class Filter2Noise(PerImage):
                 + F.l1_loss(second, lower)
                 + F.l1_loss(upper, lower)
             ) / 3 + self.edges * F.l1_loss(difference(whole).abs(), difference(estimate).abs())
-            self.require_finite(loss, step, f"lr={self.lr:g} is too large")
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
+            self.descend(optimizer, loss, step)
             schedule.step()
             if followed(step, estimate.detach()[..., :height, :width]):
                 break

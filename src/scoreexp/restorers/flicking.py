@@ -108,10 +108,7 @@ class SinogramFlicking(PerImage):
                 + (mse_loss(made, flicked(estimate, chosen)) + mse_loss(other, flicked(estimate, ~chosen)))
                 / 2
             )
-            self.require_finite(loss, step, f"lr={self.lr:g} is too large")
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
+            self.descend(optimizer, loss, step)
             schedule.step()
             if followed(step, estimate.detach()):
                 break

@@ -137,10 +137,7 @@ class MID(PerImage):
             while done < last:
                 loss = self.loss(network, photos, bank, random)
                 done += 1
-                self.require_finite(loss, done, f"lr={self.lr:g} is too large")
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
+                self.descend(optimizer, loss, done)
                 annealing.step()
                 followed(done, estimate)
             return denoised

@@ -22,6 +22,7 @@ from scoreexp.core.checked import checked
 from scoreexp.core.streams import generator
 from scoreexp.core.types import NonNegativeFloat, PositiveFloat, PositiveInt
 from scoreexp.denoisers import DenoiserBase
+from scoreexp.networks.layers import start_as_usual
 from scoreexp.observations import Observation
 from scoreexp.restorers.per_image import Followed, PerImage
 
@@ -38,10 +39,8 @@ class SelfRegression(nn.Module):
             nn.Conv2d(a, b, side, padding=side // 2, padding_mode="reflect") for a, b, side in sizes
         )
         self.gamma = nn.Parameter(torch.tensor(sigma))
-        for layer, (inputs, _, side) in zip(self.layers, sizes, strict=True):
-            for weights in layer.parameters():
-                bound = (inputs * side**2) ** -0.5
-                nn.init.uniform_(weights, -bound, bound, generator=random)
+        for layer in self.layers:
+            start_as_usual(layer, random)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:
         # the light is taken away first, or all of a dark image lies on one side of the rectifiers
@@ -101,10 +100,7 @@ class NoiSER(PerImage):
         for step in range(1, self.steps + 1):
             noise = self.sigma * torch.randn(1, y.shape[1], SIDE, SIDE, generator=random).to(y)
             loss = l1_loss(network(noise), noise)
-            self.require_finite(loss, step, f"lr={self.lr:g} is too large")
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
+            self.descend(optimizer, loss, step)
             settled = float(loss.detach()) <= self.tolerance * self.sigma
             followed(self.steps if settled else step, y)
             if settled:

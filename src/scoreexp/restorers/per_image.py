@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from scoreexp.core.kinds import Images, kind_of
 from scoreexp.core.streams import ImageStreams
@@ -29,6 +30,7 @@ class PerImage(Restorer):
         method: the name by which errors call it.
         smallest: sides that an image must have at least, in pixels.
         steps: of the fit of one image, at most.
+        lr: learning rate, of those that ``descend``.
         tolerance: of the rule, 0 for all ``steps``.
     """
 
@@ -36,6 +38,7 @@ class PerImage(Restorer):
     method: ClassVar[str]
     smallest: ClassVar[int] = 2
     steps: int
+    lr: float
     tolerance: float = 0.0
 
     @abstractmethod
@@ -101,13 +104,16 @@ class PerImage(Restorer):
 
         return followed
 
-    def require_finite(self, loss: Tensor, step: int, remedy: str) -> None:
-        """Stop where the loss has become NaN or infinite.
+    def descend(self, optimizer: Optimizer, loss: Tensor, step: int) -> None:
+        """A step of the optimiser.
 
         Raises:
-            FloatingPointError: names the step and the ``remedy``.
+            FloatingPointError: the loss is NaN or infinite; names the step.
         """
         if not loss.isfinite():
             raise FloatingPointError(
-                f"the loss is not finite at step {step} of {self.steps}: the image holds NaN, or {remedy}"
+                f"the loss is not finite at step {step} of {self.steps}: the image holds NaN, or lr={self.lr:g} is too large"
             )
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()

@@ -23,6 +23,7 @@ from scoreexp.core.checked import checked
 from scoreexp.core.streams import generator
 from scoreexp.core.types import NonNegativeFloat, PositiveFloat, PositiveInt
 from scoreexp.denoisers import DenoiserBase
+from scoreexp.networks.layers import start_as_usual
 from scoreexp.observations import Observation
 from scoreexp.restorers.per_image import Followed, PerImage
 from scoreexp.restorers.tiling import mirror_to_multiple
@@ -87,10 +88,7 @@ class ZSN2N(PerImage):
             whole = diagonal_means(estimate)
             loss = (mse_loss(first, halves[1]) + mse_loss(second, halves[0])) / 2
             loss = loss + (mse_loss(first, whole[0]) + mse_loss(second, whole[1])) / 2
-            self.require_finite(loss, step, f"lr={self.lr:g} is too large")
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
+            self.descend(optimizer, loss, step)
             schedule.step()
             if followed(step, estimate.detach()[..., :height, :width]):
                 break
@@ -101,8 +99,6 @@ def residual_network(channels: int, width: int, random: torch.Generator) -> nn.M
     """``f``: convolutions of 3, 3 and 1 pixels a side, with torch's usual law of initial weights."""
     sizes = ((channels, width, 3), (width, width, 3), (width, channels, 1))
     layers = [skip_init(nn.Conv2d, a, b, side, padding=side // 2) for a, b, side in sizes]
-    for layer, (inputs, _, side) in zip(layers, sizes):
-        bound = (inputs * side**2) ** -0.5
-        for weights in layer.parameters():
-            nn.init.uniform_(weights, -bound, bound, generator=random)
+    for layer in layers:
+        start_as_usual(layer, random)
     return nn.Sequential(layers[0], nn.LeakyReLU(0.2), layers[1], nn.LeakyReLU(0.2), layers[2])

@@ -5,7 +5,6 @@ density of the noisy data. It is known for an exact distribution; otherwise a cl
 """
 
 import math
-import zipfile
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,14 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from scoreexp.core.checked import checked
-from scoreexp.core.errors import UserError
 from scoreexp.core.streams import generator
 from scoreexp.core.tensors import expand_to
 from scoreexp.core.types import AtLeastTwo, FinitePositiveFloat, PositiveFloat, PositiveInt
 from scoreexp.denoisers.denoiser import DenoiserBase
+from scoreexp.networks.classifier import draw_weights, read_network, write_network
 from scoreexp.numerics.oracles import Oracle
-from scoreexp.system.atomic import atomic_write
-from scoreexp.system.untrusted import require_stored
 
 
 class LevelLaw(ABC):
@@ -166,9 +163,7 @@ def fit_level_classifier(
     x_0 = x_0.to(model.device)
     with torch.inference_mode(False), torch.enable_grad():
         law = LevelClassifier(tuple(x_0.shape[1:]), spaced.tolist(), width)
-        for weights in law.parameters():
-            bound = weights.shape[-1] ** -0.5 if weights.ndim > 1 else 0.0
-            nn.init.uniform_(weights, -bound, bound, generator=random)
+        draw_weights(law, random)
         law = law.to(x_0.device)
         optimizer = torch.optim.Adam(law.parameters(), lr=lr)
         decay = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
@@ -208,8 +203,7 @@ def spaced_levels(sigma_range: tuple[float, float], count: int, largest: float) 
 def save_level_classifier(law: LevelClassifier, path: str | Path) -> None:
     """Write a classifier, whole or not at all."""
     sizes = {"event_shape": list(law.event_shape), "levels": law.levels.tolist(), "width": law.width}
-    with atomic_write(Path(path)) as temporary:
-        torch.save({"level_classifier": sizes, "state_dict": law.state_dict()}, temporary)
+    write_network(path, "level_classifier", law, sizes)
 
 
 def load_level_classifier(path: str | Path) -> LevelClassifier:
@@ -218,14 +212,5 @@ def load_level_classifier(path: str | Path) -> LevelClassifier:
     Raises:
         UserError: the file is missing, or no such classifier.
     """
-    try:
-        require_stored(Path(path))
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        law = LevelClassifier(**content["level_classifier"])
-        law.load_state_dict(content["state_dict"])
-    except (OSError, zipfile.BadZipFile, ValueError, TypeError, KeyError, RuntimeError) as error:
-        raise UserError(
-            f"{path} is no classifier of noise levels ({type(error).__name__}): "
-            "write one with scoreexp.samplers.save_level_classifier"
-        ) from error
-    return law.eval().requires_grad_(False)
+    remedy = "write one with scoreexp.samplers.save_level_classifier"
+    return read_network(path, "level_classifier", LevelClassifier, "classifier of noise levels", remedy)
