@@ -83,12 +83,12 @@ def sure(
     Raises:
         ValueError: a parameter is outside its domain.
     """
+
+    def signs() -> Tensor:
+        return torch.where(streams.normal(y) < 0, -torch.ones_like(y), torch.ones_like(y))
+
     restored = f(y)
-    divergence = torch.zeros(len(y), dtype=y.dtype, device=y.device)
-    for _ in range(probes):
-        signs = torch.where(streams.normal(y) < 0, -torch.ones_like(y), torch.ones_like(y))
-        step = STEP * sigma
-        divergence += mean_per_sample(signs * (f(y + step * signs) - restored)) / (step * probes)
+    divergence = _trace(f, y, restored, signs, STEP * sigma, probes)
     return mean_per_sample((restored - y) ** 2) - sigma**2 + 2 * sigma**2 * divergence
 
 
@@ -123,9 +123,8 @@ def sure_of_noise(
     """
     restored = f(y)
     variance = noise.variance(restored.clamp(min=-1))  # where a law needs intensities
-    return mean_per_sample((restored - y) ** 2 - variance) + 2 * posterior_variance(
-        f, y, noise, streams, probes
-    )
+    own = _own_variance(f, y, restored, noise, streams, probes)
+    return mean_per_sample((restored - y) ** 2 - variance) + 2 * own
 
 
 @checked
@@ -158,12 +157,34 @@ def posterior_variance(
     Raises:
         ValueError: a parameter is outside its domain.
     """
-    restored = f(y)
-    x = restored.clamp(min=-1)
+    return _own_variance(f, y, f(y), noise, streams, probes)
+
+
+def _own_variance(
+    f: Callable[[Tensor], Tensor],
+    y: Tensor,
+    restored: Tensor,
+    noise: NoiseModel,
+    streams: ImageStreams,
+    probes: int,
+) -> Tensor:
+    x = restored.clamp(min=-1)  # where a law needs intensities
+    return _trace(f, y, restored, lambda: noise.sample(x, streams) - x, STEP, probes)
+
+
+def _trace(
+    f: Callable[[Tensor], Tensor],
+    y: Tensor,
+    restored: Tensor,
+    draw: Callable[[], Tensor],
+    step: float,
+    probes: int,
+) -> Tensor:
+    """``E p^T (grad f) p / n`` at ``y``, where ``f`` is ``restored``, over probes that are drawn, ``[B]``."""
     trace = torch.zeros(len(y), dtype=y.dtype, device=y.device)
     for _ in range(probes):
-        probe = noise.sample(x, streams) - x
-        trace += mean_per_sample(probe * (f(y + STEP * probe) - restored)) / (STEP * probes)
+        probe = draw()
+        trace += mean_per_sample(probe * (f(y + step * probe) - restored)) / (step * probes)
     return trace
 
 

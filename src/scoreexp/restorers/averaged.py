@@ -11,10 +11,10 @@ from scoreexp.core.checked import checked
 from scoreexp.core.streams import ImageStreams, stream_seed
 from scoreexp.core.types import PositiveInt
 from scoreexp.observations import Observation
-from scoreexp.restorers.base import Callback, Restorer
+from scoreexp.restorers.base import Callback, Restorer, RestorerAround
 
 
-class Averaged(Restorer):
+class Averaged(RestorerAround):
     """``x = (x_1 + ... + x_n) / n``; the estimates on the way are the means of the first draws.
 
     >>> import torch
@@ -35,11 +35,6 @@ class Averaged(Restorer):
     @checked
     def __init__(self, restorer: Restorer, draws: PositiveInt = 8) -> None:
         self.restorer, self.draws = restorer, draws
-
-    @property
-    def needs_model(self) -> bool:  # type: ignore[override]
-        """That of the restorer."""
-        return self.restorer.needs_model
 
     def restore(
         self,

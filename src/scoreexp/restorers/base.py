@@ -2,6 +2,7 @@
 
 import time
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor
@@ -114,3 +115,46 @@ class Restorer(ABC):
 
         ``model`` is a ``DenoiserBase``, or whatever was given where none is needed.
         """
+
+
+class RestorerAround(Restorer):
+    """A restorer that calls another, ``restorer``; a new one writes ``restore``.
+
+    >>> import torch
+    >>> from scoreexp.observations import GaussianNoise, Identity
+    >>> from scoreexp.restorers import TV
+    >>> class Doubled(RestorerAround):  # of data that were halved
+    ...     def __init__(self, restorer):
+    ...         self.restorer = restorer
+    ...     def restore(self, observation, *arguments):
+    ...         return self.changed_back(observation, lambda x: 2 * x, *arguments)
+    >>> observation = Observation(torch.ones(1, 1, 8, 8), Identity(), GaussianNoise(0.1))
+    >>> float(Doubled(TV())(observation, streams=ImageStreams([0])).x.mean())
+    2.0
+    """
+
+    restorer: Restorer
+
+    @property
+    def needs_model(self) -> bool:  # type: ignore[override]
+        """That of the restorer."""
+        return self.restorer.needs_model
+
+    def changed_back(
+        self,
+        changed: Observation,
+        back: Callable[[Tensor], Tensor],
+        model: Any,
+        streams: ImageStreams,
+        cond: Tensor | None,
+        keep: int,
+        callback: Callback | None,
+    ) -> tuple[Tensor, list[Tensor]]:
+        """What the restorer makes of a changed observation, each of its estimates taken ``back``."""
+
+        def followed(i: int, n: int, x: Tensor, x0_hat: Tensor | None) -> None:
+            if callback is not None:
+                callback(i, n, back(x), None if x0_hat is None else back(x0_hat))
+
+        x, trajectory = self.restorer.restore(changed, model, streams, cond, keep, followed)
+        return back(x), [back(state) for state in trajectory]

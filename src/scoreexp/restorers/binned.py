@@ -21,11 +21,11 @@ from scoreexp.core.streams import ImageStreams
 from scoreexp.core.types import PositiveInt
 from scoreexp.denoisers import DenoiserBase
 from scoreexp.observations import Identity, Observation
-from scoreexp.restorers.base import Callback, Restorer
+from scoreexp.restorers.base import Callback, Restorer, RestorerAround
 from scoreexp.restorers.tiling import mirror_to_multiple
 
 
-class Binned(Restorer):
+class Binned(RestorerAround):
     """See the module's formula.
 
     >>> import torch
@@ -47,11 +47,6 @@ class Binned(Restorer):
     @checked
     def __init__(self, restorer: Restorer, factor: PositiveInt = 2) -> None:
         self.restorer, self.factor = restorer, factor
-
-    @property
-    def needs_model(self) -> bool:  # type: ignore[override]
-        """That of the restorer."""
-        return self.restorer.needs_model
 
     def restore(
         self,
@@ -75,10 +70,5 @@ class Binned(Restorer):
             large = F.interpolate(x, scale_factor=self.factor, mode="bicubic", align_corners=False)
             return large[..., :height, :width]
 
-        def followed(i: int, n: int, x: Tensor, x0_hat: Tensor | None) -> None:
-            if callback is not None:
-                callback(i, n, back(x), None if x0_hat is None else back(x0_hat))
-
         binned = replace(observation, y=few, noise=observation.noise.of_mean(self.factor**2))
-        x, trajectory = self.restorer.restore(binned, model, streams, cond, keep, followed)
-        return back(x), [back(state) for state in trajectory]
+        return self.changed_back(binned, back, model, streams, cond, keep, callback)

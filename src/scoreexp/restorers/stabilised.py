@@ -19,12 +19,12 @@ from torch import Tensor
 from scoreexp.core.streams import ImageStreams
 from scoreexp.denoisers import DenoiserBase
 from scoreexp.observations import GaussianNoise, Identity, Observation
-from scoreexp.restorers.base import Callback, Restorer
+from scoreexp.restorers.base import Callback, Restorer, RestorerAround
 
 BLACK = 2 / 255 - 1  # the logarithm of 0 is far away
 
 
-class Stabilised(Restorer):
+class Stabilised(RestorerAround):
     """See the module's steps. White Gaussian noise needs no transform and goes to the restorer as it is.
 
     >>> from scoreexp.observations import PoissonNoise
@@ -44,11 +44,6 @@ class Stabilised(Restorer):
 
     def __init__(self, restorer: Restorer) -> None:
         self.restorer = restorer
-
-    @property
-    def needs_model(self) -> bool:  # type: ignore[override]
-        """That of the restorer."""
-        return self.restorer.needs_model
 
     def restore(
         self,
@@ -75,10 +70,5 @@ class Stabilised(Restorer):
         def back(w: Tensor) -> Tensor:
             return noise.unstabilise(w / unit + gray)
 
-        def followed(i: int, n: int, x: Tensor, x0_hat: Tensor | None) -> None:
-            if callback is not None:
-                callback(i, n, back(x), None if x0_hat is None else back(x0_hat))
-
         stable = replace(observation, y=unit * (noise.stabilise(y) - gray), noise=GaussianNoise(unit))
-        x, trajectory = self.restorer.restore(stable, model, streams, cond, keep, followed)
-        return back(x), [back(state) for state in trajectory]
+        return self.changed_back(stable, back, model, streams, cond, keep, callback)
