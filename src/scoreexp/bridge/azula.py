@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from scoreexp.bridge.errors import ForeignModelError
-from scoreexp.bridge.foreign import ForeignModel
+from scoreexp.bridge.foreign import ForeignModel, is_shape
 from scoreexp.bridge.inert import state_dict_of
 from scoreexp.core.checked import checked
 from scoreexp.core.types import PositiveInt
@@ -77,7 +77,7 @@ def read_azula(held: Any, stated: Mapping[str, Any], path: Path) -> ForeignModel
     kind, shape = stated["denoiser"], stated["event_shape"]
     if kind not in _PRECONDITIONING:
         raise ForeignModelError(f"{beside}: denoiser is {kind!r}: allowed are {', '.join(_PRECONDITIONING)}")
-    if not (isinstance(shape, list) and shape and all(isinstance(n, int) and 0 < n <= 2**14 for n in shape)):
+    if not is_shape(shape):
         raise ForeignModelError(f"{beside}: event_shape is {shape!r}: allowed is such as [3, 32, 32]")
     low, high = noise_levels(stated["schedule"], beside)
     prefix = "backbone."

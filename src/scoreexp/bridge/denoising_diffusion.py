@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from scoreexp.bridge.errors import ForeignModelError, require_package
-from scoreexp.bridge.foreign import ForeignModel
+from scoreexp.bridge.foreign import ForeignModel, is_shape
 from scoreexp.bridge.inert import state_dict_of
 from scoreexp.core.checked import checked
 from scoreexp.core.types import PositiveInt
@@ -99,11 +99,7 @@ def read_denoising_diffusion(
     chosen = online if raw or not averaged else averaged
     size = stated.get("image_size")
     sides = [size, size] if isinstance(size, int) else size
-    if not (
-        isinstance(sides, list)
-        and len(sides) == 2
-        and all(isinstance(n, int) and 0 < n <= 2**14 for n in sides)
-    ):
+    if not is_shape(sides, dimensions=2):
         raise ForeignModelError(
             f'{path} does not say the size of its images: write {{"image_size": 32}}, or [H, W], to '
             f"{path.with_suffix('.json').name} beside it"

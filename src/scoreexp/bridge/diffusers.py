@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from scoreexp.bridge.errors import ForeignModelError, require_package
-from scoreexp.bridge.foreign import ForeignModel
+from scoreexp.bridge.foreign import ForeignModel, is_shape
 from scoreexp.bridge.inert import read_weights, state_dict_of
 from scoreexp.bridge.recognise import read_object
 from scoreexp.core.checked import checked
@@ -223,11 +223,7 @@ def _shape(config: Mapping[str, Any], unet: Path) -> tuple[int, ...]:
         config.get("out_channels", 3),
     )
     sides = [size, size] if isinstance(size, int) else size
-    if not (
-        isinstance(sides, list)
-        and len(sides) == 2
-        and all(isinstance(n, int) and 0 < n <= 2**14 for n in sides)
-    ):
+    if not is_shape(sides, dimensions=2):
         raise ForeignModelError(
             f"{unet}/config.json: sample_size is {size}: write the size of its images there, such as 32"
         )

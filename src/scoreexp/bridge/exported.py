@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from scoreexp.bridge.errors import ForeignModelError
-from scoreexp.bridge.foreign import ForeignModel
+from scoreexp.bridge.foreign import ForeignModel, is_shape
 from scoreexp.bridge.inert import LARGEST, UnreadableError, require_plain
 from scoreexp.core.checked import checked
 from scoreexp.core.types import PositiveInt
@@ -89,7 +89,7 @@ def read_exported(path: Path, stated: Mapping[str, Any]) -> ForeignModel:
                 f"{beside} has no {key}: a program does not say what it predicts, see docs/bridge.md"
             )
     shape = stated["event_shape"]
-    if not (isinstance(shape, list) and shape and all(isinstance(n, int) and 0 < n <= 2**14 for n in shape)):
+    if not is_shape(shape):
         raise ForeignModelError(f"{beside}: event_shape is {shape!r}: allowed is such as [3, 32, 32]")
     for key in ("precond", "schedule"):
         if not (isinstance(stated[key], dict) and "_target_" in stated[key]):

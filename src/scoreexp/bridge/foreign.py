@@ -2,9 +2,22 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeGuard
 
 from torch import Tensor
+
+
+def is_shape(stated: Any, dimensions: int | None = None) -> TypeGuard[list[int]]:
+    """Whether a list from a file can be a shape: of ``dimensions`` if given, sides of 1 to 16384.
+
+    >>> is_shape([3, 32, 32]), is_shape([32, 32], dimensions=2), is_shape([]), is_shape([0, 1]), is_shape("32")
+    (True, True, False, False, False)
+    """
+    return (
+        isinstance(stated, list)
+        and (bool(stated) if dimensions is None else len(stated) == dimensions)
+        and all(isinstance(side, int) and 0 < side <= 2**14 for side in stated)
+    )
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from scoreexp.bridge.errors import ForeignModelError, require_package
-from scoreexp.bridge.foreign import ForeignModel
+from scoreexp.bridge.foreign import ForeignModel, is_shape
 from scoreexp.bridge.inert import state_dict_of
 from scoreexp.core.checked import checked
 from scoreexp.core.types import PositiveInt
@@ -107,11 +107,7 @@ def read_k_diffusion(held: Any, stated: Mapping[str, Any], path: Path, raw: bool
             name = name.removeprefix("inner_model.")
         weights[f"inner.{name}"] = tensor
     sides = config["input_size"]
-    if not (
-        isinstance(sides, list)
-        and len(sides) == 2
-        and all(isinstance(n, int) and 0 < n <= 2**14 for n in sides)
-    ):
+    if not is_shape(sides, dimensions=2):
         raise ForeignModelError(f"{path.with_suffix('.json')}: input_size is {sides!r}: allowed is [H, W]")
     low, high, data = (
         float(config.get(key, usual))

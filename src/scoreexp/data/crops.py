@@ -50,6 +50,9 @@ class Crops(Folder):
         ValueError: if a value is outside its domain.
     """
 
+    size: int
+    channels: Literal[1, 3]
+
     @checked
     def __init__(
         self,
@@ -95,10 +98,6 @@ class Crops(Folder):
     def _squares(self, name: str) -> np.ndarray:
         """The samples of one image, uint8 ``[crops, C, size, size]``."""
         path, size, channels = Path(self.folder, name), self.size, self.channels
-        if size is None or channels is None:
-            raise TypeError(
-                "crops have a size and channels"
-            )  # for the type checker: the constructor takes no null
         pixels = to_uint8(with_channels(read_picture(path, self.white_level), channels))
         height, width = pixels.shape[:2]
         shorter = min(height, width)

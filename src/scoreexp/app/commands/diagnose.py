@@ -10,10 +10,10 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from scoreexp.api.diagnose import diagnose as diagnose_model
-from scoreexp.app.run_settings import own_settings, sampler_settings
+from scoreexp.app.run_data import data_of_run
+from scoreexp.app.run_settings import sampler_settings
 from scoreexp.app.terminal import say, say_labelled
 from scoreexp.core.errors import UserError
-from scoreexp.data import DataModule
 from scoreexp.denoisers import Denoiser
 from scoreexp.metrics.score_error import LEVELS
 from scoreexp.numerics.oracles import Oracle
@@ -69,13 +69,7 @@ def diagnose(cfg: DictConfig) -> Path:
 
 def _data(cfg: DictConfig, model: Denoiser) -> tuple[Tensor, Tensor | None, Oracle | None]:
     """The training samples, some that were held out, and the exact distribution where it is known."""
-    node = own_settings(cfg, model.record, "data", "scoreexp.data", "what it was trained on: give data=NAME")
-    data: DataModule = instantiate({"seed": cfg.seed, **node, "batch_size": cfg.batch_size})
-    if list(data.event_shape) != list(model.event_shape or ()):
-        raise UserError(
-            f"the data have samples of shape {list(data.event_shape)}, the model {list(model.event_shape or ())}: "
-            "give the data that it was trained on, or of the same shape"
-        )
+    data = data_of_run(cfg, model)
     train = data.split("train").samples(data.train_positions)
     unseen = data.split("val")
     held_out = unseen.samples(np.arange(min(len(unseen), cfg.n)))

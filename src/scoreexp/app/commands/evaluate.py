@@ -20,12 +20,12 @@ from scoreexp.app.evaluation.of_samples import (
     measure_points,
 )
 from scoreexp.app.evaluation.subject import Subject
-from scoreexp.app.run_settings import guided, own_settings, sampler_settings
+from scoreexp.app.run_data import data_of_run
+from scoreexp.app.run_settings import guided, sampler_settings
 from scoreexp.app.signatures import suggest
 from scoreexp.app.terminal import say
 from scoreexp.core.errors import UserError
 from scoreexp.core.kinds import Images, kind_of
-from scoreexp.data import DataModule
 from scoreexp.denoisers.denoiser import Denoiser
 from scoreexp.metrics.catalogue import metric_named, specs
 from scoreexp.metrics.real_samples import real_samples
@@ -99,23 +99,7 @@ def _model(cfg: DictConfig, device: torch.device) -> tuple[Denoiser, Kind]:
 def _subject(cfg: DictConfig, model: Denoiser, device: torch.device) -> Subject:
     """The model with guidance, sampler and data: the latter those of its run, or others."""
     how = sampler_settings(cfg, model.record)
-    return Subject(guided(model, cfg), _data(cfg, model), instantiate(how), how, device, cfg)
-
-
-def _data(cfg: DictConfig, model: Denoiser) -> DataModule:
-    """The data of ``cfg``: those of the run, with the keys that ``cfg.data`` changes, or others.
-
-    Raises:
-        UserError: their configuration is wrong, or their samples have another shape than the model's.
-    """
-    node = own_settings(cfg, model.record, "data", "scoreexp.data", "what it was trained on: give data=NAME")
-    data: DataModule = instantiate({"seed": cfg.seed, **node, "batch_size": cfg.batch_size})
-    if list(data.event_shape) != list(model.event_shape or ()):
-        raise UserError(
-            f"the data have samples of shape {list(data.event_shape)}, the model {list(model.event_shape or ())}: "
-            "give the data that it was trained on, or of the same shape"
-        )
-    return data
+    return Subject(guided(model, cfg), data_of_run(cfg, model), instantiate(how), how, device, cfg)
 
 
 # ------------------------------------------------------------------------------------------------ what is asked

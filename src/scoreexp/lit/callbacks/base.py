@@ -88,3 +88,20 @@ class RunCallback(pl.Callback):
     def next_commands(self) -> Sequence[NextCommand]:
         """What the model can be used for."""
         return ()
+
+
+class Monitor(RunCallback):
+    """A callback that evaluates the model during training, and its final weights whatever the interval is.
+
+    >>> from types import SimpleNamespace
+    >>> trainer = SimpleNamespace(max_steps=10, global_step=10, should_stop=False)
+    >>> Monitor().on_train_batch_end(trainer, None, None, None, 9)
+    >>> trainer.should_stop  # which makes Lightning evaluate once more
+    True
+    """
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.max_steps == trainer.global_step:
+            trainer.should_stop = True

@@ -17,7 +17,7 @@ from scoreexp.core.kinds import Images, kind_of
 from scoreexp.core.ranges import sigma_to_model, sigma_to_unit, to_unit
 from scoreexp.core.types import FromRun, NonNegativeInt, PositiveFloat, PositiveInt
 from scoreexp.figures.images import denoising_strip, save_pixels
-from scoreexp.lit.callbacks.base import Curves, NextCommand, RunCallback
+from scoreexp.lit.callbacks.base import Curves, Monitor, NextCommand
 from scoreexp.lit.module import ScoreModule
 from scoreexp.metrics.catalogue import metric_named, specs
 from scoreexp.metrics.functional import WINDOW_SIZE
@@ -54,7 +54,7 @@ TASKS: dict[type[Operator], str] = {  # conf/task, which the command restore tak
 LOGGED = (*(f"{name}_confirmed" for name in CONFIRMED), *MEASURED)  # what a run may be stopped on
 
 
-class RestorationMonitor(RunCallback):
+class RestorationMonitor(Monitor):
     """Log the usual metrics of restored validation images: ``val/ssim``, ``val/ssim_global``, ``val/psnr``, ``val/mse``.
 
     The observation is ``y = noise(A(x))`` with draws that are a function of (seed, image index), the same at every
@@ -126,12 +126,6 @@ class RestorationMonitor(RunCallback):
     def task(self) -> str:
         """What is done with it, in words."""
         return f"restoring from {self.observed}"
-
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        if trainer.max_steps == trainer.global_step:  # the final weights are evaluated, whatever the interval
-            trainer.should_stop = True
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._shown = []

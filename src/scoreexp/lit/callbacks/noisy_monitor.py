@@ -16,7 +16,7 @@ from scoreexp.core.ranges import sigma_to_model, sigma_to_unit, to_unit
 from scoreexp.core.streams import ImageStreams, generator, stream_seed
 from scoreexp.core.types import FromRun, NonNegativeInt, PositiveFloat
 from scoreexp.figures.images import comparison, save_pixels
-from scoreexp.lit.callbacks.base import Curves, NextCommand, RunCallback
+from scoreexp.lit.callbacks.base import Curves, Monitor, NextCommand
 from scoreexp.lit.module import ScoreModule
 from scoreexp.observations import GaussianNoise, Identity, Observation
 from scoreexp.restorers import BySampling
@@ -25,7 +25,7 @@ from scoreexp.runs.directory import shown
 from scoreexp.samplers import Sampler
 
 
-class NoisyMonitor(RunCallback):
+class NoisyMonitor(Monitor):
     """Log what can be known of denoised validation images without clean ones, and draw them.
 
     ``val/loss`` is the objective on the validation images, with draws that are the same at every evaluation; the least of
@@ -61,12 +61,6 @@ class NoisyMonitor(RunCallback):
         self.folder = Path(folder)
         self._sums: dict[str, list[Tensor]] = {}
         self._shown: list[list[Tensor]] = []
-
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        if trainer.max_steps == trainer.global_step:  # the final weights are evaluated, whatever the interval
-            trainer.should_stop = True
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._sums, self._shown = {"loss": [], "square": []}, []

@@ -19,7 +19,7 @@ from scoreexp.core.streams import generator, stream_seed
 from scoreexp.core.types import AtLeastTwo, FromRun, PositiveFloat
 from scoreexp.data import DataModule
 from scoreexp.figures.points import DECADES, ScoreMap, points_picture
-from scoreexp.lit.callbacks.base import Curves, NextCommand, RunCallback
+from scoreexp.lit.callbacks.base import Curves, Monitor, NextCommand
 from scoreexp.lit.module import ScoreModule
 from scoreexp.metrics import sliced_wasserstein
 from scoreexp.metrics.score_error import LEVELS, ExactScores, exact_scores, in_chunks, score_at, score_errors
@@ -35,7 +35,7 @@ _PIXELS = 100  # of a density along each side of a panel; half as many with nois
 _HALF_WIDTH = 1.25  # of the panels: data lie in [-1, 1]
 
 
-class PointsMonitor(RunCallback):
+class PointsMonitor(Monitor):
     r"""Log how far a model of points is from the exact distribution.
 
     Of ``data.oracle()`` the score is known at every noise level, so the model's is held against it:
@@ -118,12 +118,6 @@ class PointsMonitor(RunCallback):
                     f"monitor noise level {level:g} is outside [{low:.3g}, {high:.3g}] of the {type(schedule).__name__} "
                     "schedule: choose callbacks.monitor.levels and shown_levels inside it, or a wider schedule"
                 )
-
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        if trainer.max_steps == trainer.global_step:  # the final weights are evaluated, whatever the interval
-            trainer.should_stop = True
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: ScoreModule) -> None:
         if trainer.sanity_checking:

@@ -4,16 +4,13 @@ import base64
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from scoreexp.core.ranges import to_unit
 from scoreexp.diagnostics.diagnosis import Diagnosis, Finding
 from scoreexp.figures.estimates import estimates_plot
 from scoreexp.figures.images import image_grid
+from scoreexp.runs.reporting.page import templates
 from scoreexp.system.atomic import atomic_write
 from scoreexp.system.json_files import write_json
-
-TEMPLATES = Path(__file__).with_name("templates")
 
 
 def write_diagnosis(found: Diagnosis, folder: Path, *, title: str) -> Path:
@@ -32,15 +29,10 @@ def write_diagnosis(found: Diagnosis, folder: Path, *, title: str) -> Path:
     """
     folder.mkdir(parents=True, exist_ok=True)
     sections = [_section(finding, folder) for finding in found.findings]
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = environment.get_template("diagnosis.html.jinja").render(
-        title=title, facts=found.settings, sections=sections, unsaid=found.unsaid
+    page = (
+        templates()
+        .get_template("diagnosis.html.jinja")
+        .render(title=title, facts=found.settings, sections=sections, unsaid=found.unsaid)
     )
     write_json(folder / "diagnosis.json", found.to_dict())
     for name, text in (("diagnosis.txt", found.text()), ("diagnosis.html", page)):

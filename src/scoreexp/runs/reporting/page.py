@@ -113,14 +113,19 @@ def page_of(
     )
 
 
-def render(page: Page) -> str:
-    """The page as HTML; whatever it says is escaped."""
-    environment = Environment(
+def templates() -> Environment:
+    """The templates of this folder; what they are given is escaped."""
+    return Environment(
         loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+
+
+def render(page: Page) -> str:
+    """The page as HTML; whatever it says is escaped."""
+    environment = templates()
     environment.filters |= {"label": label, "px": "{:.1f}".format}
     return environment.get_template("report.html.jinja").render(page=page)
