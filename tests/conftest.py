@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 
 from scoreexp.app.conf_dir import conf_dir
 from scoreexp.core.batch import are_labels
+from scoreexp.core.streams import ImageStreams, generator
 from scoreexp.denoisers import Wrapper
 
 os.environ.setdefault("WANDB_MODE", "offline")
@@ -39,6 +40,17 @@ class Blind(Wrapper):
 
     def __call__(self, x_t, t, cond=None):
         return self.model(x_t, t, cond if are_labels(cond) else None)
+
+
+class OneStream(ImageStreams):
+    """One generator for a whole batch of draws: statistics need independence, not a seed per sample."""
+
+    def __init__(self):
+        super().__init__([])
+        self.generator = generator(0, "noise")
+
+    def normal(self, like):
+        return torch.randn(like.shape, generator=self.generator, dtype=like.dtype)
 
 
 class Payload:

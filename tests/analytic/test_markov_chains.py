@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from conftest import OneStream
 
 from scoreexp.core.errors import UserError
-from scoreexp.core.streams import ImageStreams, generator
+from scoreexp.core.streams import ImageStreams
 from scoreexp.denoisers import Denoiser, OracleDenoiser, VPrediction
 from scoreexp.networks import MLP
 from scoreexp.numerics.oracles import GaussianMixture
@@ -24,17 +25,6 @@ from scoreexp.schedules import EDM, VP, FlowMatching
 WEIGHTS, STD, N = torch.tensor([0.2, 0.5, 0.3]), 0.35, 400
 MEANS = torch.tensor([[-3.0, 0.0], [0.0, 3.0], [3.0, -1.0]], dtype=torch.float64)
 DATA = GaussianMixture(WEIGHTS, MEANS, torch.full((3,), STD**2))
-
-
-class OneStream(ImageStreams):
-    """One generator for all chains: statistics need independence, not a seed for each."""
-
-    def __init__(self):
-        super().__init__([])
-        self.generator = generator(0, "noise")
-
-    def normal(self, like):
-        return torch.randn(like.shape, generator=self.generator, dtype=like.dtype)
 
 
 def ended(sampler, schedule=None):

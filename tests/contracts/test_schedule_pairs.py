@@ -9,12 +9,12 @@ import re
 import pytest
 import torch
 import yaml
-from conftest import Blind
+from conftest import Blind, OneStream
 
 from scoreexp.app.conf_dir import conf_dir
 from scoreexp.core.batch import Batch
 from scoreexp.core.construct import construct
-from scoreexp.core.streams import ImageStreams, generator
+from scoreexp.core.streams import generator
 from scoreexp.denoisers import Denoiser, EDMPrediction, OracleDenoiser
 from scoreexp.denoisers.counting import counting
 from scoreexp.networks import MLP
@@ -69,17 +69,6 @@ def grows(schedule):
 
 def reaches_noise_alone(schedule):
     return schedule.at(schedule.t_max)[0] == 0
-
-
-class OneStream(ImageStreams):
-    """One generator for a whole batch of draws: statistics need independence, not a seed per sample."""
-
-    def __init__(self):
-        super().__init__([])
-        self.generator = generator(0, "noise")
-
-    def normal(self, like):
-        return torch.randn(like.shape, generator=self.generator, dtype=like.dtype)
 
 
 def samples(node, schedule, draws):
