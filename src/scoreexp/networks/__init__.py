@@ -14,12 +14,14 @@ from scoreexp.networks.image_conditioned import ImageConditioned
 from scoreexp.networks.mlp import MLP
 from scoreexp.networks.ncsnpp import NCSNpp
 from scoreexp.networks.quantised import Quantised
+from scoreexp.networks.random_features import RandomFeatures
 from scoreexp.networks.regression_unet import RegressionUNet
 from scoreexp.networks.score_cnn import ScoreCNN
 from scoreexp.networks.spectral import SpectralResidual
 from scoreexp.networks.unet import UNet
 from scoreexp.networks.unet_modulated import ModulatedUNet
 from scoreexp.networks.unet_published import UNetPublished
+from scoreexp.networks.wconv2d import WeightedConv2d, WeightedConvolutions
 
 __all__ = [
     "MLP",
@@ -32,9 +34,12 @@ __all__ = [
     "ModulatedUNet",
     "NCSNpp",
     "Quantised",
+    "RandomFeatures",
     "RegressionUNet",
     "ScoreCNN",
     "SpectralResidual",
     "UNet",
     "UNetPublished",
+    "WeightedConv2d",
+    "WeightedConvolutions",
 ]
