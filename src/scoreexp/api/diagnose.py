@@ -1,6 +1,6 @@
 """Findings about a model in memory."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -24,6 +24,9 @@ def diagnose(
     held_out: Tensor | None = None,
     oracle: Oracle | None = None,
     other: DenoiserBase | str | Path | None = None,
+    labels: Tensor | None = None,
+    held_out_labels: Tensor | None = None,
+    history: Sequence[Mapping[str, float]] = (),
     sampler: Sampler | None = None,
     samples: AtLeastTwo = 64,
     n: AtLeastTwo = 128,
@@ -47,6 +50,9 @@ def diagnose(
         held_out: samples of the same data that it was not trained on.
         oracle: the exact distribution of the data, where it is known.
         other: a model that was trained on another, disjoint half of the data.
+        labels: classes of ``data`` ``[N]`` (long), for what a classifier makes of the denoised and the certified radius.
+        held_out_labels: those of ``held_out``.
+        history: rows of the run's table, such as ``{"step": 100, "val/ssim": 0.8, "val/population_bits": 3.1}``.
         sampler: how samples are drawn; by default as in ``scoreexp.sample``.
         samples: how many are drawn.
         n: samples for each value; fewer where there are not as many.
@@ -72,6 +78,9 @@ def diagnose(
         held_out=held_out,
         oracle=oracle,
         other=second,
+        labels=labels,
+        held_out_labels=held_out_labels,
+        history=history,
         levels=levels,
         n=n,
         seed=seed,
