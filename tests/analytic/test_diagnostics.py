@@ -251,12 +251,14 @@ def test_the_certified_radius_of_a_linear_classifier_is_its_distance_from_the_bo
     assert certified_radius(classify, x[:1], level, model=bright, n=4000).radius > 1.1 * exact[0]
 
 
-def test_the_confidence_bound_of_a_share_covers_it():
-    law = torch.distributions.Binomial(60, torch.tensor(0.8, dtype=torch.float64))
-    hits = torch.arange(61)
-    covered = clopper_pearson_lower(hits, 60, 0.95) <= 0.8
-    chance = float(law.log_prob(hits.double()).exp()[covered].sum())
-    assert 0.95 <= chance < 0.98
+def test_the_confidence_bound_of_a_share_is_what_so_many_hits_refute():
+    n, hits = 60, torch.arange(61)
+    lower = clopper_pearson_lower(hits, n, 0.95)
+    assert lower[0] == 0
+    law = torch.distributions.Binomial(n, lower[1:, None])
+    chance = law.log_prob(hits.double().expand(60, 61)).exp()  # of each number of hits, at each bound
+    at_least = torch.stack([chance[k - 1, k:].sum() for k in range(1, 61)])
+    torch.testing.assert_close(at_least, torch.full((60,), 0.05, dtype=torch.float64))
 
 
 def test_decibels_and_a_task_can_disagree():

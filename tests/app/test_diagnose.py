@@ -90,10 +90,12 @@ def test_classes_and_the_table_of_the_run_give_the_findings_that_need_them():
     ]
     found = se.diagnose(
         model, x[:40], held_out=x[40:], labels=labels[:40], held_out_labels=labels[40:], history=history, samples=4,
-        n=20, levels=[0.2, 1.0],
+        n=20, levels=[0.2, 1.0], diti_steps=2,
     )  # fmt: skip
     findings = {f.name: f for f in found.findings}
-    assert {"task_metric", "certified_radius", "feature_probes", "ssim_stopping"} <= set(findings)
+    assert {"task_metric", "certified_radius", "feature_probes", "diti_blocks", "ssim_stopping"} <= set(
+        findings
+    )
     assert findings["task_metric"].series["accuracy on noisy data"][0.2].value == 1
     assert 0.1 < findings["certified_radius"].series["mean radius, classifier of noisy data"][0.2].value < 0.4
     assert (

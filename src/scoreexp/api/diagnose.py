@@ -8,7 +8,7 @@ from torch import Tensor
 
 from scoreexp.api.models import as_model, usual_sampler
 from scoreexp.core.checked import checked
-from scoreexp.core.types import AtLeastTwo, PositiveInt
+from scoreexp.core.types import AtLeastTwo, NonNegativeInt, PositiveInt
 from scoreexp.denoisers import DenoiserBase
 from scoreexp.diagnostics.diagnosis import Diagnosis, diagnosis
 from scoreexp.metrics.score_error import LEVELS
@@ -27,6 +27,7 @@ def diagnose(
     labels: Tensor | None = None,
     held_out_labels: Tensor | None = None,
     history: Sequence[Mapping[str, float]] = (),
+    diti_steps: NonNegativeInt = 0,
     sampler: Sampler | None = None,
     samples: AtLeastTwo = 64,
     n: AtLeastTwo = 128,
@@ -53,6 +54,7 @@ def diagnose(
         labels: classes of ``data`` ``[N]`` (long), for what a classifier makes of the denoised and the certified radius.
         held_out_labels: those of ``held_out``.
         history: rows of the run's table, such as ``{"step": 100, "val/ssim": 0.8, "val/population_bits": 3.1}``.
+        diti_steps: of training DiTi's encoder on the frozen model, for what each band of noise takes away; 0 leaves it out.
         sampler: how samples are drawn; by default as in ``scoreexp.sample``.
         samples: how many are drawn.
         n: samples for each value; fewer where there are not as many.
@@ -81,6 +83,7 @@ def diagnose(
         labels=labels,
         held_out_labels=held_out_labels,
         history=history,
+        diti_steps=diti_steps,
         levels=levels,
         n=n,
         seed=seed,

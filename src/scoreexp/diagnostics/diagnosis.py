@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from scoreexp.core.checked import checked
 from scoreexp.core.errors import UserError
 from scoreexp.core.kinds import Images, kind_of
-from scoreexp.core.types import AtLeastTwo, PositiveInt
+from scoreexp.core.types import AtLeastTwo, NonNegativeInt, PositiveInt
 from scoreexp.denoisers.denoiser import Denoiser, DenoiserBase, OracleDenoiser
 from scoreexp.diagnostics.agreement import split_half_disagreement
 from scoreexp.diagnostics.calibration import calibration
 from scoreexp.diagnostics.certified import certified_radius
+from scoreexp.diagnostics.diti import DiTi, fit_diti
 from scoreexp.diagnostics.estimates import RELATIVE, ByLevel, Estimate, mean_of, usable_levels
 from scoreexp.diagnostics.features import probe_by_level
 from scoreexp.diagnostics.fields import noisy
@@ -37,6 +38,7 @@ ENOUGH = 0.01  # a standard error that is small whatever the value is
 _SPECTRUM_LEVELS = 3
 _SPECTRUM_POINTS = 4
 _CLASSIFIED = 4000  # training samples that the linear classifier is fitted to
+_BANDS = 3  # of noise levels, in DiTi's representation
 _PROBED = 512  # and the probes of features
 _CERTIFIED = 16  # samples, at two levels
 _CERTIFIED_DRAWS = 100
@@ -132,6 +134,7 @@ def diagnosis(
     labels: Tensor | None = None,
     held_out_labels: Tensor | None = None,
     history: Sequence[Mapping[str, float]] = (),
+    diti_steps: NonNegativeInt = 0,
     levels: Sequence[float] = LEVELS,
     n: AtLeastTwo = 256,
     seed: int = 0,
@@ -157,6 +160,7 @@ def diagnosis(
         labels: classes of ``train`` ``[N]`` (long), for what a classifier makes of the denoised.
         held_out_labels: those of ``held_out``.
         history: rows of the run's table, with ``step``, ``val/ssim`` and an error on the population.
+        diti_steps: of training DiTi's encoder (``diagnostics.diti``) on the frozen model; 0 leaves it out.
         levels: noise levels ``r = sigma / alpha``, in the units of the data.
         n: samples for each value; fewer where there are not as many.
         seed: names all that is drawn.
@@ -183,7 +187,7 @@ def diagnosis(
             )
     diagnoser = _Diagnoser(model, samples, train, held_out, oracle, other, list(levels), n, seed, batch_size)
     diagnoser.labels, diagnoser.held_out_labels = labels, held_out_labels
-    diagnoser.history = history
+    diagnoser.history, diagnoser.diti_steps = history, diti_steps
     return diagnoser.run()
 
 
@@ -209,6 +213,7 @@ class _Diagnoser:
         self.labels: Tensor | None = None
         self.held_out_labels: Tensor | None = None
         self.history: Sequence[Mapping[str, float]] = ()
+        self.diti_steps = 0
         self.levels = usable_levels(levels, *model.schedule.sigma_range)
         # where the model is asked: real data where there are some, else what it draws itself
         unseen = held_out if held_out is not None else train
@@ -233,6 +238,7 @@ class _Diagnoser:
             ("what denoising is worth to a classifier", self.task),
             ("certified radius as a purifier", self.certificate),
             ("classes in the hidden features", self.features),
+            ("what each band of noise takes away", self.diti),
             ("agreement with the other model", self.agreement),
             ("stopping by SSIM", self.stopping),
         ):
@@ -510,6 +516,39 @@ class _Diagnoser:
             f"most of the classes. A probe of {len(rows)} clean samples themselves: {_with_error(plain)}."
         )
         return _finding("feature_probes", title, meaning, {"accuracy": found}, exact=None)
+
+    def diti(self, title: str) -> Finding | str:
+        if not self.diti_steps:
+            return ""
+        classify = self.classifier
+        if isinstance(classify, str):
+            return classify
+        edges = [self.levels[i] for i in _spread(len(self.levels), _BANDS + 1).unique().tolist()]
+        if len(edges) < 2 or edges != sorted(set(edges)):
+            return "needs at least 2 ascending noise levels: give levels=[0.1,1]"
+        assert self.train is not None
+        assert self.labels is not None
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            network = DiTi(event_shape=tuple(self.train.shape[1:]), edges=tuple(edges))
+        device = self.model.device
+        train = self.train.to(device)
+        fit_diti(network.to(device), self.model, train, steps=self.diti_steps, seed=self.seed)
+        rows = _spread(len(train), _CLASSIFIED)
+        x, labels = self.judged(self.n)
+        with torch.no_grad():
+            seen, unseen = (network.encode(part).cpu() for part in (train[rows], x))
+        found = {}
+        for k, lower in enumerate(edges[:-1]):
+            probe = fit_linear_classifier(seen[:, k], self.labels[rows])
+            found[lower] = mean_of(probe.accuracy(unseen[:, k], labels))
+        whole = mean_of(fit_linear_classifier(seen, self.labels[rows]).accuracy(unseen, labels))
+        meaning = (
+            "Accuracy of a linear probe of each block of DiTi's representation, by the lower end of its band of noise "
+            f"levels: where it is high, that band takes the classes away. All blocks: {_with_error(whole)}; the last band "
+            f"ends at {edges[-1]:g}; {self.diti_steps} steps."
+        )
+        return _finding("diti_blocks", title, meaning, {"accuracy": found}, exact=None)
 
     def stopping(self, title: str) -> Finding | str:
         error = next((name for name in POPULATION if any(name in row for row in self.history)), None)

@@ -66,7 +66,7 @@ def _outputs(model: Denoiser, u: Tensor, level: float) -> dict[str, Tensor]:
         return keep
 
     leaves = [(name, m) for name, m in model.network.named_modules() if not list(m.children())]
-    handles = [m.register_forward_hook(hook(name)) for name, m in leaves]  # type: ignore[arg-type]
+    handles = [m.register_forward_hook(hook(name)) for name, m in leaves]
     try:
         denoised(model, u, level)
     finally:

@@ -56,6 +56,7 @@ def diagnose(cfg: DictConfig) -> Path:
             labels=data.labels,
             held_out_labels=data.held_out_labels,
             history=read_rows(Path(cfg.ckpt).expanduser().resolve().parent.parent / "metrics.csv"),
+            diti_steps=cfg.diti_steps,
             sampler=sampler,
             samples=cfg.samples,
             n=cfg.n,
