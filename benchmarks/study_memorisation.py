@@ -101,7 +101,7 @@ def table(rows: dict[str, Any]) -> str:
         + " | training over held-out error | copies | relative distance |",
         "| --- | ---: | --- | " + "---: | " * (len(LEVELS) + 3),
     ]
-    for name, row in rows.items():
+    for name, row in sorted(rows.items(), key=lambda item: (item[0].split()[0], item[1]["images"], item[0])):
         data, _, target = name.split(" ")
         values = [row["disagreement"][f"{r:g}"] for r in LEVELS]
         values += [

@@ -101,7 +101,7 @@ def table(rows: dict[str, Any]) -> str:
         "training images | costs | last step costs |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
-    for name, row in rows.items():
+    for name, row in sorted(rows.items(), key=lambda item: (item[0].split()[0], item[1]["images"], item[0])):
         data, _, seed = name.split(" ")
         lines.append(
             f"| {data} | {row['images']:,} | {seed} | {row['least error at step']:,} | "

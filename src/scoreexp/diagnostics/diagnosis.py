@@ -490,7 +490,12 @@ class _Diagnoser:
             "most noisy samples, with the model before it and without; 0 where it is wrong or abstains. Each holds with "
             f"{_CERTIFIED_CONFIDENCE:.0%} confidence; {_CERTIFIED_DRAWS} draws certify at most {largest:.3g} noise levels."
         )
-        return _finding("certified_radius", title, meaning, series, exact=None)
+        made = _finding("certified_radius", title, meaning, series, exact=None)
+        return made._replace(
+            remarks=[
+                f"{len(x)} samples; scoreexp.diagnostics.certified.certified_radius takes more of them and of draws"
+            ]
+        )
 
     def features(self, title: str) -> Finding | str:
         classify = self.classifier

@@ -1,9 +1,12 @@
-r"""A linear classifier in closed form: ridge regression of the classes, one-hot, on standardised features.
+r"""A linear classifier in closed form: ridge regression of the classes, one-hot, on centred features.
 
-.. math:: W = Y^T X (X^T X + \lambda n I)^{-1},
+.. math:: W = Y^T X (X^T X + \lambda v n I)^{-1},
 
-solved for the smaller of the number of features and of samples. It is the probe of a representation and the task that
-restored data are judged by: nothing is tuned, and the same data give the same classifier.
+with the mean variance ``v`` of the features, solved for the smaller of the number of features and of samples. The ridge is
+white noise of variance ``lambda v`` on the features: pixels that hardly vary get no weight.
+
+It is the probe of a representation and the task that restored data are judged by: nothing is tuned, and the same data give
+the same classifier.
 """
 
 from typing import NamedTuple
@@ -42,7 +45,7 @@ class LinearClassifier(NamedTuple):
 
 @checked
 @torch.no_grad()
-def fit_linear_classifier(x: Tensor, labels: Tensor, ridge: FinitePositiveFloat = 1e-2) -> LinearClassifier:
+def fit_linear_classifier(x: Tensor, labels: Tensor, ridge: FinitePositiveFloat = 0.1) -> LinearClassifier:
     """Fit the classifier.
 
     >>> x = torch.tensor([[-1.0, 5.0], [-2.0, 5.0], [1.0, 5.0], [3.0, 5.0]])
@@ -52,7 +55,7 @@ def fit_linear_classifier(x: Tensor, labels: Tensor, ridge: FinitePositiveFloat 
     Args:
         x: features ``[N, *]``.
         labels: classes ``[N]`` (long), from 0.
-        ridge: ``lambda``, for features of unit variance.
+        ridge: ``lambda``, in units of the features' mean variance.
 
     Raises:
         ValueError: there are not as many labels as samples, or fewer than two classes.
@@ -63,9 +66,9 @@ def fit_linear_classifier(x: Tensor, labels: Tensor, ridge: FinitePositiveFloat 
             "sample, and samples of two classes or more"
         )
     rows = x.flatten(1).double()
-    mean, std = rows.mean(0), rows.std(0, correction=0)
-    std = torch.where(std > 1e-9, std, torch.ones_like(std))
-    rows = (rows - mean) / std
+    mean = rows.mean(0)
+    rows = rows - mean
+    ridge = ridge * max(float(rows.square().mean()), 1e-12)
     y = F.one_hot(labels.to(rows.device)).double()
     share = y.mean(0)
     n, d = rows.shape
@@ -75,5 +78,4 @@ def fit_linear_classifier(x: Tensor, labels: Tensor, ridge: FinitePositiveFloat 
     else:
         gram = rows @ rows.T + ridge * n * torch.eye(n, dtype=rows.dtype, device=rows.device)
         weight = (rows.T @ torch.linalg.solve(gram, y - share)).T
-    weight = weight / std
     return LinearClassifier(weight, share - weight @ mean)
