@@ -119,7 +119,7 @@ def measure(batch: int, repeats: int) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=8)
     parser.add_argument("--json", type=Path, nargs="?", const=RESULT)
     options = parser.parse_args()
     warnings.simplefilter("ignore")  # torch's advice on where quantisation has moved
