@@ -99,7 +99,7 @@ def table(rows: dict[str, Any]) -> str:
         "| data | images | targets | "
         + " | ".join(f"apart at {r:g}" for r in LEVELS)
         + " | training over held-out error | copies | relative distance |",
-        "| --- | ---: | --- | " + "---: | " * (len(LEVELS) + 3),
+        "| --- | ---: | --- |" + " ---: |" * (len(LEVELS) + 3),
     ]
     for name, row in sorted(rows.items(), key=lambda item: (item[0].split()[0], item[1]["images"], item[0])):
         data, _, target = name.split(" ")
