@@ -18,8 +18,10 @@ from scoreexp.networks.regression_unet import RegressionUNet
 from scoreexp.networks.score_cnn import ScoreCNN
 from scoreexp.networks.spectral import SpectralResidual
 from scoreexp.networks.unet import UNet
+from scoreexp.networks.unet_edm2 import MagnitudePreservingUNet
 from scoreexp.networks.unet_modulated import ModulatedUNet
 from scoreexp.networks.unet_published import UNetPublished
+from scoreexp.networks.uvit import UViT
 
 __all__ = [
     "MLP",
@@ -29,6 +31,7 @@ __all__ = [
     "DiT",
     "ExactPosteriorMean",
     "ImageConditioned",
+    "MagnitudePreservingUNet",
     "ModulatedUNet",
     "NCSNpp",
     "Quantised",
@@ -37,4 +40,5 @@ __all__ = [
     "SpectralResidual",
     "UNet",
     "UNetPublished",
+    "UViT",
 ]
