@@ -257,13 +257,13 @@ class MagnitudePreservingUNet(nn.Module):
         h = self.stem(torch.cat([x, torch.ones_like(x[:, :1])], dim=1))  # ones in place of biases
         skips = [h]
         for level, row in enumerate(self.down):
-            for i, block in enumerate(row):
+            for i, block in enumerate(row.children()):
                 h = block(F.avg_pool2d(h, 2) if level and not i else h, embedding)
                 skips.append(h)
         for block in self.middle:
             h = block(h, embedding)
         for level, row in enumerate(self.up):
-            for i, block in enumerate(row):
+            for i, block in enumerate(row.children()):
                 if level and not i:
                     h = block(F.interpolate(h, scale_factor=2.0, mode="nearest"), embedding)
                 else:
