@@ -9,6 +9,7 @@ from scoreexp.system.json_files import read_json
 study = pytest.importorskip("benchmarks.study_rivals_points", reason="benchmarks are not part of the package")
 
 
+@pytest.mark.integration
 def test_a_rehearsal_writes_a_table_and_goes_on_where_it_was(tmp_path, monkeypatch):
     page = tmp_path / "page.md"
     page.write_text("before\n<!-- study_rivals_points: begin -->\n<!-- study_rivals_points: end -->\nafter\n")
