@@ -5,6 +5,7 @@ from abc import ABC, abstractmethod
 from torch import Tensor
 
 from scoreexp.core.streams import ImageStreams
+from scoreexp.observations.noise.lines import Lines
 
 
 class NoiseModel(ABC):
@@ -41,6 +42,11 @@ class NoiseModel(ABC):
         return {
             name: value for name, value in vars(self).items() if isinstance(value, float) and name[0] != "_"
         }
+
+    @property
+    def lines(self) -> Lines | None:
+        """What the lines of an image share in this noise, and the noise without it; None where they share nothing."""
+        return None
 
     @abstractmethod
     def sample(self, x: Tensor, streams: ImageStreams) -> Tensor:
