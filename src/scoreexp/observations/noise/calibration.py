@@ -122,9 +122,9 @@ def dark_parts(darks: Tensor) -> DarkParts:
 
     All are scaled for the degrees of freedom that the means take.
 
-    >>> parts = dark_parts(torch.randn(8, 1, 16, 16, generator=torch.Generator().manual_seed(0)))
+    >>> parts = dark_parts(torch.randn(8, 1, 64, 64, generator=torch.Generator().manual_seed(0)))
     >>> parts.rows.shape, round(float(parts.pixels.var()), 1)
-    (torch.Size([8, 1, 16]), 1.0)
+    (torch.Size([8, 1, 64]), 1.0)
     """
     require_frames(darks)
     darks = darks.double()

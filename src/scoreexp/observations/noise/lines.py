@@ -70,7 +70,7 @@ def log_density(
     """Log-density ``[B]`` in nats of ``N(0, C)`` at the residuals ``[B, *, H, W]``, see the module's formula.
 
     >>> log_density(torch.zeros(1, 1, 2, 2), torch.ones(1, 1, 2, 2), of_row=1.0).round(decimals=4)
-    tensor([-4.7743])
+    tensor([-4.7744])
 
     Args:
         residual: ``y - x``.
