@@ -45,7 +45,7 @@ def usual_restorer_of(observation: Observation) -> Restorer:
     >>> import torch
     >>> from scoreexp.observations import GaussianBlur, Magnitude, Radon
     >>> y, noise = torch.zeros(1, 1, 8, 8), GaussianNoise(0.1)
-    >>> operators = Identity(), GaussianBlur(1.0, size=8), Radon(8, angles=8), Magnitude()
+    >>> operators = Identity(), GaussianBlur(0.5, size=8), Radon(8, angles=8), Magnitude()
     >>> [type(usual_restorer_of(Observation(y, operator, noise))).__name__ for operator in operators]
     ['PosteriorMean', 'DDRM', 'PiGDM', 'DPS']
     """

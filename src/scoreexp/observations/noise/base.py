@@ -13,8 +13,8 @@ class NoiseModel(ABC):
 
     ``x`` and ``y`` have shape ``[B, *]`` and are in the units of the model, [-1, 1] for images; where a law needs
     intensities they are ``(x + 1) / 2 >= 0``. A new noise model writes the three abstract methods, ``posterior_mean``
-    where Tweedie's formula is known for it, ``stabilise`` with its inverse where the variance depends on ``x``, and
-    ``of_mean`` where the mean of several values has a law of the same kind.
+    where Tweedie's formula is known for it, ``stabilise`` with its inverse where the variance depends on ``x``,
+    ``of_mean`` where the mean of several values has a law of the same kind, and ``lines`` where lines share noise.
 
     >>> import torch
     >>> import scoreexp as se
