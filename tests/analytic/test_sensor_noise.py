@@ -161,7 +161,7 @@ def test_a_proxy_is_nearer_to_the_truth_than_a_normal_fit_in_each_part():
     rng = np.random.default_rng(0)
     pixels, rows = dark_frames(rng, 48, 32)
     darks = torch.from_numpy(pixels + rows - 1)
-    proxy = fit_noise_proxy(darks, steps=100, batch_size=1024, lr=1e-2)
+    proxy = fit_noise_proxy(darks, steps=80, batch_size=512, lr=1e-2)
     noise = ProxyNoise(proxy)
     assert noise.of_pixel == pytest.approx(pixels.var(), rel=0.15)
     assert noise.of_row == pytest.approx(0.1**2, rel=0.2)
@@ -172,7 +172,7 @@ def test_a_proxy_is_nearer_to_the_truth_than_a_normal_fit_in_each_part():
         proxy.row * proxy.of_row(torch.from_numpy(z[..., :1]).float()).numpy(),
     ]
     for part, real, gaussian in zip(made, truth, (z, z[..., :1]), strict=True):
-        assert quantile_distance(part, real) < 0.5 * quantile_distance(real.std() * gaussian, real)
+        assert quantile_distance(part, real) < 0.3 * quantile_distance(real.std() * gaussian, real)
 
 
 def test_a_proxy_comes_back_from_its_file_with_its_gain(tmp_path):
