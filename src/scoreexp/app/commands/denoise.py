@@ -139,7 +139,7 @@ def is_scan(path: Path, cfg: DictConfig) -> bool:
 
 def _task(cfg: DictConfig, extras: bool) -> Task:
     """What restores, and its model: used as its run says, as far as ``cfg`` does not."""
-    restorer = restorer_of(cfg, has_prior=True)
+    restorer = restorer_of(cfg)
     if restorer is not None and not restorer.needs_model:
         noise, gaussian = _noise(cfg, {})
         return Task(restorer, None, noise, gaussian, None, extras, cfg)
