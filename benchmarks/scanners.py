@@ -40,9 +40,11 @@ PYDICOM = {
     "693_J2KI.dcm": "CT, padding, lossy compression, 512 x 512",
     "MR_small.dcm": "MR, 64 x 64",
     "examples_overlay.dcm": "MR, 12 bits, 484 x 300",
+    "JPEG2000.dcm": "scintigraphy, lossy compression, 256 x 1024",
     "examples_rgb_color.dcm": "ultrasound, 320 x 240, colour",
 }
 WINDOWED = {"CT_small.dcm": [-160.0, 240.0]}  # soft tissue, Hounsfield
+OF_WHITE = ("CT_small.dcm", "MR_small.dcm", "examples_overlay.dcm")
 SKIMAGE = {
     "cell.png": "phase contrast, a cell, 660 x 550",
     "microaneurysms.png": "retina, 102 x 102",
@@ -71,6 +73,8 @@ def rows(folder: Path, wheel: Path | None) -> Iterator[Row]:
             print(f"{file} is not among this pydicom's files: left out")
             continue
         yield Row(name, found, [])
+        if file in OF_WHITE:
+            yield Row(f"{name}, white noise assumed", found, ["sigma=auto"])
         if file in WINDOWED:
             low, high = WINDOWED[file]
             yield Row(f"{name}, window {low:g} to {high:g} HU", found, [f"window=[{low},{high}]"])

@@ -49,10 +49,19 @@ def test_each_page_is_an_image_and_one_without_noise_is_kept(tmp_path, capsys):
     told = json.loads((tmp_path / "a_denoised.json").read_text())["pictures"][0]
     assert told["levels"] == [pytest.approx(0.1), None, pytest.approx(0.1)]
     assert (told["pages"], told["page"]) == (3, 3)
-    assert "1 of 3 pages show no noise and are kept as they were, the first is 2" in capsys.readouterr().out
+    assert (
+        "1 of 3 pages show no noise, or too little, and are kept as they were, the first is 2"
+        in capsys.readouterr().out
+    )
     assert (tmp_path / "a_denoised_strip.png").exists()
     with pytest.raises(UserError, match="exists: add overwrite=true"):
         denoise(asked(tmp_path / "a.npy", "restorer=tv", "sigma=0.1"))
+
+
+def test_noise_that_the_prior_does_not_know_in_this_range_is_refused_with_the_window_as_a_remedy(tmp_path):
+    np.save(tmp_path / "a.npy", cube(1)[0])
+    with pytest.raises(UserError, match=r"0\.001 of the range 0 to 65535, is fainter than 0\.005.*window="):
+        denoise(asked(tmp_path / "a.npy", "sigma=0.001"))
 
 
 def test_pages_of_tiff_are_refused_unless_it_is_said_what_they_are(tmp_path):
@@ -101,6 +110,7 @@ def test_a_volume_that_is_none_or_has_no_model_is_refused(tmp_path):
     assert not list(tmp_path.glob("*_denoised*"))
 
 
+@pytest.mark.integration
 def test_a_model_of_noisy_cubes_is_trained_and_denoises_one_with_more_bands(tmp_path):
     values = cube()
     np.save(tmp_path / "a.npy", values)

@@ -7,7 +7,7 @@ asked for are kept as they were; for the denoiser the nearest measured value of 
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -49,8 +49,8 @@ class Scan:
     slope: float = 1.0
     intercept: float = 0.0
     unit: str = ""
-    low: float = field(default=0.0)
-    high: float = field(default=1.0)
+    low: float = 0.0
+    high: float = 1.0
     windowed: bool = False
 
     def __len__(self) -> int:

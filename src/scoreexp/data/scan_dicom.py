@@ -8,7 +8,7 @@ import hashlib
 import io
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -76,14 +76,17 @@ def read_dicom(path: Path) -> Scan:
     slope, intercept = float(ds.get("RescaleSlope") or 1), float(ds.get("RescaleIntercept") or 0)
     unit = str(ds.get("RescaleType") or ("HU" if ds.get("Modality") == "CT" else ""))
     padding = _padding(ds) if is_gray else None
-    measured = None if padding is None else lambda page: (page < padding[0]) | (page > padding[1])
 
     def encode(made: np.ndarray) -> bytes:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return _encoded(ds, made, values)
 
-    return Scan(path, values, encode, measured, slope, intercept, unit)
+    def measured(page: np.ndarray) -> np.ndarray:
+        assert padding is not None
+        return (page < padding[0]) | (page > padding[1])
+
+    return Scan(path, values, encode, None if padding is None else measured, slope, intercept, unit)
 
 
 def span_of(scan: Scan) -> tuple[float, float] | None:
@@ -110,7 +113,7 @@ def _encoded(ds: Any, made: np.ndarray, before: np.ndarray) -> bytes:
     is_plain = syntax in _UNCOMPRESSED
     if not is_plain:
         derived.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    order = ">" if is_plain and not syntax.is_little_endian else "<"
+    order: Literal["<", ">"] = ">" if is_plain and not syntax.is_little_endian else "<"
     allocated, stored = int(ds.BitsAllocated), int(ds.BitsStored)
     pixels = np.ascontiguousarray(made, made.dtype.newbyteorder(order))
     if is_plain and stored < allocated and made.dtype.kind == "u" and made.shape[-1] == 1:

@@ -129,7 +129,7 @@ def _convolution(width: int, factorised: bool, scale: float) -> nn.Sequential:
     sides = ((1, 3, 3), (3, 1, 1)) if factorised else ((3, 3, 3),)
     layers = []
     for number, side in enumerate(sides):
-        layer = nn.Conv3d(width, width, side, padding=tuple(n // 2 for n in side))
+        layer = nn.Conv3d(width, width, side, padding=(side[0] // 2, side[1] // 2, side[2] // 2))
         nn.init.kaiming_normal_(layer.weight, nonlinearity="linear" if number else "relu")
         nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
         layers.append(layer)

@@ -11,7 +11,7 @@ from scoreexp.app.picture_files import require_absent
 from scoreexp.app.progress import StepProgress
 from scoreexp.app.terminal import say, say_labelled
 from scoreexp.core.errors import UserError
-from scoreexp.core.ranges import sigma_to_model
+from scoreexp.core.ranges import sigma_to_model, sigma_to_unit
 from scoreexp.data.image_io import write_image
 from scoreexp.data.scan import Scan
 from scoreexp.data.scan_io import read_scan
@@ -25,8 +25,6 @@ from scoreexp.restorers.images import Tiles, as_observed, restore_pixels
 from scoreexp.restorers.usual import serving, usual_restorer
 from scoreexp.runs.directory import shown
 from scoreexp.system.devices import choose_device
-
-FAINT = 1.3 / 255  # noise below is beyond what the bundled prior knows
 
 
 class _Result(NamedTuple):
@@ -71,15 +69,11 @@ def denoise_scan(task: Task, source: Path, target: Path) -> Denoised:
     rms = float(np.sqrt(np.mean(np.square(levels))))
     of_unit = (high - low) * rms
     say_labelled("noise level", f"sigma = {rms:.4f} of the range, {abs(of_unit):.4g}{unit}")
-    if rms < FAINT and task.model is not None and cfg.ckpt is None:
-        say_labelled(
-            "note",
-            "the noise is too faint in this range for the prior: window=[low,high] looks at a part of it",
-        )
     if without := [number for number, found in enumerate(result.levels) if found is None]:
         say_labelled(
             "note",
-            f"{len(without)} of {len(scan)} pages show no noise and are kept as they were, the first is {without[0] + 1}",
+            f"{len(without)} of {len(scan)} pages show no noise, or too little, and are kept as they were, "
+            f"the first is {without[0] + 1}",
         )
     made = next((path for path in reversed(target.parents) if not path.exists()), None)
     scan.write(target, result.pages, overwrite=cfg.overwrite)
@@ -144,7 +138,8 @@ def _page_by_page(task: Task, scan: Scan) -> _Result:
                 found = noise_of(
                     task, pixels, scan.path.name, say_labelled if count == 1 else lambda *_: None
                 )
-            except (UserError, ValueError) as error:  # no noise was found
+                _require_known(task, found, scan)
+            except (UserError, ValueError) as error:  # no noise was found, or too little
                 if count == 1:
                     raise
                 refused = str(error)
@@ -189,6 +184,19 @@ def _page_by_page(task: Task, scan: Scan) -> _Result:
         seed=cfg.seed,
     )
     return _Result(pages, levels, found, restorer, judgement, nfe, seconds)
+
+
+def _require_known(task: Task, found: Estimate, scan: Scan) -> None:
+    """Refuse Gaussian noise that is fainter than the least that the bundled prior knows."""
+    is_prior = task.model is not None and task.cfg.ckpt is None
+    if is_prior and isinstance(found.noise, GaussianNoise):
+        least = task.model.schedule.sigma_range[0]
+        if found.noise.sigma < least:
+            low, high = scan.units(scan.low, scan.high)
+            raise UserError(
+                f"the noise, {sigma_to_unit(found.noise.sigma):.2g} of the range {low:g} to {high:g}, is fainter than "
+                f"{sigma_to_unit(least):g}, the least that the prior knows: give window=[low,high] to look at a part of it"
+            )
 
 
 def _as_volume(task: Task, scan: Scan) -> _Result:
