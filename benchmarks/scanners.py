@@ -50,6 +50,7 @@ SKIMAGE = {
     "microaneurysms.png": "retina, 102 x 102",
     "ihc.png": "bright field, stained tissue, 512 x 512, colour",
 }
+FAINTEST = 0.002  # of the range, noise by which a residual is divided
 STENT = "CT volume of a stent, 1 slice in 16"
 
 
@@ -144,8 +145,8 @@ def structure(y: np.ndarray, x: np.ndarray, taken: np.ndarray, told: dict[str, A
     kind = getattr(noises, told["kind"])
     model = kind(**{key: told[key] for key in inspect.signature(kind.__init__).parameters if key in told})
     variance = model.variance(torch.from_numpy(2 * x[..., :1] - 1).float()).numpy() / 4
-    residual = (y - x)[..., :1] / np.sqrt(np.maximum(variance, 1e-12))
-    inside = taken[..., :1]
+    inside = taken[..., :1] & (variance > FAINTEST**2)  # no noise is assumed of black by speckle and counts
+    residual = (y - x)[..., :1] / np.sqrt(np.maximum(variance, FAINTEST**2))
     scale = float(np.sqrt(np.mean(np.square(residual[inside]))))
     r = np.where(inside, residual, 0)[..., 0]
     r = r - r.mean()

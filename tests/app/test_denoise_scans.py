@@ -50,7 +50,7 @@ def test_each_page_is_an_image_and_one_without_noise_is_kept(tmp_path, capsys):
     assert told["levels"] == [pytest.approx(0.1), None, pytest.approx(0.1)]
     assert (told["pages"], told["page"]) == (3, 3)
     assert (
-        "1 of 3 pages show no noise, or too little, and are kept as they were, the first is 2"
+        "1 of 3 pages are kept as they were, the first is 2: all values of the page are equal"
         in capsys.readouterr().out
     )
     assert (tmp_path / "a_denoised_strip.png").exists()

@@ -36,6 +36,9 @@ class _Result(NamedTuple):
         noise: of the page that is shown.
         restorer: of the same page.
         judgement: of the same page.
+        nfe: evaluations of the network for a page or block, at most.
+        seconds: of all of them.
+        refused: why the first of the pages that are kept is.
     """
 
     pages: np.ndarray
@@ -45,6 +48,7 @@ class _Result(NamedTuple):
     judgement: Judgement
     nfe: int
     seconds: float
+    refused: str = ""
 
 
 def denoise_scan(task: Task, source: Path, target: Path) -> Denoised:
@@ -70,11 +74,8 @@ def denoise_scan(task: Task, source: Path, target: Path) -> Denoised:
     of_unit = (high - low) * rms
     say_labelled("noise level", f"sigma = {rms:.4f} of the range, {abs(of_unit):.4g}{unit}")
     if without := [number for number, found in enumerate(result.levels) if found is None]:
-        say_labelled(
-            "note",
-            f"{len(without)} of {len(scan)} pages show no noise, or too little, and are kept as they were, "
-            f"the first is {without[0] + 1}",
-        )
+        kept = f"{len(without)} of {len(scan)} pages are kept as they were, the first is {without[0] + 1}"
+        say_labelled("note", f"{kept}: {result.refused}")
     made = next((path for path in reversed(target.parents) if not path.exists()), None)
     scan.write(target, result.pages, overwrite=cfg.overwrite)
     if made is not None:
@@ -139,30 +140,33 @@ def _page_by_page(task: Task, scan: Scan) -> _Result:
                     task, pixels, scan.path.name, say_labelled if count == 1 else lambda *_: None
                 )
                 _require_known(task, found, scan)
-            except (UserError, ValueError) as error:  # no noise was found, or too little
+                restorer = (
+                    usual_restorer(found.noise, pixels.shape[0] * pixels.shape[1])
+                    if task.restorer is None
+                    else serving(task.restorer, found.noise)
+                )
+                restored = restore_pixels(
+                    restorer,
+                    task.model,
+                    pixels,
+                    found.noise,
+                    label=task.label,
+                    seed=cfg.seed,
+                    tiles=Tiles(cfg.tile, cfg.overlap),
+                    device=choose_device(cfg.device),
+                    callback=progress.step,
+                    progress=progress.part_done if count == 1 else None,
+                    warn=say,
+                )
+            except (
+                UserError,
+                ValueError,
+            ) as error:  # no noise was found, or one that the model does not know
                 if count == 1:
                     raise
-                refused = str(error)
+                refused = refused or str(error)
                 levels.append(None)
                 continue
-            restorer = (
-                usual_restorer(found.noise, pixels.shape[0] * pixels.shape[1])
-                if task.restorer is None
-                else serving(task.restorer, found.noise)
-            )
-            restored = restore_pixels(
-                restorer,
-                task.model,
-                pixels,
-                found.noise,
-                label=task.label,
-                seed=cfg.seed,
-                tiles=Tiles(cfg.tile, cfg.overlap),
-                device=choose_device(cfg.device),
-                callback=progress.step,
-                progress=progress.part_done if count == 1 else None,
-                warn=say,
-            )
             pages[number] = restored.states[-1]
             levels.append(level(found.noise, pages[number]))
             done[number] = found, restorer
@@ -170,7 +174,7 @@ def _page_by_page(task: Task, scan: Scan) -> _Result:
             if count > 1:
                 progress.part_done(number + 1, count)
     if not done:
-        raise UserError(f"none of the {count} pages of {scan.path} can be denoised, the last since {refused}")
+        raise UserError(f"none of the {count} pages of {scan.path} can be denoised: {refused}")
     number = _middle(levels)
     found, restorer = done[number]
     judgement = judged(
@@ -183,7 +187,7 @@ def _page_by_page(task: Task, scan: Scan) -> _Result:
         label=task.label,
         seed=cfg.seed,
     )
-    return _Result(pages, levels, found, restorer, judgement, nfe, seconds)
+    return _Result(pages, levels, found, restorer, judgement, nfe, seconds, refused)
 
 
 def _require_known(task: Task, found: Estimate, scan: Scan) -> None:
