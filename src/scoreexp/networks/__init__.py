@@ -18,6 +18,7 @@ from scoreexp.networks.regression_unet import RegressionUNet
 from scoreexp.networks.score_cnn import ScoreCNN
 from scoreexp.networks.spectral import SpectralResidual
 from scoreexp.networks.unet import UNet
+from scoreexp.networks.unet3d import UNet3D
 from scoreexp.networks.unet_edm2 import MagnitudePreservingUNet
 from scoreexp.networks.unet_modulated import ModulatedUNet
 from scoreexp.networks.unet_published import UNetPublished
@@ -39,6 +40,7 @@ __all__ = [
     "ScoreCNN",
     "SpectralResidual",
     "UNet",
+    "UNet3D",
     "UNetPublished",
     "UViT",
 ]

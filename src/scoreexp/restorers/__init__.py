@@ -15,6 +15,7 @@ from scoreexp.restorers.exposure import Exposure
 from scoreexp.restorers.filter2noise import Filter2Noise
 from scoreexp.restorers.flicking import SinogramFlicking
 from scoreexp.restorers.gradient import DPS, STSL, HIRDiff
+from scoreexp.restorers.hyres import HyRes
 from scoreexp.restorers.likelihood import MMPS, PiGDM
 from scoreexp.restorers.mid import MID
 from scoreexp.restorers.noise2score import Noise2Score
@@ -50,6 +51,7 @@ __all__ = [
     "Exposure",
     "Filter2Noise",
     "HIRDiff",
+    "HyRes",
     "NoiSER",
     "Noise2Score",
     "NonLocalMeans",
