@@ -17,6 +17,7 @@ from scoreexp.networks.quantised import Quantised
 from scoreexp.networks.regression_unet import RegressionUNet
 from scoreexp.networks.score_cnn import ScoreCNN
 from scoreexp.networks.spectral import SpectralResidual
+from scoreexp.networks.two_times import TwoTimes
 from scoreexp.networks.unet import UNet
 from scoreexp.networks.unet_modulated import ModulatedUNet
 from scoreexp.networks.unet_published import UNetPublished
@@ -35,6 +36,7 @@ __all__ = [
     "RegressionUNet",
     "ScoreCNN",
     "SpectralResidual",
+    "TwoTimes",
     "UNet",
     "UNetPublished",
 ]
