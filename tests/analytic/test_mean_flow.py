@@ -181,8 +181,9 @@ def test_what_cannot_take_two_times_is_refused_in_a_line():
         TwoTimes(network=ScoreCNN, event_shape=(3, 8, 8))
     with pytest.raises(UserError, match=r"^MLP cannot take two times"):
         TwoTimes(network=partial(MLP, time_conditioning=False), event_shape=(2,))
-    with pytest.raises(ValueError, match=r"the schedule is VP: set schedule=flow_matching"):
-        MeanFlow(UniformTime())(OracleDenoiser(DATA, VP()), Batch(x=x), t, x)
+    for schedule in (VP(), FlowMatching(std=0.5)):
+        with pytest.raises(ValueError, match=r"std 1 and the schedule is .*: set schedule=flow_matching"):
+            MeanFlow(UniformTime())(OracleDenoiser(DATA, schedule), Batch(x=x), t, x)
     guided = Autoguidance(Exact(), Exact(), 2.0)
     with pytest.raises(UserError, match=r"Autoguidance takes one time .* without guidance"):
         MeanFlowSampler(UniformGrid(1))(guided, x[:, :1], streams=ImageStreams([0, 1]))

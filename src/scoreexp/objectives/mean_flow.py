@@ -92,10 +92,10 @@ class MeanFlow(Objective):
         self.law, self.share, self.p, self.c = law, share, p, c
 
     def __call__(self, model: DenoiserBase, batch: Batch, t: Tensor, noise: Tensor) -> Tensor:
-        if not isinstance(model.schedule, FlowMatching):
+        if not (isinstance(model.schedule, FlowMatching) and model.schedule.std == 1):
             raise ValueError(
-                f"MeanFlow needs the straight path and the schedule is {type(model.schedule).__name__}: set "
-                "schedule=flow_matching"
+                f"MeanFlow needs the straight path to noise of std 1 and the schedule is {type(model.schedule).__name__}: "
+                "set schedule=flow_matching schedule.std=1"
             )
         t = t.to(device="cpu", dtype=torch.float64)
         squared = mean_per_sample(self.error(model, batch, *self._two_times(model, t, noise), noise) ** 2)

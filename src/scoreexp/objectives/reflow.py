@@ -76,8 +76,8 @@ class Reflow(nn.Module, Objective):
         low, high = teacher.schedule.sigma_range
         if not (low < high and high >= 1 and math.isfinite(teacher.schedule.prior_std)):
             raise ValueError(
-                f"the teacher's {type(teacher.schedule).__name__} schedule has noise levels {low:.6g} to {high:.6g}, "
-                "so its flow does not begin at noise: choose a teacher whose largest level is 1 or more (objective.teacher.path)"
+                f"the teacher's {type(teacher.schedule).__name__} schedule has noise levels {low:.6g} to {high:.6g}, so its "
+                "flow does not begin at noise: choose a teacher whose largest level is 1 or more (objective.teacher.path)"
             )
         if not teacher.states_posterior_mean:
             raise ValueError(
