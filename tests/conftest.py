@@ -44,7 +44,7 @@ class Blind(Wrapper):
         return self.model(x_t, t, cond if are_labels(cond) else None)
 
 
-# What a choice of a yaml file does not say by itself.
+# What a choice of a yaml file does not say by itself, or is made for.
 GIVEN = {
     "objective=reflow": ["objective.teacher.path=teacher.ckpt"],
     "recipe=reflow": ["objective.teacher.path=teacher.ckpt"],
