@@ -272,7 +272,12 @@ def read_gaussian_denoiser(held: Any, stated: Mapping[str, Any], path: Path, kin
     else:
         network["ends_bias"] = "body.0.bias" in weights
         network["padding"] = stated.get("padding", "zeros")
-        network["eps"] = float(stated.get("eps", _BATCH_NORM_EPS))
+        eps = stated.get("eps", _BATCH_NORM_EPS)
+        if not (isinstance(eps, float) and 0 < eps < 1):
+            raise ForeignModelError(
+                f"{path.with_suffix('.json')}: eps is {str(eps)[:60]!r}: allowed is such as 1e-5"
+            )
+        network["eps"] = eps
         sigma = stated.get("sigma")
         if not (isinstance(sigma, float) and 0 < sigma < math.inf):
             raise ForeignModelError(
