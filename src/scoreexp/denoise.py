@@ -34,7 +34,7 @@ PROVIDED = {"guidance": {"model"}}
 def run(cfg: Any) -> Any:
     """``scoreexp.app.commands.denoise.denoise``, after what can be refused without torch."""
     require_device_name(cfg.device)
-    require_model(cfg.ckpt, has_prior=True)
+    require_model(cfg.ckpt)
     require_output(require_input(cfg.input), cfg.output)
     from scoreexp.app.commands.denoise import denoise
 

@@ -1,4 +1,4 @@
-"""``python -m scoreexp.restore ckpt=FILE input=PICTURE task=deblur restorer=dds``: restore the user's own pictures."""
+"""``python -m scoreexp.restore ckpt=FILE input=PICTURE task=deblur``: restore the user's own pictures."""
 
 import sys
 from typing import Any
@@ -23,8 +23,8 @@ SCHEMA = {
     "device": "str",
     **dict.fromkeys(("strip", "overwrite"), "bool"),
     "run_dir": "str",
-    **dict.fromkeys(("task.operator", "task.noise", "restorer"), "Node"),
-    "guidance": "Node | None",
+    **dict.fromkeys(("task.operator", "task.noise"), "Node"),
+    **dict.fromkeys(("restorer", "guidance"), "Node | None"),
 }
 PROVIDED = {"guidance": {"model"}, "task.operator": {"size"}}
 
@@ -33,7 +33,7 @@ def run(cfg: Any) -> Any:
     """``scoreexp.app.commands.restore.restore``, after what can be refused without torch."""
     check.require_task(cfg)
     check.require_device_name(cfg.device)
-    check.require_model(cfg.ckpt, cfg.get("restorer"))
+    check.require_model(cfg.ckpt)
     check.require_output(check.require_input(cfg.input), cfg.output)
     check.require_files(cfg, "reference", "mask", "kernel")
     from scoreexp.app.commands.restore import restore

@@ -49,7 +49,7 @@ def picture(path, height=24, width=36, channels=3, seed=0):
 
 
 def asked(source, *overrides, model="ncsnpp"):
-    few = [] if any("restorer" in o for o in overrides) else ["restorer.grid.steps=2"]
+    few = [] if any("restorer" in o for o in overrides) else ["restorer=dds", "restorer.grid.steps=2"]
     return composed(
         "restore",
         f"ckpt={MODELS / model}.ckpt",
@@ -338,11 +338,11 @@ def test_without_a_checkpoint_the_bundled_prior_is_taken_and_named(channels, bun
             r"the residual is 0\.\d+, \d+ times the noise of 0\.001",
         ),
         (
-            ["sigma=0.4", "restorer.gamma=1e6"],
+            ["sigma=0.4", "restorer=dds", "restorer.gamma=1e6"],
             r"far below the noise of 0\.4: the noise of the data is in the picture",
         ),
         (["sigma=0", "restorer=ddrm"], "saturated noise, so the restorer diverged"),
-        (["sigma=0.1", "restorer.gamma=1"], None),
+        (["sigma=0.1", "restorer=dds", "restorer.gamma=1"], None),
     ],
 )
 def test_what_speaks_against_the_picture_is_said(overrides, said, bundled, tmp_path, capsys):
@@ -351,10 +351,22 @@ def test_what_speaks_against_the_picture_is_said(overrides, said, bundled, tmp_p
         noise = np.random.default_rng(0).integers(0, 2, (24, 36, 3), dtype=np.uint8) * 255
         Image.fromarray(noise).save(source)
     few = [] if "restorer=pnp_admm" in overrides else ["restorer.grid.steps=4"]
-    restore(asked(source, "task=denoise", "ckpt=null", *few, *overrides))
+    restore(asked(source, "task=denoise", "ckpt=null", *overrides, *few))
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning")]
     assert len(lines) == (said is not None)
     assert said is None or re.search(said, lines[0])
+
+
+def test_without_a_restorer_the_one_that_serves_the_task_is_taken_and_named(bundled, tmp_path, capsys):
+    source = picture(tmp_path / "photo.png")
+    bare = ["ckpt=null", "~restorer", "simulate=true"]
+    for task, name in (("denoise", "PosteriorMean"), ("inpaint", "DDRM"), ("deblur", "DDRM")):
+        (done,) = restore(asked(source, f"task={task}", *bare))
+        assert f"36 x 24 pixels, {name}, " in capsys.readouterr().out
+        [values] = json.loads(done.target.with_suffix(".json").read_text())["pictures"]
+        assert values["restorer"] == done.restorer == name
+    (done,) = restore(asked(source, "task=deblur", "task.operator.border=valid", *bare))
+    assert done.restorer == "PiGDM"
 
 
 # ------------------------------------------------------------------------------------------------ bad input
@@ -376,7 +388,6 @@ BAD = [
     (["task=denoise", "simulate=true", "reference=small.png"], "measures against the input itself"),
     (["task=denoise", "reference=small.png"], "the reference is 9 x 6 pixels, the restored image 36 x 24"),
     (["task=denoise", "reference=gray.png"], "the reference has 1 channels, the restored image 3"),
-    (["task=denoise", "~restorer"], "choose a restorer, such as restorer=dds"),
     (["task=inpaint", "simulate=true", "restorer=zs_n2n", "ckpt=null", "restorer.steps=2"], "ZS-N2N denoises images"),
     (["task=denoise", "label=1"], "the model has no classes"),
     (["task=denoise", "output=photo.xyz"], "photo.xyz"),
@@ -464,7 +475,6 @@ def test_outputs_are_not_replaced_unless_asked(inputs):
         (["task=denoise", "mask=nowhere.png"], "mask=nowhere.png does not exist"),
         (["task=denoise", "restorer=ddss"], "did you mean 'dds'?"),
         (["task=denoise", "sigma=-1"], "sigma=-1 must be"),
-        (["task=denoise", "~restorer"], "ckpt is required: add ckpt="),
     ],
 )
 def test_keys_are_checked_before_torch_is_imported(arguments, said, inputs, capsys):

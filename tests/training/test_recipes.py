@@ -12,6 +12,8 @@ from scoreexp.core.errors import UserError
 from scoreexp.lit.callbacks import reconstruct
 from scoreexp.runs.checkpoint_file import read_checkpoint
 
+pytestmark = pytest.mark.integration
+
 RECIPES = sorted(path.stem for path in (conf_dir() / "recipe").glob("*.yaml"))
 
 

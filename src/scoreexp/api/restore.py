@@ -14,6 +14,7 @@ from scoreexp.denoisers import DenoiserBase
 from scoreexp.observations import FromDeepinv, LinearOperator, Observation, require_adjoint
 from scoreexp.restorers import Restoration, Restorer
 from scoreexp.restorers.images import restore_observed
+from scoreexp.restorers.usual import usual_restorer_of
 from scoreexp.samplers import knows_null_label, labels_for
 from scoreexp.samplers.labels import Label
 
@@ -22,7 +23,7 @@ from scoreexp.samplers.labels import Label
 def restore(
     observation: Observation,
     model: DenoiserBase | str | Path | None,
-    restorer: Restorer,
+    restorer: Restorer | None = None,
     *,
     seeds: Sequence[int] | None = None,
     label: Label = None,
@@ -43,7 +44,7 @@ def restore(
         observation: data ``[B, *]``, operator and noise, in the units of the model ([-1, 1] for images). Images may have
             another size than those of a convolutional model; one that its sides must be divisible by is seen to.
         model: the prior, a denoiser or the path of a checkpoint; None for a restorer that needs none.
-        restorer: how.
+        restorer: how; None is the one that serves the observation, such as DDRM where the operator's decomposition is known.
         seeds: one per sample, ``0 .. B - 1`` by default; a seed names the noise of a restorer that draws any.
         label: class of all samples, for a model with classes; by default the null label, or ``seed mod classes`` for a
             model that does not know it.
@@ -67,7 +68,7 @@ def restore(
     null = label is None and knows_null_label(record)
     cond = labels_for(chosen, record, "none" if null else label, device=y.device)
     return restore_observed(
-        restorer,
+        usual_restorer_of(observation) if restorer is None else restorer,
         prior,
         replace(observation, y=y),
         streams_of=lambda row, column: ImageStreams(chosen),

@@ -58,16 +58,10 @@ def _how_to_get(node: Mapping[str, Any]) -> str:
     return ""
 
 
-def require_model(
-    ckpt: str | None, restorer: Mapping[str, Any] | None = None, *, has_prior: bool = False
-) -> None:
-    """Refuse a checkpoint that cannot be one, and none where nothing else can restore."""
+def require_model(ckpt: str | None) -> None:
+    """Refuse a checkpoint that cannot be one; None is the bundled prior."""
     if ckpt is not None:
         require_model_path(ckpt)
-    elif not restorer and not has_prior:
-        raise UserError(
-            "ckpt is required: add ckpt=RUN_DIR/checkpoints/best.ckpt, or a restorer without a model, restorer=zs_n2n"
-        )
 
 
 def require_one_model(cfg: Mapping[str, Any]) -> None:

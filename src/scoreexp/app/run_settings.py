@@ -98,22 +98,16 @@ def trained_on_one_picture(config: Mapping[str, Any]) -> bool:
     return pictures * (data.get("crops", 16) if data.get("crop") == "random" else 1) == 1
 
 
-def restorer_of(cfg: DictConfig, *, has_prior: bool = False) -> Restorer | None:
-    """The restorer of ``cfg``, or None where it names none, which means by sampling.
-
-    Args:
-        cfg: of the command.
-        has_prior: whether the command has a model where ``cfg`` names none.
+def restorer_of(cfg: DictConfig) -> Restorer | None:
+    """The restorer of ``cfg``, or None where it names none.
 
     Raises:
-        UserError: it needs a model that is not given, or something is given that it does not use.
+        UserError: something is given that it does not use.
     """
     if not cfg.get("restorer"):
         return None
     restorer: Restorer = construct(OmegaConf.to_container(cfg.restorer, resolve=True), "restorer")
     name = type(restorer).__name__
-    if restorer.needs_model and cfg.ckpt is None and not has_prior:
-        raise UserError(f"restorer: {name} needs a model: add ckpt=RUN_DIR/checkpoints/best.ckpt")
     unused = ["sampler"] if restorer.needs_model else ["sampler", "ckpt", "guidance", "label"]
     if given := [key for key in unused if cfg.get(key) is not None]:
         raise UserError(

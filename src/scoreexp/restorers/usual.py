@@ -1,22 +1,60 @@
-"""Which restorer serves which noise where the user names none, and how one of Gaussian noise is made to serve another.
+"""Which restorer serves which observation where the user names none, and how one of Gaussian noise serves another.
 
-The choices are those that came out best where the noise was known (``benchmarks/denoise_misspecified.py``).
+The choices are those that came out best where the noise was known (``benchmarks/denoise_misspecified.py``) and where the
+operator was (``benchmarks/restoration.py``).
 """
 
 import math
 
-from scoreexp.observations import CorrelatedNoise, GaussianNoise, NoiseModel, PoissonGaussianNoise
+from scoreexp.observations import (
+    CorrelatedNoise,
+    GaussianNoise,
+    Identity,
+    LinearOperator,
+    NoiseModel,
+    Observation,
+    PoissonGaussianNoise,
+)
 from scoreexp.restorers.base import Restorer
 from scoreexp.restorers.binned import Binned
 from scoreexp.restorers.by_sampling import BySampling
+from scoreexp.restorers.ddrm import DDRM
 from scoreexp.restorers.filtering import ImageFilter
+from scoreexp.restorers.gradient import DPS
+from scoreexp.restorers.likelihood import PiGDM
 from scoreexp.restorers.pnp_coloured import PnPColoured
 from scoreexp.restorers.posterior_mean import PosteriorMean
+from scoreexp.restorers.proximal import known_svd
 from scoreexp.restorers.stabilised import Stabilised
+from scoreexp.samplers import DDIM, UniformGrid
 
 SMALL = 2**20  # pixels
+STEPS = 20  # of a chain that solves for the data
+GRADIENT_STEPS = 100  # of one that steps towards them
 ENOUGH = 3.0  # counts at white, from which pixels are better than means of them
 OF_WHITE_GAUSSIAN_NOISE = (BySampling, ImageFilter, PosteriorMean)
+
+
+def usual_restorer_of(observation: Observation) -> Restorer:
+    """The restorer of an observation through an operator.
+
+    That of its noise where there is none but noise; DDRM where the operator's decomposition is known and the noise is white
+    and Gaussian; PiGDM where it is not known; DPS, which asks for a gradient only, for everything else.
+
+    >>> import torch
+    >>> from scoreexp.observations import GaussianBlur, Magnitude, Radon
+    >>> y, noise = torch.zeros(1, 1, 8, 8), GaussianNoise(0.1)
+    >>> operators = Identity(), GaussianBlur(1.0, 8), Radon(8, angles=8), Magnitude()
+    >>> [type(usual_restorer_of(Observation(y, operator, noise))).__name__ for operator in operators]
+    ['PosteriorMean', 'DDRM', 'PiGDM', 'DPS']
+    """
+    operator, noise = observation.operator, observation.noise
+    if isinstance(operator, Identity):
+        return usual_restorer(noise, observation.y[0, 0].numel())
+    if not isinstance(operator, LinearOperator) or not isinstance(noise, GaussianNoise):
+        return DPS(UniformGrid(GRADIENT_STEPS))
+    grid = UniformGrid(STEPS)
+    return PiGDM(DDIM(grid, eta=1.0)) if known_svd(operator, observation.y) is None else DDRM(grid)
 
 
 def usual_restorer(noise: NoiseModel, pixels: int) -> Restorer:

@@ -122,7 +122,7 @@ def denoise(cfg: DictConfig) -> list[Denoised]:
 
 def _task(cfg: DictConfig, extras: bool) -> _Task:
     """What restores, and its model: used as its run says, as far as ``cfg`` does not."""
-    restorer = restorer_of(cfg, has_prior=True)
+    restorer = restorer_of(cfg)
     if restorer is not None and not restorer.needs_model:
         noise, gaussian = _noise(cfg, {})
         return _Task(restorer, None, noise, gaussian, None, extras, cfg)

@@ -42,6 +42,7 @@ from scoreexp.observations import (
 from scoreexp.restorers import Restorer
 from scoreexp.restorers.doubts import doubts_of
 from scoreexp.restorers.images import Tiles, as_observed, image_streams, restore_image
+from scoreexp.restorers.usual import usual_restorer_of
 from scoreexp.runs.directory import shown
 from scoreexp.samplers.labels import Label
 from scoreexp.system.devices import choose_device
@@ -58,11 +59,13 @@ class Restored(NamedTuple):
     Attributes:
         source: the input.
         target: the output.
+        restorer: its class.
         values: what was measured: evaluations, seconds, the residual, PSNR and SSIM where there is a reference.
     """
 
     source: Path
     target: Path
+    restorer: str
     values: dict[str, float]
 
 
@@ -71,6 +74,7 @@ class _Task(NamedTuple):
 
     Attributes:
         node: the operator's configuration.
+        restorer: None is the one that serves the observation.
         seen: ``[H, W]`` of a mask of the user's own.
         kernel: ``[h, w]`` of the user's own.
     """
@@ -79,7 +83,7 @@ class _Task(NamedTuple):
     seen: Tensor | None
     kernel: Tensor | None
     noise: NoiseModel
-    restorer: Restorer
+    restorer: Restorer | None
     model: DenoiserBase | None
     label: Label
     cfg: DictConfig
@@ -142,8 +146,7 @@ def _task(cfg: DictConfig) -> _Task:
         if cfg.sigma is None
         else GaussianNoise(sigma_to_model(float(cfg.sigma)))
     )
-    if (restorer := restorer_of(cfg, has_prior=True)) is None:
-        raise UserError("nothing restores: choose a restorer, such as restorer=dds")
+    restorer = restorer_of(cfg)
     task = _Task(node, None, None, noise, restorer, None, None, cfg)
     for key, kind, example in (("mask", Mask, "task=inpaint"), ("kernel", Blur, "task=deblur")):
         if cfg[key] is not None and not task.is_of(kind):
@@ -157,7 +160,7 @@ def _task(cfg: DictConfig) -> _Task:
         seen=None if cfg.mask is None else _mask(cfg.mask),
         kernel=None if cfg.kernel is None else _kernel(cfg.kernel),
     )
-    if not task.restorer.needs_model:
+    if restorer is not None and not restorer.needs_model:
         return task
     model = prior_of_pictures(cfg)
     return task._replace(model=model, label=label_of_pictures(cfg, model))
@@ -195,9 +198,10 @@ def _restore_file(task: _Task, source: Path, target: Path) -> Restored:
         raise UserError(
             f"the reference is {_size(reference.shape)}, the restored image {_size(frame)}: give one of its size"
         )
+    restorer = usual_restorer_of(observation) if task.restorer is None else task.restorer
     with StepProgress(f"restoring {source.name}", part="tile") as progress:
         restored = restore_image(
-            task.restorer,
+            restorer,
             task.model,
             observation,
             streams_of=lambda row, column, count: image_streams(cfg.seed, row, column, count),
@@ -221,9 +225,10 @@ def _restore_file(task: _Task, source: Path, target: Path) -> Restored:
         made = Picture(clean, bit_depth=picture.bit_depth, white=picture.white)
     require_writable(target, cfg.overwrite, like=made)
     write_image(target, made, overwrite=cfg.overwrite)
+    name = type(restorer).__name__
     say_labelled(
         "restored",
-        f"{shown(target)} ({_size(clean.shape)}, {restored.nfe} evaluations, {restored.seconds:.1f} s)",
+        f"{shown(target)} ({_size(clean.shape)}, {name}, {restored.nfe} evaluations, {restored.seconds:.1f} s)",
     )
     for doubt in doubts_of(restored.states[-1], observation, fitted):
         say_labelled("warning", doubt)
@@ -232,7 +237,7 @@ def _restore_file(task: _Task, source: Path, target: Path) -> Restored:
     if cfg.strip:
         _write_strip(strip, observation, residual, clean, reference)
         say_labelled("comparison", shown(strip))
-    return Restored(source, target, values)
+    return Restored(source, target, name, values)
 
 
 # ----------------------------------------------------------------------------------- what is known of an image
@@ -324,7 +329,10 @@ def _report(cfg: DictConfig, done: list[Restored]) -> dict[str, Any]:
     keys = ("ckpt", "input", "simulate", "reference", "mask", "kernel", "sigma", "label", "seed", "weights")
     return {
         **{key: asked.get(key) for key in (*keys, "task", "restorer", "guidance")},
-        "pictures": [{"input": str(i.source), "output": str(i.target), **i.values} for i in done],
+        "pictures": [
+            {"input": str(i.source), "output": str(i.target), "restorer": i.restorer, **i.values}
+            for i in done
+        ],
         "mean": _means(done),
     }
 
