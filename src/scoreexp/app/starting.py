@@ -109,8 +109,9 @@ def require_further_steps(ckpt: Path, record: dict[str, Any], max_steps: int) ->
 
 def _require_same_model(saved: dict[str, Any], record: dict[str, Any], where: str, else_: str) -> None:
     stored = saved["scoreexp"]
+    config = stored["config"] | stored["config"].get("asked", {})  # of a model that was trained elsewhere
     for part in (*MODEL_PARTS, *_TRAINED_BY):
-        if _settings(stored["config"], part) != _settings(record["config"], part):
+        if _settings(config, part) != _settings(record["config"], part):
             raise UserError(
                 f"{where} was trained with another {part}: repeat the configuration beside it (config.yaml) to go on with "
                 f"it, or {else_}"
