@@ -9,7 +9,7 @@ TESTSETS ?= outputs/prior/testsets
 ROOT     ?= data
 
 .DEFAULT_GOAL := help
-.PHONY: help demo prior test test-integration test-slow lint fmt type docs bench compare-quick study-solvers study-samplers study-swiss-roll study-langevin study-claims study-memorisation study-ssim-stopping study-stack clean install
+.PHONY: help demo prior test test-integration test-slow lint fmt type docs bench compare-quick study-solvers study-samplers study-swiss-roll study-rivals-points study-langevin study-claims study-memorisation study-ssim-stopping study-stack clean install
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -80,6 +80,9 @@ study-samplers: $(READY)  ## quality against network evaluations for all sampler
 
 study-swiss-roll: $(READY)  ## score error and sliced Wasserstein distance of the Swiss Roll experiments (about 15 minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.study_swiss_roll --json
+
+study-rivals-points: $(READY)  ## score error and samples of every objective on the Swiss Roll at equal CPU seconds (about 2 hours)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.study_rivals_points --json
 
 study-langevin: $(READY)  ## score CNN, Langevin and regression on held-out photographs (about 5 minutes)
 	$(BIN)/python -m benchmarks.study_langevin --json --figures

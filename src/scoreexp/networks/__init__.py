@@ -18,9 +18,13 @@ from scoreexp.networks.random_features import RandomFeatures
 from scoreexp.networks.regression_unet import RegressionUNet
 from scoreexp.networks.score_cnn import ScoreCNN
 from scoreexp.networks.spectral import SpectralResidual
+from scoreexp.networks.two_times import TwoTimes
 from scoreexp.networks.unet import UNet
+from scoreexp.networks.unet3d import UNet3D
+from scoreexp.networks.unet_edm2 import MagnitudePreservingUNet
 from scoreexp.networks.unet_modulated import ModulatedUNet
 from scoreexp.networks.unet_published import UNetPublished
+from scoreexp.networks.uvit import UViT
 from scoreexp.networks.wconv2d import WeightedConv2d, WeightedConvolutions
 
 __all__ = [
@@ -31,6 +35,7 @@ __all__ = [
     "DiT",
     "ExactPosteriorMean",
     "ImageConditioned",
+    "MagnitudePreservingUNet",
     "ModulatedUNet",
     "NCSNpp",
     "Quantised",
@@ -38,8 +43,11 @@ __all__ = [
     "RegressionUNet",
     "ScoreCNN",
     "SpectralResidual",
+    "TwoTimes",
     "UNet",
+    "UNet3D",
     "UNetPublished",
+    "UViT",
     "WeightedConv2d",
     "WeightedConvolutions",
 ]
