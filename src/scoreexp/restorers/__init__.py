@@ -9,6 +9,7 @@ from scoreexp.restorers.conditioned import Conditioned
 from scoreexp.restorers.ddnm import DDNM
 from scoreexp.restorers.ddrm import DDRM
 from scoreexp.restorers.dds import DDS
+from scoreexp.restorers.declipped import Declipped
 from scoreexp.restorers.diffpir import DiffPIR
 from scoreexp.restorers.exposure import Exposure
 from scoreexp.restorers.filter2noise import Filter2Noise
@@ -44,6 +45,7 @@ __all__ = [
     "Binned",
     "BySampling",
     "Conditioned",
+    "Declipped",
     "DiffPIR",
     "Exposure",
     "Filter2Noise",
