@@ -40,13 +40,14 @@ def test_restorers_under_noises_on_one_picture(tmp_path, capsys):
     assert [row["kind"] for row in rows[::3]] == ["GaussianNoise", "GaussianNoise", "PoissonNoise"]
     assert rows[6]["parameters"]["peak"] > 30  # of the picture, and not of the file
     assert rows[1]["psnr"] == pytest.approx(psnr(se.denoise(y, restorer=se.restorers.TV()), 96), abs=0.01)
-    assert rows[3] == {**rows[0], "assumed": "gaussian", "why": rows[3]["why"]}  # it is not denoised again
+    named = {key: rows[3][key] for key in ("assumed", "trust", "why")}
+    assert rows[3] == {**rows[0], **named}  # it is not denoised again
     assert rows[0]["by"] == "the prior's own variance"
     assert rows[1]["expected"] is None
     assert rows[0]["removed"] == pytest.approx(1, abs=0.15)
     assert all(row["reason"] and row["psnr"] is None for row in rows[2:6:3])
     with Image.open(tmp_path / "out" / "a_compared.png") as strip:
-        assert strip.width > 1.5 * strip.height  # four columns, two rows
+        assert strip.height < strip.width < 1.5 * strip.height  # four columns, three rows
     said = capsys.readouterr().out
     assert "note           exposure does not serve gaussian: " in said
     assert sum(line.startswith("| a.tif |") for line in said.splitlines()) == 9

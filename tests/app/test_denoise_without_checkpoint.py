@@ -196,7 +196,7 @@ def test_depth_gray_and_transparency_survive(tmp_path):
         (noisy(PoissonNoise(0.3)).clip(0, 1), [], r"less than one count per pixel.* give noise=poisson noise\.peak="),
         (noisy(GaussianNoise(0.2)), ["sigma=0.1", "noise=poisson"], "two answers"),
         (noisy(GaussianNoise(0.2)), ["sigma=0.6"], r"sigma=1\.2 .* is outside"),
-        (noisy(CorrelatedNoise(0.2)), ["restorer=tv"], "TV is for white Gaussian noise, not CorrelatedNoise"),
+        (noisy(CorrelatedNoise(0.2)), ["restorer=tv"], "TV is for white Gaussian noise, not CorrelatedNoise: take PnP"),
     ],
 )  # fmt: skip
 def test_bad_input_is_one_clear_line_and_writes_nothing(pixels, keys, message, tmp_path):

@@ -44,7 +44,7 @@ Array = TypeVar("Array", np.ndarray, Tensor)
 
 GIVEN = "as given"  # in the place of what an estimate rests on
 LOOKED_AT = 160  # side of the part of an image by which the result is judged
-LEAST = 0.002  # of a noise level that is more than rounding, in the units of the model
+LEAST = 0.002  # of a noise level at the mean brightness that is more than rounding, in the units of the model
 SMALLEST = 8  # side of an image whose residual tells anything
 WHITE = 0.05  # deviation of the residual's correlations from the noise's
 
@@ -169,7 +169,8 @@ def estimated(pixels: np.ndarray, law: type[NoiseModel] | None = None) -> Estima
             f"less than one count per pixel, and an estimate of {peak:.2g} counts at white that is not to be relied on "
             f"({found.why}): give noise=poisson noise.peak=... (PoissonNoise(peak)), best with counts that are not clipped"
         )
-    if isinstance(found.noise, GaussianNoise) and found.noise.sigma < LEAST:
+    gray = torch.full((1, 1), 2 * float(pixels.mean()) - 1).clamp(min=-1)
+    if float(found.noise.variance(gray)) < LEAST**2:
         same = float(np.ptp(pixels)) == 0
         raise ValueError(
             f"no noise was found{', all pixels are equal' * same}: give sigma=... to denoise it all the same"

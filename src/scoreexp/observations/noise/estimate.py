@@ -88,7 +88,7 @@ MOST_COUNTS, NEAR_STEP, ROUNDED = 400, 0.3, 0.51 / 255
 LEAST_GAIN = (
     0.01  # share of the variance that is of counts where a Poisson-Gaussian law is named and shows none
 )
-BRIGHT, NEARLY_BLACK, DARKER = 0.2, 0.1, 0.002  # of white; of the smoothed image; a share of the pixels
+BRIGHT, NEARLY_BLACK, DARKER = 0.2, 0.2, 0.002  # of white; of the smoothed image; a share of the pixels
 LEAST_CLIPPED = 1e-4  # share of the values
 LAWS: tuple[type[NoiseModel], ...] = (
     GaussianNoise,
