@@ -7,7 +7,7 @@ from scoreexp.app.launch import run_app
 SHARED = {
     **dict.fromkeys(("restorers", "trust"), "list[str]"),
     **dict.fromkeys(("input", "device", "run_dir"), "str"),
-    "ckpt": "str | None",
+    "ckpt": "str | list[str] | None",
     "weights": "Literal['averaged', 'raw']",
     "count": "PositiveInt | None",
 }

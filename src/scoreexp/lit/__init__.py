@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING
 from scoreexp import on_first_use
 
 if TYPE_CHECKING:
+    from scoreexp.lit.elsewhere import PeerTraining as PeerTraining
+    from scoreexp.lit.elsewhere import TrainedElsewhere as TrainedElsewhere
     from scoreexp.lit.ema import EMA as EMA
     from scoreexp.lit.ema import PowerEMA as PowerEMA
     from scoreexp.lit.exact_score import ExactScore as ExactScore

@@ -17,9 +17,13 @@ from scoreexp.networks.quantised import Quantised
 from scoreexp.networks.regression_unet import RegressionUNet
 from scoreexp.networks.score_cnn import ScoreCNN
 from scoreexp.networks.spectral import SpectralResidual
+from scoreexp.networks.two_times import TwoTimes
 from scoreexp.networks.unet import UNet
+from scoreexp.networks.unet3d import UNet3D
+from scoreexp.networks.unet_edm2 import MagnitudePreservingUNet
 from scoreexp.networks.unet_modulated import ModulatedUNet
 from scoreexp.networks.unet_published import UNetPublished
+from scoreexp.networks.uvit import UViT
 
 __all__ = [
     "MLP",
@@ -29,12 +33,16 @@ __all__ = [
     "DiT",
     "ExactPosteriorMean",
     "ImageConditioned",
+    "MagnitudePreservingUNet",
     "ModulatedUNet",
     "NCSNpp",
     "Quantised",
     "RegressionUNet",
     "ScoreCNN",
     "SpectralResidual",
+    "TwoTimes",
     "UNet",
+    "UNet3D",
     "UNetPublished",
+    "UViT",
 ]

@@ -220,8 +220,10 @@ def clipped_ends(pixels: np.ndarray, noise: NoiseModel) -> tuple[bool, bool]:
 
     Args:
         pixels: ``[H, W, C]`` floating point, nominally in [0, 1].
-        noise: of the image.
+        noise: of the image; of a law that is none of ``LAWS`` nothing is said.
     """
+    if type(noise) not in LAWS:
+        return False, False
     parts = _parts(pixels)
     smooth = np.concatenate([part.ravel() for part in chain(*_smoothed(parts))])
     sigma = np.sqrt(np.maximum(_variance(noise, smooth), 1e-12))
