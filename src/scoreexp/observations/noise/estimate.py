@@ -63,6 +63,7 @@ from scoreexp.observations.noise.level import (
     MEDIAN_MAGNITUDE,
     TRUSTED_SIDE,
     correlate,
+    estimate_sigma,
     require_picture,
 )
 from scoreexp.observations.noise.poisson import PoissonGaussianNoise, PoissonNoise
@@ -161,6 +162,9 @@ def estimate(pixels: np.ndarray, law: type[NoiseModel] | None = None) -> Estimat
             f"the parameters of {law.__name__} cannot be estimated, those of {allowed} can: give them"
         )
     require_picture(pixels)
+    if law is GaussianNoise and min(pixels.shape[:2]) < TRUSTED_SIDE:  # there are no pixels to leave out
+        white = estimate_sigma(pixels)
+        return Estimate(GaussianNoise(sigma_to_model(white.sigma)), white.trust, white.why)
     parts = _parts(pixels)
     smooth = _smoothed(parts)
     doubts = _doubts_of_the_data(pixels)
