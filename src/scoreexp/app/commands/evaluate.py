@@ -15,6 +15,7 @@ from scoreexp.app.evaluation.of_model import measure_against_oracle, measure_lik
 from scoreexp.app.evaluation.of_samples import (
     collectors_of,
     generate,
+    measure_by_model,
     measure_copies,
     measure_pictures,
     measure_points,
@@ -62,11 +63,12 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
         measured = measure_denoised(subject, needing("pairs"))
         measured += measure_likelihood(subject, needing("likelihood"))
         measured += measure_against_oracle(subject, needing("oracle"))
-        if collectors or needing("points") or needing("training set"):
+        if collectors or needing("points") or needing("training set") or needing("model"):
             generated = generate(subject, folder)
             measured += measure_pictures(subject, collectors, generated)
             measured += measure_points(subject, needing("points"), generated)
             measured += measure_copies(subject, needing("training set"), generated, folder)
+            measured += measure_by_model(subject, needing("model"), generated)
         reasons = results.by_reason(subject.unmeasured)
         if not measured:
             raise UserError("; ".join(reasons))
