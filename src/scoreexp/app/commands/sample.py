@@ -95,7 +95,7 @@ def _draw_into(
         "checkpoint": str(cfg.ckpt),
         "weights": cfg.weights,
         "sampler": _plain(cfg.sampler),
-        "solver": {"path": str(solver.path), "error": solver.error} if solver else None,
+        "solver": _of_solver(solver, sampler) if solver else None,
         "guidance": _plain(cfg.get("guidance")),
         "seeds": seeds,
         "label": cfg.label,
@@ -120,6 +120,11 @@ def _draw_into(
         f"try next       another sampler (sampler=heun), more steps ({steps}){other}",
         flush=True,
     )
+
+
+def _of_solver(solver: StoredSolver, auto: Sampler) -> dict[str, Any]:
+    taken = "fitted" if solver.sampler is not auto else "without a fit"
+    return {"path": str(solver.path), "taken": taken, "error": solver.error}
 
 
 def _write_pictures(folder: Path, seeds: list[int], samples: Tensor) -> tuple[str, Path | None, str | None]:
