@@ -134,6 +134,11 @@ class DenoiserBase(ABC):
         """What the sides of an image must be divisible by, in pixels; 1 unless a class says otherwise."""
         return 1
 
+    @property
+    def latent_channels(self) -> int:
+        """Numbers in the latent ``z[B, L]`` of a model that draws x_0; 0 for one that has a posterior mean."""
+        return 0
+
     def begin(self) -> "DenoiserBase":
         """The denoiser of one trajectory: this one, or a new one where it remembers earlier times (some guidance)."""
         return self
@@ -146,7 +151,7 @@ class DenoiserBase(ABC):
             x_t: noisy data ``[B, *]``.
             t: times ``[B]`` in the schedule's range, best in float64 on the CPU.
             cond: class labels ``[B]`` (long), an image ``[B, C', H, W]`` (floating point) that the model is conditioned
-                on, or None.
+                on, the latent ``[B, L]`` of a model that draws x_0, or None.
 
         Returns:
             ``x0_hat [B, *]``, in the dtype and on the device of ``x_t``.
@@ -220,6 +225,11 @@ class Denoiser(nn.Module, DenoiserBase):
         """That of the network; 1 where it states none."""
         return int(getattr(self.network, "downsampling_factor", 1))
 
+    @property
+    def latent_channels(self) -> int:
+        """That of the network; 0 where it states none."""
+        return int(getattr(self.network, "latent_channels", 0))
+
     def forward(self, x_t: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
         c = self.preconditioning(*self.schedule(t.to(device="cpu", dtype=torch.float64)))
         c_noise = expand_to(c.c_noise, x_t).flatten()
@@ -228,7 +238,7 @@ class Denoiser(nn.Module, DenoiserBase):
 
 
 class Wrapper(DenoiserBase, wraps=True):
-    """A denoiser around another, whose schedule, event shape, record, device and downsampling factor it has.
+    """A denoiser around another, whose schedule, event shape, record, device, downsampling factor and latent it has.
 
     A new wrapper writes ``__call__``; what it asks of ``self.model`` is counted there.
 
@@ -264,6 +274,10 @@ class Wrapper(DenoiserBase, wraps=True):
     @property
     def downsampling_factor(self) -> int:
         return self.model.downsampling_factor
+
+    @property
+    def latent_channels(self) -> int:
+        return self.model.latent_channels
 
 
 class OracleDenoiser(DenoiserBase):

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from scoreexp import on_first_use
 
 if TYPE_CHECKING:
+    from scoreexp.lit.ddgan import DDGAN as DDGAN
     from scoreexp.lit.ema import EMA as EMA
     from scoreexp.lit.ema import PowerEMA as PowerEMA
     from scoreexp.lit.exact_score import ExactScore as ExactScore

@@ -35,6 +35,8 @@ from scoreexp.runs.directory import new_folder, shown
 from scoreexp.runs.model import load
 from scoreexp.system.devices import choose_device
 
+NEED_THE_MEAN: tuple[Needs, ...] = ("pairs", "likelihood", "oracle", "model")
+
 
 def evaluate(cfg: DictConfig) -> dict[str, float]:
     """Measure the model of ``cfg.ckpt``, see ``conf/evaluate.yaml``; returns the values by name.
@@ -51,6 +53,11 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     def needing(needs: Needs) -> dict[str, Any]:
         return {name: metric for name, metric in metrics.items() if metric.spec.needs == needs}
 
+    if model.latent_channels:  # what it is asked for itself, not its samples
+        asked = [name for name, metric in metrics.items() if metric.spec.needs in NEED_THE_MEAN]
+        reason = "the model draws x_0 and has no posterior mean"
+        subject.unmeasured.update(dict.fromkeys(asked, reason))
+        metrics = {name: metric for name, metric in metrics.items() if name not in asked}
     if own_task(model.record) is not None:
         asked = [name for name, metric in metrics.items() if metric.spec.needs != "pairs"]
         reason = "the model restores observations and is the score of no images of its own"

@@ -114,12 +114,12 @@ def _draw_into(
     if overview is not None:
         part = f" (the first {SHOWN} of {len(samples)})" if are_images and len(samples) > SHOWN else ""
         print(f"overview       {shown(overview)}{part}")
-    other = "" if cfg.seeds is not None else ", other samples (seeds=100)"
+    other = ["other samples (seeds=100)"] if cfg.seeds is None else []
     steps = f"sampler.steps={2 * sampler.steps}" if isinstance(sampler, Auto) else "sampler.grid.steps=100"
-    print(
-        f"try next       another sampler (sampler=heun), more steps ({steps}){other}",
-        flush=True,
-    )
+    # a generator has its own sampler and steps
+    others = [] if model.latent_channels else ["another sampler (sampler=heun)", f"more steps ({steps})"]
+    if others + other:
+        print(f"try next       {', '.join(others + other)}", flush=True)
 
 
 def _of_solver(solver: StoredSolver, auto: Sampler) -> dict[str, Any]:
