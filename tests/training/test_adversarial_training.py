@@ -29,6 +29,8 @@ SMALL = [
     "model.warmup_steps=3", "model.cooldown=0", "trainer.val_check_interval=4",
 ]  # fmt: skip
 
+DATA = TensorData(torch.tensor([[4.0, 0.0], [0.0, -4.0]]), batch_size=2, seed=0)
+
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
@@ -79,13 +81,22 @@ def test_what_does_not_suit_is_one_line(tmp_path):
     ):
         train(composed("train", *overrides, "network=mlp", f"run_dir={tmp_path / 'run'}"))
     made = module(nn.Identity)
-    for devices, precision, match in (
-        (2, "32-true", "on one device, not on 2"),
-        (1, "16-mixed", "bf16-mixed"),
+    usual = {"world_size": 1, "precision": "32-true", "gradient_clip_val": None, "accumulate_grad_batches": 1}
+    for setting, match in (
+        ({"world_size": 2}, "on one device, not on 2"),
+        ({"precision": "16-mixed"}, "set trainer.precision=bf16-mixed"),
+        ({"gradient_clip_val": 1.0}, "set trainer.gradient_clip_val=null"),
+        ({"accumulate_grad_batches": 2}, "and trainer.accumulate_grad_batches=1"),
     ):
-        made._trainer = SimpleNamespace(world_size=devices, precision=precision)
+        made._trainer = SimpleNamespace(**usual | setting)
         with pytest.raises(UserError, match=match):
-            made.on_fit_start()
+            made.configure_callbacks()
+    with pytest.raises(
+        UserError, match=r"set trainer\.gradient_clip_val=null"
+    ):  # before Lightning refuses it
+        pl.Trainer(gradient_clip_val=1.0, accelerator="cpu", logger=False).fit(
+            module(partial(Knows, 1.0)), DATA
+        )
 
 
 def module(discriminator):
@@ -123,10 +134,9 @@ def test_a_discriminator_that_collapses_is_said_and_stops_the_run(gain, does):
         max_steps=9, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False,
     )  # fmt: skip
-    data = TensorData(torch.tensor([[4.0, 0.0], [0.0, -4.0]]), batch_size=2, seed=0)
     with pytest.raises(
         DiscriminatorCollapseError, match=f"collapsed: for 3 batches up to step 3 it {does}"
     ) as error:
-        trainer.fit(made, datamodule=data)
+        trainer.fit(made, datamodule=DATA)
     assert "\n" not in str(error.value)
     assert trainer.global_step == 3

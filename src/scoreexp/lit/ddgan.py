@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
+import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -160,15 +161,23 @@ class DDGAN(ScoreModule):
                 "time_law=discrete, time_law.steps=4 and sampler=ddgan with it"
             )
 
-    def on_fit_start(self) -> None:
-        if self.trainer.world_size > 1:
+    def configure_callbacks(self) -> list[pl.Callback]:
+        """None; but this is asked before Lightning's own checks of a trainer for two optimisers, which name no remedy."""
+        trainer = self.trainer
+        if trainer.world_size > 1:
             raise UserError(
-                f"model=ddgan trains on one device, not on {self.trainer.world_size}: set trainer=gpu or cpu"
+                f"model=ddgan trains on one device, not on {trainer.world_size}: set trainer=gpu or cpu"
             )
-        if self.trainer.precision == "16-mixed":
+        if trainer.precision == "16-mixed":
             raise UserError(
                 "trainer.precision=16-mixed: the gradient penalty overflows in it, set trainer.precision=bf16-mixed"
             )
+        if trainer.gradient_clip_val or trainer.accumulate_grad_batches != 1:
+            raise UserError(
+                "model=ddgan steps two optimisers in each batch: set trainer.gradient_clip_val=null and "
+                "trainer.accumulate_grad_batches=1"
+            )
+        return []
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         super().on_train_batch_start(batch, batch_idx)
