@@ -8,7 +8,7 @@ RUN      ?= outputs/prior/run
 TESTSETS ?= outputs/prior/testsets
 
 .DEFAULT_GOAL := help
-.PHONY: help demo prior test test-slow lint fmt type docs bench compare-quick study-solvers study-samplers study-swiss-roll study-langevin study-claims study-stack clean install
+.PHONY: help demo prior test test-integration test-slow lint fmt type docs bench compare-quick study-solvers study-samplers study-swiss-roll study-rivals-points study-langevin study-claims study-stack clean install
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -32,8 +32,11 @@ prior: $(READY)  ## train the bundled prior again (PHOTOS, RUN: folders; TESTSET
 	$(BIN)/python -m benchmarks.prior train $(PHOTOS) $(RUN)
 	$(BIN)/python -m benchmarks.prior pack $(RUN)
 
-test: $(READY)  ## the fast test suite (about 6 minutes on 2 cores)
+test: $(READY)  ## the fast test suite (under 5 minutes on 2 cores)
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+test-integration: $(READY)  ## whole trainings, sweeps and notebooks (about 4 minutes on 2 cores)
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'integration and not slow'
 
 test-slow: $(READY)  ## the slow tests that `make test` leaves out
 	$(BIN)/python -m pytest -m slow --timeout 3600
@@ -76,6 +79,9 @@ study-samplers: $(READY)  ## quality against network evaluations for all sampler
 
 study-swiss-roll: $(READY)  ## score error and sliced Wasserstein distance of the Swiss Roll experiments (about 15 minutes)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.study_swiss_roll --json
+
+study-rivals-points: $(READY)  ## score error and samples of every objective on the Swiss Roll at equal CPU seconds (about 2 hours)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.study_rivals_points --json
 
 study-langevin: $(READY)  ## score CNN, Langevin and regression on held-out photographs (about 5 minutes)
 	$(BIN)/python -m benchmarks.study_langevin --json --figures

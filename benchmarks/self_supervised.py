@@ -5,6 +5,8 @@ as fit into it. A model trained on ``N`` noisy pictures takes ``N`` times as lon
 included, and denoises these pictures: it sees what the others see, and no clean one. Training pays from the least ``N``
 measured at which the best trained model is better than the best fitted restorer.
 
+Rows of noise (of the raw sensor, ELD) are taken off before, for all methods alike (``without_lines``).
+
 Pictures are squares of Kodak's (``kodim*.png``) and images of CIFAR-10 (``test_batch.bin``); the noise is not clipped, and
 restorers know its level. BM3D is run by another Python, ``--bm3d PYTHON``, which has the package bm3d; the bundled prior is
 a row where the package has one. Rows are stored after each measurement, and a further call measures what is missing.
@@ -37,6 +39,7 @@ from scoreexp.lit import EMA
 from scoreexp.metrics.functional import ssim
 from scoreexp.observations import (
     CorrelatedNoise,
+    ELDNoise,
     GaussianNoise,
     Identity,
     NoiseModel,
@@ -53,9 +56,11 @@ from scoreexp.restorers import (
     NonLocalMeans,
     Restorer,
     ScoreDVI,
-    Stabilised,
 )
+from scoreexp.restorers.destriped import without_lines
 from scoreexp.restorers.per_image import PerImage
+from scoreexp.restorers.usual import serving
+from scoreexp.system.json_files import read_json, write_json
 
 RESULT = Path(__file__).parent / "results" / "self_supervised.json"
 PAGE = DOCS / "self_supervised.md"
@@ -63,11 +68,13 @@ NOISES: dict[str, NoiseModel] = {
     "gaussian": GaussianNoise(50 / 255),
     "poisson": PoissonNoise(10.0),
     "correlated": CorrelatedNoise(50 / 255, 0.8),
+    "eld": ELDNoise(gain=0.05, sigma=0.1, shape=-0.1, row=0.05, step=2 / 255),
 }
 IN_WORDS = {
     "gaussian": "Gaussian, 25/255",
     "poisson": "Poisson, peak 10",
     "correlated": "correlated, 25/255, length 0.8",
+    "eld": "raw sensor (ELD), 40 electrons, read-out 2, rows 1",
 }
 FITTED: dict[str, Callable[[int], PerImage]] = {
     "zs_n2n": lambda steps: ZSN2N(steps=steps),
@@ -184,7 +191,7 @@ def trained(name: str, observation: Observation, seconds: float) -> Tensor:
 def bm3d(python: Path, observation: Observation) -> Tensor:
     """BM3D; counts are stabilised first, and correlated noise has its power spectrum."""
     noise = observation.noise
-    counts = isinstance(noise, PoissonNoise)
+    counts = not isinstance(noise, GaussianNoise | CorrelatedNoise)
     z = noise.stabilise(observation.y) if counts else observation.y
     sigma = 1.0 if counts else float(noise.variance(z).mean().sqrt())
     length = noise.length if isinstance(noise, CorrelatedNoise) else 0.0
@@ -201,12 +208,10 @@ def classical(name: str, observation: Observation) -> Tensor:
     if name == "noisy":
         return observation.y
     restorer: Restorer = Bilateral() if name == "bilateral" else NonLocalMeans()
-    if isinstance(observation.noise, PoissonNoise):
-        restorer = Stabilised(restorer)  # type: ignore[arg-type]
-    elif not isinstance(observation.noise, GaussianNoise):
+    if isinstance(observation.noise, CorrelatedNoise):
         level = float(observation.noise.variance(observation.y).mean().sqrt())
         observation = Observation(observation.y, Identity(), GaussianNoise(level))
-    return one_by_one(restorer, observation)
+    return one_by_one(serving(restorer, observation.noise), observation)
 
 
 def with_prior(name: str, observation: Observation, prior: Any) -> Tensor:
@@ -235,11 +240,12 @@ def methods(arguments: argparse.Namespace) -> Iterator[tuple[str, int, Callable[
 
 
 def measure(
-    clean: Tensor, noise: NoiseModel, work: Callable[[Observation], Tensor], few: int
+    clean: Tensor, noise: NoiseModel, work: Callable[[Observation], Tensor], few: int, *, is_noisy: bool
 ) -> dict[str, Any]:
     """Quality on the first ``few`` pictures, which all methods have, and processor seconds for each picture."""
-    observation = Observation.simulate(clean, Identity(), noise, ImageStreams(range(len(clean)), "noise"))
+    noisy = Observation.simulate(clean, Identity(), noise, ImageStreams(range(len(clean)), "noise"))
     started = _processor_seconds()
+    observation = noisy if is_noisy else without_lines(noisy)
     x = work(observation)
     seconds = (_processor_seconds() - started) / len(clean)
     if not x.isfinite().all():
@@ -304,7 +310,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     settings = {"seconds": arguments.seconds, "side": arguments.side}
-    stored = json.loads(arguments.json.read_text()) if arguments.json.exists() else {"rows": []}
+    stored = read_json(arguments.json) if arguments.json.exists() else {"rows": []}
     if stored["rows"] and stored["settings"] != settings:
         sys.exit(
             f"error: {arguments.json} was measured with {stored['settings']}: give these, or another --json"
@@ -320,14 +326,15 @@ def main() -> None:
                     continue
                 clean = pictures(source, folder, count, arguments.side)
                 row = dict(zip(("set", "noise", "method", "pictures"), key, strict=True))
+                few = min(arguments.counts)
                 try:
-                    rows.append({**row, **measure(clean, NOISES[noise], work, min(arguments.counts))})
+                    rows.append({**row, **measure(clean, NOISES[noise], work, few, is_noisy=name == "noisy")})
                 except subprocess.CalledProcessError as error:
                     print(f"{name} failed on {source}, {noise}: exit code {error.returncode}", flush=True)
                     continue
                 print(json.dumps(rows[-1]), flush=True)
                 content = {"machine": describe_machine(), "settings": settings, "rows": rows}
-                arguments.json.write_text(json.dumps(content, indent=2) + "\n")
+                write_json(arguments.json, content)
     made = table(rows)
     print(made)
     if arguments.page:

@@ -13,6 +13,8 @@ SCHEMA = {
     "sigma": "PositiveFloat | Literal['auto'] | None",
     "label": "NonNegativeInt | Literal['none'] | None",
     "white_level": "PositiveInt | None",
+    "volume": "bool | None",
+    "window": "list[float] | None",
     "trust": "list[str]",
     "tile": "PositiveInt | Literal['auto'] | None",
     "overlap": "NonNegativeInt",

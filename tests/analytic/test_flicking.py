@@ -9,15 +9,6 @@ from scoreexp.restorers import SinogramFlicking
 from scoreexp.restorers.flicking import conjugate, flicked
 
 
-def full_turn(x, angles):
-    """The second half turn of an image is the first of the image turned by half a turn about pixel ``N // 2``."""
-    turned = x.flip((-1, -2))
-    if x.shape[-1] % 2 == 0:
-        turned = turned.roll((1, 1), (-1, -2))
-    radon = Radon(x.shape[-1], angles)
-    return torch.cat([radon(x), radon(turned)], -2)
-
-
 def random(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
@@ -26,7 +17,7 @@ def random(*shape, seed=0):
 def test_a_sinogram_without_noise_stays_as_it_is(size):
     x = torch.zeros(1, 1, size, size, dtype=torch.float64)
     x[..., 4:-3, 3:-4] = random(1, 1, size - 7, size - 7)  # no corner of it turns beyond the detectors
-    y = full_turn(x, 7)
+    y = Radon(size, 14, full_turn=True)(x)
     torch.testing.assert_close(conjugate(y), y, rtol=0, atol=1e-12)
     assert (y.roll(7, -2) - y).abs().max() > 0.1, "the exchange is more than a turn"
 
@@ -49,7 +40,7 @@ def test_every_place_has_one_ray_of_its_pair_in_each_of_the_two(size):
 def test_it_removes_more_than_the_mean_of_the_two_rays():
     x = torch.zeros(1, 1, 17, 17)
     x[..., 5:12, 5:12] = 0.1
-    clean = full_turn(x, 16)
+    clean = Radon(17, 32, full_turn=True)(x)
     observation = Observation.simulate(clean, Identity(), GaussianNoise(0.2), ImageStreams([0], "noise"))
     made = SinogramFlicking(steps=60, width=8, lr=3e-3)(observation, streams=ImageStreams([0])).x
     mean = (observation.y + conjugate(observation.y)) / 2

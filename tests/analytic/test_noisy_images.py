@@ -5,12 +5,14 @@ import torch
 from torch import nn
 
 from scoreexp.core.batch import Batch
-from scoreexp.core.streams import generator
+from scoreexp.core.streams import ImageStreams, generator
 from scoreexp.denoisers import Denoiser, EDMPrediction, ScorePrediction, X0Prediction
 from scoreexp.networks import BlindSpot, ScoreCNN
 from scoreexp.networks.blind_spot import from_lattices, to_lattices
 from scoreexp.objectives import ARDAE, SDAP, DownsampledInvariance
 from scoreexp.objectives.blind_spot import sub_images
+from scoreexp.observations import GaussianNoise, Identity, Observation
+from scoreexp.restorers import Noise2Score
 from scoreexp.schedules import ConstantNoise
 
 LEVEL = ConstantNoise(0.2)
@@ -168,6 +170,39 @@ def test_sub_sampling_helps_only_where_the_signal_is_smoother_than_the_stride():
     assert rough[1] > rough[0]
 
 
+def lattice_optimum(of_signal, of_noise, stride=1):
+    """Error of the best predictor of a signal's pixel from all other noisy ones of its lattice, and with the pixel itself.
+
+    On a torus both are filters of the spectra; the weights of the first are those of the precision, which is blind to 0.
+    """
+    s, n = (torch.fft.fft2(part[::stride, ::stride]).real.clamp(min=0) for part in (of_signal, of_noise))
+    precision = 1 / (s + n)
+    blind = 1 - precision / precision.mean()
+    return float(((1 - blind) ** 2 * s + blind**2 * n).mean()), float((s * n * precision).mean())
+
+
+def test_a_window_of_24_neighbours_nears_the_optimum_of_all_and_the_pixel_itself_adds_its_precision():
+    *_, of_signal, of_noise = fields(length=3.0, blur=0.0, many=1)
+    blind, seeing = lattice_optimum(of_signal, of_noise)
+    window = blind_optimum(of_signal, of_noise, 1)[1]
+    assert blind < window < 1.5 * blind
+    assert seeing == pytest.approx(1 / (1 / blind + 1 / 0.25), rel=1e-9)
+
+
+def test_the_optimum_on_a_lattice_is_that_of_lengths_divided_by_the_stride():
+    """So sub-sampling makes noise whiter and the signal rougher alike: it helps where the second does not matter yet."""
+    for stride in (2, 3, 5):
+        errors = []
+        for length in (0.8 * stride, 1.6 * stride):
+            *_, of_signal, of_noise = fields(length, 0.8, many=1)
+            whole, sparse = (lattice_optimum(of_signal, of_noise, k)[0] for k in (1, stride))
+            *_, of_signal, of_noise = fields(length / stride, 0.8 / stride, 120 // stride, many=1)
+            assert sparse == pytest.approx(lattice_optimum(of_signal, of_noise)[0], rel=1e-3)
+            errors.append(sparse / whole)
+        assert errors[0] > 1.5, "a signal as smooth as the stride times the correlation loses"
+        assert errors[1] < 0.8, "one of twice that length gains"
+
+
 def test_sdaps_loss_pairs_each_sub_image_with_the_next():
     y, order = normal(2, 1, 8, 8), normal(2, 1, 8, 8, seed=1)
     network = LinearBlind()
@@ -290,6 +325,33 @@ def test_the_best_linear_score_is_that_of_the_module_and_tends_to_the_data_score
         loss = objective(model, Batch(y=y), at(y), u).mean()
         gradients += torch.autograd.grad(loss, [model.network.slope])
     assert gradients[0].abs() < 0.1 * gradients[1].abs()
+
+
+def test_what_was_learned_from_noisy_data_is_between_them_and_the_best_of_clean_ones():
+    """The score of noisy Gaussian data is learned as -1 / (v + s^2 + 3 delta^2), so too little is taken off."""
+    variance, sigma = 0.7, 0.2
+    y, u = (variance + sigma**2) ** 0.5 * normal(1000, 100), normal(1000, 100, seed=1)
+    errors = []
+    for delta in (0.3, 0.1):
+        objective, slopes = ARDAE(largest=delta, smallest=delta), (-2.0, -1.0, 0.0)
+        with torch.no_grad():
+            losses = [
+                float(objective(model_of(Linear(s), ScorePrediction()), Batch(y=y), at(y), u).mean())
+                for s in slopes
+            ]
+        left, middle, right = losses  # of a parabola
+        best = -1.0 + (left - right) / (2 * (left - 2 * middle + right))
+        assert best == pytest.approx(-1 / (variance + sigma**2 + 3 * delta**2), rel=0.02)
+        observation = Observation(y[:8], Identity(), GaussianNoise(sigma))
+        made = Noise2Score()(
+            observation, model_of(Linear(best), ScorePrediction()), streams=ImageStreams(range(8))
+        ).x
+        torch.testing.assert_close(made, (1 + sigma**2 * best) * y[:8])
+        kept = 1 + sigma**2 * best
+        errors.append((1 - kept) ** 2 * variance + kept**2 * sigma**2)
+    wiener = variance * sigma**2 / (variance + sigma**2)
+    assert sigma**2 > errors[0] > errors[1] > wiener
+    assert errors[1] - wiener < 0.1 * (errors[0] - wiener)
 
 
 def test_the_scale_falls_geometrically():

@@ -11,6 +11,7 @@ from scoreexp.observations import (
     CartesianMRI,
     ChannelMix,
     Compose,
+    DeadPixels,
     FourierMask,
     FromDeepinv,
     Function,
@@ -45,6 +46,7 @@ def matrix(operator, event_shape):
     [
         (RandomMask(size=(5, 6), hole=0.3), (2, 5, 6)),
         (BoxMask(size=6), (1, 6, 6)),
+        (DeadPixels(images(2, 4, 5) > 1), (2, 4, 5)),
         (GaussianBlur(0.7, size=(7, 8)), (1, 7, 8)),
         (Blur(images(3, 5, seed=2), size=(7, 8)), (1, 7, 8)),
         (SuperResolution(2, size=(6, 8)), (2, 6, 8)),

@@ -12,9 +12,11 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from scoreexp.app.commands.sample import sample
 from scoreexp.app.commands.train import train
-from scoreexp.app.composition import joined_lists, readable
+from scoreexp.app.composition import CommandLine, compose, joined_lists, readable, refuse_leftovers
+from scoreexp.app.conf_dir import conf_dir
 from scoreexp.app.config_check import single_values
 from scoreexp.app.early_checks import require_data
+from scoreexp.app.hydra_internals import hydra_of
 from scoreexp.app.launch import run_app
 from scoreexp.core.errors import UserError
 from scoreexp.report import SCHEMA as REPORT
@@ -170,3 +172,30 @@ def test_a_checkpoint_with_own_classes_is_read_by_those_who_trust_it(own, capsys
     given = [word for word in words if "=" in word and not word.startswith("n=")]
     sample(composed("sample", *given, "n=1", "sampler.grid.steps=1", "device=cpu", f"out={own / 'drawn'}"))
     assert (own / "drawn" / "seed_000000.png").exists()
+
+
+def test_keys_that_an_experiment_sets_for_a_part_that_the_recipe_replaces_are_refused_with_what_to_add(
+    capsys, tmp_path
+):
+    words = ["experiment=mnist_ddpm", "recipe=dit", f"run_dir={tmp_path / 'run'}"]
+    code, said = command(capsys, *words)
+    assert code == 1
+    # the new part has channels too, and would have taken them silently
+    assert said == (
+        "error: network.channels=64, network.attention_resolutions=[14], network.dropout=0.1 of experiment=mnist_ddpm for "
+        "network=unet, which recipe=dit replaces by network=dit: add network.channels=128 ~network.attention_resolutions "
+        "~network.dropout, or keep network=unet\n"
+    )
+    more = ["network.channels=64", "~network.attention_resolutions", "~network.dropout"]
+    line = CommandLine(hydra_of("train", conf_dir(), None), conf_dir(), "train", [*words, *more])
+    refuse_leftovers(line, compose(line))  # the command line means what it says
+
+
+def test_a_key_of_the_part_that_a_recipe_replaces_is_answered_with_the_recipe(capsys):
+    code, said = command(capsys, "experiment=photo32_ddpm", "recipe=dit", "network.multipliers=[1,2]")
+    assert code == 1
+    assert said.count("\n") == 1
+    assert said.startswith(
+        "error: network.multipliers=[1,2]: recipe=dit replaces network=unet by network=dit, which has no such key"
+    )
+    assert said.endswith("; leave it out, or keep network=unet\n")

@@ -30,7 +30,10 @@ from scoreexp.lit.callbacks import Checkpoints, DenoisingMonitor
 from scoreexp.lit.checkpoint import read_checkpoint
 from scoreexp.objectives import DenoisingScoreMatching
 
-pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL and fork")
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL and fork"),
+]
 
 INTERVAL = 4  # steps between checkpoints; evaluations, which save too, fall between them
 RANDOM_KILLS = 30

@@ -97,6 +97,7 @@ def shorten(notebook, settings):
         cells[0].source = cells[0].source.replace(long, short)
 
 
+@pytest.mark.integration
 @every
 def test_runs_from_the_first_cell_to_the_last(path, tmp_path, monkeypatch):
     # a kernel of this interpreter, whatever kernels and profiles the user has installed

@@ -95,6 +95,7 @@ def results(folder: str) -> dict[str, str]:
     return {path.parent.name: path.read_text() for path in Path(folder).glob("*/result")}
 
 
+@pytest.mark.integration
 def test_a_sweep_is_continued_and_extended_by_repeating_it(launch):
     code, lines = launch("-m", "experiment=a,b", "seed=0,1", "run_dir=sw", "hydra.launcher.n_parallel=2")
     assert code == 1
@@ -173,6 +174,7 @@ def test_names_depend_on_the_jobs_own_values_alone():
     assert max(map(len, long)) < 100
 
 
+@pytest.mark.integration
 def test_submitit_runs_the_same_jobs(launch):
     pytest.importorskip("submitit")
     command = ("-m", "seed=0,1", "run_dir=sw", "hydra/launcher=submitit_local", "hydra.launcher.n_parallel=2")

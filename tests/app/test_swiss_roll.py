@@ -19,6 +19,8 @@ from scoreexp.lit.callbacks import PointsMonitor, StopOnTarget, points_monitor
 from scoreexp.samplers import Heun, KarrasGrid
 from scoreexp.schedules import VE, VP, SubVP
 
+pytestmark = pytest.mark.integration
+
 SMALL = ["callbacks.monitor.samples=60", "network.width=16", "sampler.grid.steps=3", "data.batch_size=32"]
 LEVELS = ["0.02", "0.05", "0.1", "0.2", "0.5", "1", "2"]
 

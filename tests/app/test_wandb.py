@@ -6,6 +6,8 @@ import pytest
 
 from scoreexp.app.commands.train import train
 
+pytestmark = pytest.mark.integration
+
 
 @pytest.fixture
 def offline(monkeypatch, tmp_path):

@@ -14,6 +14,8 @@ from scoreexp.app.jobs import Job
 from scoreexp.app.sweep import write_sweep
 from scoreexp.app.wandb_logging import log_report, naming, wandb_logger
 
+pytestmark = pytest.mark.integration
+
 DOCS = Path(__file__).parents[2] / "docs" / "wandb.md"
 BLOCK, HEADER, COMPLETE = 32768, 7, (1, 4)  # the file is a LevelDB log after seven bytes of its own
 

@@ -171,6 +171,7 @@ def _data_of(name: str) -> str:
     return found.group(1) if found else "photo"
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("name", [n for n in names("experiment") if _data_of(n) in BUNDLED])
 def test_experiment_trains_two_steps(name, tmp_path):
     overrides = [

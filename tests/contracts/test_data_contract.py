@@ -27,8 +27,14 @@ WRITERS = {
     "CelebA": lambda root, node: write_celeba(root),
     "FFHQ": lambda root, node: write_ffhq(root, node.source),
     "Crops": lambda root, node: write_folder(root),
+    "Cubes": lambda root, node: write_cubes(root),
     "Folder": lambda root, node: write_folder(root),
 }
+
+
+def write_cubes(root):
+    for number in range(12):
+        np.save(root / f"{number}.npy", np.random.default_rng(number).random((3, 20, 24)))
 
 
 def config(name, *overrides):
@@ -43,7 +49,7 @@ def data(request, tmp_path_factory):
     write = WRITERS.get(node._target_.rsplit(".", 1)[-1])
     if write is not None:
         write(root, node)
-    if request.param in ("folder", "faces64", "crops"):
+    if request.param in ("folder", "faces64", "crops", "cubes"):
         node.size = 16
     if request.param == "crops":
         node.reduction, node.crops = [1.0, 1.0], 3

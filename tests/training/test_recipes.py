@@ -12,6 +12,8 @@ from scoreexp.core.errors import UserError
 from scoreexp.lit.callbacks import reconstruct
 from scoreexp.runs.checkpoint_file import read_checkpoint
 
+pytestmark = pytest.mark.integration
+
 RECIPES = sorted(path.stem for path in (conf_dir() / "recipe").glob("*.yaml"))
 
 
@@ -49,6 +51,16 @@ def test_what_a_recipe_learns_and_averages_is_resumed_bitwise(tmp_path):
     assert_same_training_state(whole, parts)
     assert whole["callbacks"]["PowerAverages"].keys() == {"0.05", "0.1"}
     assert whole["state_dict"]["objective.weight"].abs().max() > 0, "the uncertainty is trained"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("optimizer", ["schedule_free", "soap"])
+def test_what_an_optimiser_keeps_is_resumed_bitwise(optimizer, tmp_path):
+    choice = f"optimizer={optimizer}"
+    run("flow", tmp_path / "whole", 4, choice)
+    run("flow", tmp_path / "parts", 2, choice)
+    run("flow", tmp_path / "parts", 4, choice, "resume=auto")
+    assert_same_training_state(saved(tmp_path / "whole"), saved(tmp_path / "parts"))
 
 
 def test_an_average_of_another_width_is_a_checkpoint(tmp_path):

@@ -90,13 +90,22 @@ def test_a_gray_image_is_three_equal_channels_to_the_network():
 
 
 @pytest.mark.parametrize(
-    ("cooldown", "shares"), [(0.5, [0.5, 1, 1, 1, 1, 1, 0.8, 0.6, 0.4, 0.2, 0]), (0.0, [0.5] + [1] * 10)]
+    ("cooldown", "decay_steps", "shares"),
+    [
+        (0.5, 0, [0.5, 1, 1, 1, 1, 1, 0.8, 0.6, 0.4, 0.2, 0]),
+        (0.0, 0, [0.5] + [1] * 10),
+        (
+            0.0,
+            4,
+            [0.5, 1, 1, 1, 1, *[(4 / step) ** 0.5 for step in range(5, 11)]],
+        ),  # lr / sqrt(max(step / 4, 1))
+    ],
 )
-def test_the_learning_rate_warms_up_and_cools_down(cooldown, shares):
+def test_the_learning_rate_warms_up_decays_and_cools_down(cooldown, decay_steps, shares):
     class Stub:
         warmup_steps = 2
         trainer = type("Trainer", (), {"max_steps": 10})
 
     stub = Stub()
-    stub.cooldown = cooldown
+    stub.cooldown, stub.decay_steps = cooldown, decay_steps
     assert [ScoreModule._share_of_lr(stub, step) for step in range(11)] == pytest.approx(shares)

@@ -17,6 +17,7 @@ from scoreexp.denoisers import Denoiser
 from scoreexp.lit.ema import EMA
 from scoreexp.lit.module import ScoreModule
 from scoreexp.objectives import DenoisingScoreMatching, EDMWeighting, LogNormalNoise, Objective, TimeLaw
+from scoreexp.system.denormals import no_denormals
 
 
 class TensorData(DataModule):
@@ -95,7 +96,7 @@ def train(
         seed=seed,
     )
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), no_denormals():
         warnings.simplefilter("ignore")  # Lightning's advice on loaders and loggers
         trainer = pl.Trainer(
             accelerator="auto",

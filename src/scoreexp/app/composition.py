@@ -21,7 +21,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf, flag_override
 from omegaconf.errors import InterpolationKeyError, InterpolationToMissingValueError, OmegaConfBaseException
 
 from scoreexp.app.conf_dir import conf_dir
-from scoreexp.app.config_check import known_keys, single_values
+from scoreexp.app.config_check import known_keys, show, single_values
 from scoreexp.app.hydra_internals import Hydra, get_args_parser, hydra_of
 from scoreexp.app.jobs import quoted
 from scoreexp.app.signatures import closest, suggest
@@ -78,6 +78,73 @@ def composed(words: Sequence[str], config_name: str) -> dict[str, Any]:
         return plain_config(compose(command_line))
     finally:
         HydraConfig.instance().cfg = mine
+
+
+def refuse_leftovers(command_line: CommandLine, cfg: DictConfig) -> None:
+    """Refuse keys that an experiment has set for a part which a recipe replaces: the new part would take some of them.
+
+    Those that the command line sets too are meant.
+
+    Raises:
+        UserError: one line for each part: the keys, the recipe, what to add.
+    """
+    experiment, recipe = (cfg.hydra.runtime.choices.get(name) for name in ("experiment", "recipe"))
+    if experiment is None or recipe is None:
+        return
+    alone = _choices_alone(command_line, without="experiment")
+    values, its = (dict(_leaves(OmegaConf.to_container(one), "")) for one in (cfg, alone))
+    given = {override.lstrip("+~").partition("=")[0] for override in command_line.overrides}
+    lines = []
+    for part, (before, after) in _replaced(command_line, cfg).items():
+        own = {
+            key: value
+            for key, value in values.items()
+            if _is_below(key, [part]) and not _is_below(key, given)
+        }
+        keys = [key for key, value in own.items() if key not in its or its[key] != value]
+        remedies = [f"{key}={show(its[key])}" if key in its else f"~{key}" for key in keys]
+        if keys:
+            lines.append(
+                f"{', '.join(f'{key}={show(values[key])}' for key in keys)} of experiment={experiment} for {part}={before}, "
+                f"which recipe={recipe} replaces by {part}={after}: add {' '.join(remedies)}, or keep {part}={before}"
+            )
+    if lines:
+        raise UserError("\n".join(lines))
+
+
+def _choices_alone(command_line: CommandLine, without: str) -> DictConfig:
+    """What is composed of the command line's choices, but that of one group, and none of its keys."""
+    hydra, _, config_name, overrides = command_line
+    groups = {override: override.lstrip("+").partition("=")[0] for override in overrides}
+    kept = [
+        override
+        for override, group in groups.items()
+        if group != without and hydra.config_loader.get_group_options(group)
+    ]
+    return hydra.compose_config(config_name, kept, RunMode.RUN, with_log_configuration=False)
+
+
+def _replaced(command_line: CommandLine, cfg: DictConfig) -> dict[str, tuple[str, str]]:
+    """The parts of ``cfg`` that its recipe replaces, each with the choice before and the choice now."""
+    now = cfg.hydra.runtime.choices
+    before = _choices_alone(command_line, without="recipe").hydra.runtime.choices
+    return {
+        str(part): (str(before[part]), str(choice))
+        for part, choice in now.items()
+        if part != "recipe" and part in cfg and part in before and before[part] != choice
+    }
+
+
+def _leaves(node: Any, path: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield from _leaves(value, f"{path}.{key}" if path else str(key))
+    else:
+        yield path, node
+
+
+def _is_below(key: str, parents: Collection[str]) -> bool:
+    return any(key == parent or key.startswith(f"{parent}.") for parent in parents)
 
 
 def use_current_names(cfg: DictConfig) -> None:
@@ -310,8 +377,18 @@ def _explain_keys(error: Exception, command_line: CommandLine) -> str:
     hydra_keys = known_keys({"hydra": plain["hydra"]})
     groups = [group for group in map(str, cfg.hydra.runtime.choices) if not group.startswith("hydra")]
     lines = []
+    recipe = cfg.hydra.runtime.choices.get("recipe")
+    replaced = {} if recipe is None else _replaced(command_line, cfg)
     for key, given in unknown.items():
         known = hydra_keys if key.startswith("hydra.") else own_keys
+        part = key.partition(".")[0]
+        if part in replaced and key not in known:
+            before, after = replaced[part]
+            lines.append(
+                f"{given}: recipe={recipe} replaces {part}={before} by {part}={after}, which has no such key"
+                f"{_suggest_key(key, known)}; leave it out, or keep {part}={before}"
+            )
+            continue
         if key in known or hydra.config_loader.get_group_options(key):
             lines.append(f"{given}: {key} is not written in the configuration files; add it with +{given}")
         elif (

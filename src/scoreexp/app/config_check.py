@@ -176,7 +176,7 @@ def _check_declared_mapping(
             yield from _check_declared_mapping(value, here, schema, parents, scope)
         elif here not in schema:
             known = [name.rpartition(".")[2] for name in schema if name.rpartition(".")[0] == path]
-            shown = here if isinstance(value, Mapping | list) else f"{here}={_show(value)}"
+            shown = here if isinstance(value, Mapping | list) else f"{here}={show(value)}"
             yield f"{shown} is not a configuration key{suggest(str(key), known)}{_choices(known)}"
         else:
             annotation = ast.parse(schema[here], mode="eval").body
@@ -231,14 +231,14 @@ def _check_node(
         if key in INSTANTIATE_KEYS:
             continue
         if key in by_program:
-            yield f"{here}={_show(value)} cannot be set: the program passes it to {target} itself; remove it"
+            yield f"{here}={show(value)} cannot be set: the program passes it to {target} itself; remove it"
         elif key in found.parameters:
             yield from _check_value(here, value, found.parameters[key], target)
             yield from _check_third_party_range(here, value, definition, key)
         elif not found.is_open:
             allowed = sorted({*found.parameters, *INSTANTIATE_KEYS} - by_program)
             known = _choices([name for name in allowed if name not in INSTANTIATE_KEYS])
-            yield f"{here}={_show(value)}: {target} has no parameter '{key}'{suggest(key, allowed)}{known}"
+            yield f"{here}={show(value)}: {target} has no parameter '{key}'{suggest(key, allowed)}{known}"
     if lenient or node.get("_partial_") or "_args_" in node:
         return
     for name, parameter in found.parameters.items():
@@ -257,7 +257,7 @@ def _check_third_party_range(path: str, value: Any, definition: Definition, name
         if definition.qualified_name.startswith(prefix) and name in ranges:
             symbol, bound = ranges[name]
             if not COMPARISONS[symbol](value, bound):
-                yield f"{path}={_show(value)} must be {symbol} {bound}"
+                yield f"{path}={show(value)} must be {symbol} {bound}"
 
 
 def _check_value(path: str, value: Any, parameter: Parameter, target: str) -> Iterator[str]:
@@ -268,7 +268,7 @@ def _check_value(path: str, value: Any, parameter: Parameter, target: str) -> It
         return  # an interpolation that waits for a missing value
     elif parameter.annotation is not None and not _accepts_here(parameter, value):
         wanted = _describe(parameter.annotation, parameter.module)
-        yield f"{path}={_show(value)} must be {wanted}{_remedy(value, parameter)}"
+        yield f"{path}={show(value)} must be {wanted}{_remedy(value, parameter)}"
 
 
 def _wanted(parameter: Parameter) -> str:
@@ -295,7 +295,7 @@ def _accepts_here(parameter: Parameter, value: Any) -> bool:
     return parameter.default is not None and _constant(parameter.default) == value
 
 
-def _show(value: Any) -> str:
+def show(value: Any) -> str:
     """A value as it is written on the command line."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
@@ -439,7 +439,7 @@ def _literals(annotation: ast.expr, module: Module) -> list[Any]:
 def _describe(annotation: ast.expr, module: Module) -> str:
     """What an annotation allows, in words: ``an int >= 1 or null``."""
     choices = _literals(annotation, module)
-    words = [", ".join(dict.fromkeys(map(_show, choices)))] if choices else []
+    words = [", ".join(dict.fromkeys(map(show, choices)))] if choices else []
     if len(choices) > 1:
         words[0] = f"one of {words[0]}"
     members = [(m, s) for m, s in _members(annotation, module) if base_name(m) != "Literal"]

@@ -9,7 +9,7 @@ from typing import Any
 
 from scoreexp.app.signatures import resolve
 from scoreexp.core.errors import UserError
-from scoreexp.data.suffixes import WRITABLE
+from scoreexp.data.suffixes import WRITABLE, scan_format, suffix_of
 from scoreexp.runs.checkpoint_path import require_model_path
 
 USUAL_NUMBER = 16  # of samples
@@ -98,7 +98,12 @@ def require_output(source: Path, output: str | None) -> None:
     """Refuse an output for one image whose name is not that of an image."""
     if output is None or source.is_dir() or Path(output).expanduser().is_dir():
         return
-    if Path(output).suffix.lower() not in WRITABLE:
+    if scan_format(source) is not None:
+        if suffix_of(Path(output)) != suffix_of(source):
+            raise UserError(
+                f"output={output}: a scan is written as what it was, so its suffix must be {suffix_of(source)!r}"
+            )
+    elif Path(output).suffix.lower() not in WRITABLE:
         raise UserError(f"output={output}: its suffix must be one of {', '.join(WRITABLE)}")
 
 

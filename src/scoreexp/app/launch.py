@@ -38,6 +38,7 @@ from scoreexp.app.composition import (
     joined_lists,
     plain_config,
     readable,
+    refuse_leftovers,
     take_single_values_as_lists,
     use_current_names,
     wants_full_error,
@@ -171,7 +172,10 @@ def _run(app: App, command_line: CommandLine, args: Namespace) -> int:
             )
         shared = compose(command_line, RunMode.MULTIRUN)
         jobs = expand(command_line, shared)
-        cfgs = [compose(command_line._replace(overrides=job)) for job in jobs]
+        lines = [command_line._replace(overrides=job) for job in jobs]
+        cfgs = [compose(line) for line in lines]
+        for line, job_cfg in zip(lines, cfgs):
+            refuse_leftovers(line, job_cfg)
         data = [_check(job_cfg, app, f"job {number}: ") for number, job_cfg in enumerate(cfgs)]
         require_data(*data)
         if shared.hydra.launcher._target_.startswith("scoreexp."):
@@ -180,6 +184,7 @@ def _run(app: App, command_line: CommandLine, args: Namespace) -> int:
             with collected():
                 return run_sweep(sweep)
         return _run_here(app, command_line, cfgs)
+    refuse_leftovers(command_line, cfg)
     require_data(_check(cfg, app))
     _require_common_folder(cfg)
     job = _Job(app.task, app.schema or {}, _nearest_existing(Path(os.path.abspath(cfg.hydra.run.dir))))

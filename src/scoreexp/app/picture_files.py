@@ -8,6 +8,7 @@ from scoreexp.app.early_checks import require_input
 from scoreexp.app.terminal import say_labelled
 from scoreexp.core.errors import UserError
 from scoreexp.data.image_io import WRITABLE, Picture, check_writable, list_images
+from scoreexp.data.suffixes import READABLE, SCANS, named_after
 from scoreexp.runs.directory import shown
 
 MAX_NAMED = 3  # files in the last line about those that failed
@@ -15,13 +16,16 @@ MAX_NAMED = 3  # files in the last line about those that failed
 T = TypeVar("T")
 
 
-def input_and_output(source: Path, output: str | None, done: str) -> list[tuple[Path, Path]]:
+def input_and_output(
+    source: Path, output: str | None, done: str, *, scans: bool = False
+) -> list[tuple[Path, Path]]:
     """Pairs of input and output file; a folder's tree and names are kept.
 
     Args:
         source: image or folder.
         output: that is asked for, or None for one beside the input.
         done: what is added to the input's name there, such as ``_denoised``.
+        scans: whether files of measured values are taken too.
 
     Raises:
         UserError: there is no input, or two of them would be written to one file.
@@ -30,10 +34,10 @@ def input_and_output(source: Path, output: str | None, done: str) -> list[tuple[
     target = None if output is None else Path(output).expanduser()
     if not source.is_dir():
         if target is not None and target.is_dir():
-            return [(source, writable_name(target / source.name))]
-        return [(source, target or writable_name(source.with_name(f"{source.stem}{done}{source.suffix}")))]
+            return [(source, writable_name(target / source.name, scans))]
+        return [(source, target or writable_name(named_after(source, done), scans))]
     folder = output_folder(source, output, done)
-    found = list_images(source)
+    found = list_images(source, more=SCANS if scans else ())
     names = [path for path in found if not path.resolve().is_relative_to(folder.resolve())]
     if len(names) < len(found):
         if not names:
@@ -41,7 +45,7 @@ def input_and_output(source: Path, output: str | None, done: str) -> list[tuple[
         say_labelled(
             "note", f"{len(found) - len(names)} images below the output {shown(folder)} are left out"
         )
-    pairs = [(path, writable_name(folder / path.relative_to(source))) for path in names]
+    pairs = [(path, writable_name(folder / path.relative_to(source), scans)) for path in names]
     first: dict[Path, Path] = {}
     for path, made in pairs:
         if (other := first.setdefault(made, path)) is not path:
@@ -56,9 +60,10 @@ def output_folder(source: Path, output: str | None, done: str) -> Path:
     return source.with_name(source.name + done) if output is None else Path(output).expanduser()
 
 
-def writable_name(path: Path) -> Path:
+def writable_name(path: Path, scans: bool = False) -> Path:
     """``path``, as PNG where its format can be read but not written."""
-    return path if path.suffix.lower() in WRITABLE else path.with_suffix(".png")
+    is_written = path.suffix.lower() in WRITABLE or (scans and path.suffix.lower() not in READABLE)
+    return path if is_written else path.with_suffix(".png")
 
 
 def require_absent(path: Path, overwrite: bool) -> None:

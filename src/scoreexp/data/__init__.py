@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from scoreexp.data.celeba import CelebA as CelebA
     from scoreexp.data.cifar10 import CIFAR10 as CIFAR10
     from scoreexp.data.crops import Crops as Crops
+    from scoreexp.data.cubes import Cubes as Cubes
     from scoreexp.data.errors import DataError as DataError
     from scoreexp.data.ffhq import FFHQ as FFHQ
     from scoreexp.data.folder import Folder as Folder

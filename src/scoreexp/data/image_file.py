@@ -136,5 +136,7 @@ def too_large(path: Path, size: tuple[int, int] | None, max_pixels: int) -> Imag
     return ImageError(f"{path} has {found} pixels; at most {max_pixels} are allowed: crop or shrink it first")
 
 
-def several(path: Path, count: int) -> ImageError:
-    return ImageError(f"{path} holds {count} images; one is needed: save the wanted one as its own file")
+def several(path: Path, count: int, more: str = "") -> ImageError:
+    return ImageError(
+        f"{path} holds {count} images; one is needed: save the wanted one as its own file{more}"
+    )

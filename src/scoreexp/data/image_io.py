@@ -33,6 +33,7 @@ from scoreexp.data.image_writing import check_writable as check_writable
 from scoreexp.data.image_writing import write_image as write_image
 from scoreexp.data.suffixes import READABLE as READABLE
 from scoreexp.data.suffixes import WRITABLE as WRITABLE
+from scoreexp.data.suffixes import suffix_of
 from scoreexp.data.tiff import read_tiff, tiff_kind
 
 T = TypeVar("T")
@@ -143,8 +144,10 @@ def _opened(path: Path, max_pixels: int, tiff: Callable[[Path], T], other: Calla
         ) from error
 
 
-def list_images(folder: str | Path) -> list[Path]:
+def list_images(folder: str | Path, more: tuple[str, ...] = ()) -> list[Path]:
     """All image files in a folder and the folders in it, by relative path, numbers in their order (2, 10).
+
+    Files of ``more`` suffixes count too.
 
     Hidden files and folders are left out. Links to folders are followed, but into no folder twice.
 
@@ -161,9 +164,9 @@ def list_images(folder: str | Path) -> list[Path]:
     folder = Path(folder)
     if not folder.is_dir():
         raise ImageError(f"{folder} is not a folder; give the name of a folder of images")
-    found = [path for path in walk(folder) if path.suffix.lower() in READABLE]
+    found = [path for path in walk(folder) if suffix_of(path) in READABLE + more]
     if not found:
-        raise ImageError(f"{folder} holds no images; supported are {listed(READABLE)}")
+        raise ImageError(f"{folder} holds no images; supported are {listed(READABLE + more)}")
     return sorted(found, key=lambda path: [_natural(part) for part in path.relative_to(folder).parts])
 
 

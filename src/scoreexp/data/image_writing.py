@@ -96,6 +96,15 @@ def check_writable(path: str | Path, *, like: Picture | None = None, overwrite: 
             f"cannot write {path}: the image is partly transparent, which {suffix} cannot hold; "
             f"choose {listed(WITH_ALPHA)}"
         )
+    check_place(path, overwrite=overwrite)
+
+
+def check_place(path: Path, *, overwrite: bool = False) -> None:
+    """Refuse a path to which no file can be written.
+
+    Raises:
+        ImageError: it is taken, and ``overwrite`` is false; it is a folder; or its folder cannot be made or written to.
+    """
     if os.path.isdir(path):
         raise ImageError(f"cannot write {path}: it is a folder; give the name of a file")
     if os.path.exists(path) and not overwrite:

@@ -29,6 +29,7 @@ from scoreexp.data.image_file import (
 )
 from scoreexp.data.image_writing import TIFF_TEXT
 
+OF_PAGES = "; denoise takes volume=false for an image each, volume=true for all as one volume"
 MAX_DIRECTORIES = 64  # of one file: an image, its previews and its resolutions
 # none, CCITT, LZW, JPEG, Deflate and its old number, PackBits, LZMA, Zstandard, WebP
 COMPRESSIONS = (1, 2, 3, 4, 5, 7, 8, 32946, 32773, 34925, 50000, 50001)
@@ -60,7 +61,7 @@ def read_tiff(path: Path, max_pixels: int, white: int = DEEPEST) -> Picture:
     """
     with tifffile.TiffFile(path) as file:
         page = _only_page(path, file, max_pixels)
-        _check_segments(path, file, page, max_pixels)
+        check_segments(path, file, page, max_pixels)
         values = _decoded(path, page)
         picture = picture_of(
             values,
@@ -101,15 +102,15 @@ def _only_page(path: Path, file: tifffile.TiffFile, max_pixels: int) -> Any:
     for number, page in enumerate(cast(Any, file.pages)):
         if number == MAX_DIRECTORIES:
             raise ImageError(
-                f"{path} holds more than {MAX_DIRECTORIES} images; one is needed: save the wanted one as its own file"
+                f"{path} holds more than {MAX_DIRECTORIES} images; one is needed: save it as its own file{OF_PAGES}"
             )
         if not page.is_reduced:  # a preview
             pages.append(page)
     if len(pages) != 1:
-        raise several(path, len(pages))
+        raise several(path, len(pages), OF_PAGES)
     page = pages[0]
-    if (images := _images(file, page)) != 1:
-        raise several(path, images)
+    if (images := images_under(file, page)) != 1:
+        raise several(path, images, OF_PAGES)
     if page.imagewidth * page.imagelength > max_pixels:
         raise too_large(path, (page.imagewidth, page.imagelength), max_pixels)
     kind = (int(page.photometric), page.samplesperpixel, tuple(int(kind) for kind in page.extrasamples))
@@ -140,7 +141,7 @@ def _bands(extra: tuple[int, ...]) -> str:
     return f", {unknown} of them of unknown meaning" if unknown else ""
 
 
-def _images(file: tifffile.TiffFile, page: Any) -> int:
+def images_under(file: tifffile.TiffFile, page: Any) -> int:
     """How many images are stored under one directory: some writers put a whole stack there."""
     if page.is_imagej:
         return int((file.imagej_metadata or {}).get("images", 1))
@@ -151,7 +152,7 @@ def _images(file: tifffile.TiffFile, page: Any) -> int:
     return max([page.imagedepth, *(math.prod(shape) // own for shape in shapes if shape)])
 
 
-def _check_segments(path: Path, file: tifffile.TiffFile, page: Any, max_pixels: int) -> None:
+def check_segments(path: Path, file: tifffile.TiffFile, page: Any, max_pixels: int) -> None:
     """Refuse strips or tiles that are larger than the image, before memory is taken for them."""
     too_long = sum(page.databytecounts) > file.filehandle.size
     if math.prod(page.chunks) > 8 * max_pixels or too_long:

@@ -39,8 +39,20 @@ def save_figure(figure: Figure, path: str | Path, dpi: int = 110) -> None:
 
 def _pixels(image: Tensor) -> np.ndarray:
     """``[C, H, W]`` in [0, 1] as ``[H, W, 3]`` or ``[H, W]`` bytes."""
-    array = np.moveaxis(np.asarray(to_uint8(image)), 0, -1)
-    return array[..., 0] if array.shape[-1] == 1 else array
+    return visible(np.moveaxis(np.asarray(to_uint8(image)), 0, -1))
+
+
+def visible(pixels: np.ndarray) -> np.ndarray:
+    """``[H, W]`` or ``[H, W, 3]`` of pixels ``[H, W, C]``: of more bands than three the middles of the thirds, in false
+    colours.
+
+    >>> visible(np.zeros((8, 8, 1))).shape, visible(np.arange(31)[None, None])
+    ((8, 8), array([[[ 5, 15, 25]]]))
+    """
+    bands = pixels.shape[-1]
+    if bands == 3:
+        return pixels
+    return pixels[..., [bands // 6, bands // 2, bands * 5 // 6]] if bands > 3 else pixels[..., 0]
 
 
 @contextlib.contextmanager
@@ -205,8 +217,7 @@ def comparison(pictures: Sequence[np.ndarray], titles: Sequence[str], path: str 
     figure = Figure(figsize=(4.2 * len(pictures), 4.5), layout="constrained")
     axes = figure.subplots(1, len(pictures), squeeze=False)
     for axis, picture, title in zip(axes.flat, pictures, titles, strict=True):
-        shown = picture[..., 0] if picture.shape[-1] == 1 else picture
-        axis.imshow(np.clip(shown, 0, 1), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        axis.imshow(np.clip(visible(picture), 0, 1), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
         axis.set_title(title)
         axis.set_axis_off()
     save_figure(figure, path)

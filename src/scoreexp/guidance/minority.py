@@ -26,9 +26,10 @@ from scoreexp.core.types import AtLeastTwo, FinitePositiveFloat, NonNegativeInt,
 from scoreexp.denoisers import DenoiserBase, Wrapper
 from scoreexp.guidance.base import finite
 from scoreexp.metrics.minority import minority_scores
-from scoreexp.networks.classifier import draw_weights, read_network, write_network
+from scoreexp.networks.classifier import draw_weights
 from scoreexp.networks.layers import NoiseFeatures
 from scoreexp.schedules import Schedule
+from scoreexp.system.network_files import read_network, write_network
 
 _NOISIEST = 1e4  # levels beyond are one, as for a denoiser's network
 _FEATURES = 32

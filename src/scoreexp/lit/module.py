@@ -20,7 +20,9 @@ from scoreexp.denoisers.denoiser import Denoiser
 from scoreexp.embedding import EmbeddedImages
 from scoreexp.lit.ema import EMA
 from scoreexp.lit.progress_state import completed_progress
+from scoreexp.networks.layers import Constrained, constrain
 from scoreexp.objectives import Objective, TimeLaw
+from scoreexp.optimizers.schedule_free import ScheduleFreeAdam, keeps_average
 
 
 class NonFiniteError(UserError, FloatingPointError):
@@ -64,7 +66,10 @@ class ScoreModule(pl.LightningModule):
         optimizer: constructor that takes the parameters (a Hydra ``_partial_``).
         warmup_steps: linear warm-up of the learning rate over this many optimiser steps.
         cooldown: share of ``trainer.max_steps`` at the end over which the learning rate falls linearly to 0.
-        ema: decay law of the averaged weights, or None for none.
+        decay_steps: after this many steps the learning rate falls with the inverse square root of the step,
+            ``lr / sqrt(max(step / decay_steps, 1))``; 0 for never.
+        ema: decay law of the averaged weights, or None for none. With ``ScheduleFreeAdam`` the average is the optimiser's
+            own, whatever this is.
         label_dropout: share of the labels that are left out in training, so that the model also knows the null label; of no
             effect where the data have no classes; images that condition the model stay.
         compile: run the network through ``torch.compile`` (in place: checkpoint keys stay the same).
@@ -86,6 +91,7 @@ class ScoreModule(pl.LightningModule):
         optimizer: Callable[[Iterable[nn.Parameter]], Optimizer],
         warmup_steps: NonNegativeInt = 0,
         cooldown: Probability = 0.0,
+        decay_steps: NonNegativeInt = 0,
         ema: EMA | None = None,
         label_dropout: Probability = 0.1,
         compile: bool = False,
@@ -94,10 +100,12 @@ class ScoreModule(pl.LightningModule):
         super().__init__()
         self.label_dropout = label_dropout
         self.denoiser = denoiser
-        self.averaged = copy.deepcopy(denoiser).requires_grad_(False) if ema is not None else None
+        averages = ema is not None or keeps_average(optimizer)
+        self.averaged = copy.deepcopy(denoiser).requires_grad_(False) if averages else None
         self.objective, self.time_law = objective, time_law
         time_law.sample(1, denoiser.schedule, generator("first time"))  # refuses before the run has begun
-        self.make_optimizer, self.warmup_steps, self.cooldown = optimizer, warmup_steps, cooldown
+        self.make_optimizer, self.warmup_steps = optimizer, warmup_steps
+        self.cooldown, self.decay_steps = cooldown, decay_steps
         self.ema, self.seed = ema, int(seed)
         self.record: dict[
             str, Any
@@ -236,8 +244,12 @@ class ScoreModule(pl.LightningModule):
             self.log(
                 "step", float(self.global_step), on_step=True, on_epoch=False
             )  # names the row by steps done
-        if self.ema is not None and self.averaged is not None and not self._accumulating():
-            self.ema.update(self.averaged, self.denoiser, self.global_step)
+        if self.averaged is not None and not self._accumulating():
+            optimizer = self.trainer.optimizers[0]
+            if isinstance(optimizer, ScheduleFreeAdam):
+                optimizer.average(self.averaged, self.denoiser)
+            elif self.ema is not None:
+                self.ema.update(self.averaged, self.denoiser, self.global_step)
 
     def _accumulating(self) -> bool:
         return bool(self.trainer.fit_loop.epoch_loop._should_accumulate())
@@ -248,13 +260,22 @@ class ScoreModule(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         learned = [*self.denoiser.parameters(), *getattr(self.objective, "parameters", list)()]
         optimizer = self.make_optimizer([p for p in learned if p.requires_grad])
-        if not (self.warmup_steps or self.cooldown):
+        if any(isinstance(module, Constrained) for module in self.denoiser.modules()):
+            if isinstance(optimizer, ScheduleFreeAdam):
+                raise UserError(
+                    "the network keeps the norms of its weights, which the average of ScheduleFreeAdam does not: set "
+                    "optimizer=adam, or another network"
+                )
+            optimizer.register_step_post_hook(lambda *_: constrain(self.denoiser))
+        if not (self.warmup_steps or self.cooldown or self.decay_steps):
             return optimizer
         law = torch.optim.lr_scheduler.LambdaLR(optimizer, self._share_of_lr)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": law, "interval": "step"}}
 
     def _share_of_lr(self, step: int) -> float:
         share = min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
+        if self.decay_steps:
+            share /= max(step / self.decay_steps, 1.0) ** 0.5
         if not self.cooldown:
             return share
         last = self.trainer.max_steps

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from scoreexp.metrics.functional import ms_ssim as ms_ssim
     from scoreexp.metrics.functional import mse as mse
     from scoreexp.metrics.functional import psnr as psnr
+    from scoreexp.metrics.functional import spectral_angle as spectral_angle
     from scoreexp.metrics.functional import ssim as ssim
     from scoreexp.metrics.functional import ssim_global as ssim_global
     from scoreexp.metrics.inception import InceptionFeatures as InceptionFeatures

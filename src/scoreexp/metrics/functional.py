@@ -168,6 +168,36 @@ def ssim_global(prediction: Tensor, target: Tensor) -> Tensor:
     return luminance * structure
 
 
+def spectral_angle(prediction: Tensor, target: Tensor) -> Tensor:
+    """Spectral angle ``arccos(<x, y> / (|x| |y|))`` between the spectra of each pixel in degrees, mean over the pixels.
+
+    It does not see how bright a pixel is. Of a spectrum that is zero and one that is not it is 90 degrees.
+
+    Reference: The spectral image processing system (SIPS), F. A. Kruse et al., 1993,
+    https://doi.org/10.1016/0034-4257(93)90013-N
+
+    >>> import torch
+    >>> import scoreexp as se
+    >>> one, both = torch.tensor([1.0, 0.0]).view(1, 2, 1, 1), torch.tensor([0.5, 0.5]).view(1, 2, 1, 1)
+    >>> se.metrics.spectral_angle(both, one)
+    tensor([45.], dtype=torch.float64)
+
+    Args:
+        prediction: ``[B, C, *]`` with bands C, values clamped to [0, 1].
+        target: ``[B, C, *]``, values in [0, 1].
+
+    Returns:
+        ``[B]`` in [0, 90].
+
+    Raises:
+        ValueError: the shapes differ, or the target is not in [0, 1].
+    """
+    x, y = (F.normalize(v.flatten(2), dim=1) for v in _prepare(prediction, target))
+    # of unit vectors; the arccosine of their product would lose the digits of small angles
+    angle = 2 * torch.atan2((x - y).norm(dim=1), (x + y).norm(dim=1))
+    return angle.rad2deg().mean(1)
+
+
 def _similarities(
     mean_x: Tensor, mean_y: Tensor, variance_x: Tensor, variance_y: Tensor, covariance: Tensor
 ) -> tuple[Tensor, Tensor]:

@@ -21,8 +21,11 @@ from scoreexp.networks.regression_unet import RegressionUNet
 from scoreexp.networks.score_cnn import ScoreCNN
 from scoreexp.networks.spectral import SpectralResidual
 from scoreexp.networks.unet import UNet
+from scoreexp.networks.unet3d import UNet3D
+from scoreexp.networks.unet_edm2 import MagnitudePreservingUNet
 from scoreexp.networks.unet_modulated import ModulatedUNet
 from scoreexp.networks.unet_published import UNetPublished
+from scoreexp.networks.uvit import UViT
 
 __all__ = [
     "MLP",
@@ -34,6 +37,7 @@ __all__ = [
     "Generator",
     "ImageConditioned",
     "ImageDiscriminator",
+    "MagnitudePreservingUNet",
     "ModulatedUNet",
     "NCSNpp",
     "PointDiscriminator",
@@ -42,6 +46,8 @@ __all__ = [
     "ScoreCNN",
     "SpectralResidual",
     "UNet",
+    "UNet3D",
     "UNetPublished",
+    "UViT",
     "WaveletDiscriminator",
 ]

@@ -17,8 +17,8 @@ from scoreexp.networks.layers import Conditioning, attend, check_image_shape, st
 _LONGEST = 10_000.0  # ratio of the longest to the shortest wave of the positions, as in the paper
 
 
-class DiTBlock(nn.Module):
-    """h + g_1 attention(m_1(h)), then h + g_2 MLP(m_2(h)), with m(h) = (1 + scale) norm(h) + shift.
+class TransformerBlock(nn.Module):
+    """Self-attention over tokens and a perceptron: what the transformers share.
 
     Args:
         channels: of a token, divisible by ``heads``.
@@ -30,22 +30,41 @@ class DiTBlock(nn.Module):
         super().__init__()
         self.heads = heads
         hidden = max(1, round(hidden_ratio * channels))
-        self.norm1 = nn.LayerNorm(channels, elementwise_affine=False, eps=1e-6)
         self.qkv = nn.Linear(channels, 3 * channels)
         self.out = nn.Linear(channels, channels)
-        self.norm2 = nn.LayerNorm(channels, elementwise_affine=False, eps=1e-6)
         self.linear1 = nn.Linear(channels, hidden)
         self.linear2 = nn.Linear(hidden, channels)
+
+    def attention(self, h: Tensor) -> Tensor:
+        """``h[B, tokens, channels]`` -> the shape of h."""
+        q, k, v = (
+            part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in self.qkv(h).chunk(3, dim=2)
+        )
+        return self.out(attend(q, k, v).transpose(1, 2).flatten(2))
+
+    def perceptron(self, h: Tensor) -> Tensor:
+        """``h[B, tokens, channels]`` -> the shape of h."""
+        return self.linear2(F.gelu(self.linear1(h), approximate="tanh"))
+
+
+class DiTBlock(TransformerBlock):
+    """h + g_1 attention(m_1(h)), then h + g_2 MLP(m_2(h)), with m(h) = (1 + scale) norm(h) + shift.
+
+    Args:
+        channels, heads, hidden_ratio: as for ``TransformerBlock``.
+    """
+
+    def __init__(self, channels: int, heads: int, hidden_ratio: float) -> None:
+        super().__init__(channels, heads, hidden_ratio)
+        self.norm1 = nn.LayerNorm(channels, elementwise_affine=False, eps=1e-6)
+        self.norm2 = nn.LayerNorm(channels, elementwise_affine=False, eps=1e-6)
         self.modulation = start_at_zero(nn.Linear(channels, 6 * channels))
 
     def forward(self, h: Tensor, embedding: Tensor) -> Tensor:
         """``h[B, tokens, channels]``, ``embedding[B, channels]`` -> the shape of h."""
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(embedding)[:, None].chunk(6, dim=2)
-        qkv = self.qkv((1 + scale1) * self.norm1(h) + shift1)
-        q, k, v = (part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in qkv.chunk(3, dim=2))
-        h = h + gate1 * self.out(attend(q, k, v).transpose(1, 2).flatten(2))
-        inner = F.gelu(self.linear1((1 + scale2) * self.norm2(h) + shift2), approximate="tanh")
-        return h + gate2 * self.linear2(inner)
+        h = h + gate1 * self.attention((1 + scale1) * self.norm1(h) + shift1)
+        return h + gate2 * self.perceptron((1 + scale2) * self.norm2(h) + shift2)
 
 
 class DiT(nn.Module):
@@ -90,11 +109,7 @@ class DiT(nn.Module):
         time_conditioning: bool = True,
     ) -> None:
         super().__init__()
-        if channels % heads or channels % 4:
-            raise ValueError(
-                f"channels={channels} with heads={heads}: choose channels divisible by the heads and by 4, for the "
-                "sines and cosines of rows and columns"
-            )
+        check_channels(channels, heads)
         self.downsampling_factor = self.patch = patch
         check_image_shape(tuple(event_shape), patch)
         size = event_shape[0] * patch**2
@@ -117,13 +132,41 @@ class DiT(nn.Module):
         embedding = self.conditioning(c_noise, cond)
         if embedding is None:  # nothing conditions it: the biases of the modulations alone
             embedding = x.new_zeros(len(x), self.channels)
-        h = self.stem(F.pixel_unshuffle(x, self.patch).flatten(2).transpose(1, 2))
+        h = self.stem(patches_of(x, self.patch))
         h = h + positions(rows, columns, self.channels).to(h)
         for block in self.blocks:
             h = block(h, embedding)
         shift, scale = self.modulation(embedding)[:, None].chunk(2, dim=2)
         out = self.head((1 + scale) * self.norm_out(h) + shift)
-        return F.pixel_shuffle(out.transpose(1, 2).unflatten(2, (rows, columns)), self.patch)
+        return image_of(out, rows, columns, self.patch)
+
+
+def check_channels(channels: int, heads: int) -> None:
+    """Refuse a width that the heads or the sines and cosines of the positions do not divide.
+
+    Raises:
+        ValueError: names both and what to choose.
+    """
+    if channels % heads or channels % 4:
+        raise ValueError(
+            f"channels={channels} with heads={heads}: choose channels divisible by the heads and by 4, for the "
+            "sines and cosines of rows and columns"
+        )
+
+
+def patches_of(x: Tensor, patch: int) -> Tensor:
+    """The square patches of ``x[B, C, H, W]``, row by row: ``[B, tokens, C * patch * patch]``."""
+    return F.pixel_unshuffle(x, patch).flatten(2).transpose(1, 2)
+
+
+def image_of(tokens: Tensor, rows: int, columns: int, patch: int) -> Tensor:
+    """The image whose patches are ``tokens[B, rows * columns, C * patch * patch]``.
+
+    >>> x = torch.arange(32.0).view(1, 2, 4, 4)
+    >>> torch.equal(image_of(patches_of(x, 2), 2, 2, 2), x)
+    True
+    """
+    return F.pixel_shuffle(tokens.transpose(1, 2).unflatten(2, (rows, columns)), patch)
 
 
 def positions(rows: int, columns: int, channels: int) -> Tensor:

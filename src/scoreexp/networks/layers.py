@@ -105,19 +105,60 @@ class Conditioning(nn.Module):
         Raises:
             ValueError: if labels are given to a network without classes.
         """
-        if cond is not None and not are_labels(cond):
-            raise ValueError(
-                "cond is an image, but the network takes class labels: choose network=unet_conditioned"
-            )
-        if cond is not None and self.num_classes is None:
-            raise ValueError("the network has no classes but got labels: set num_classes, or pass cond=None")
+        labels = labels_or_null(cond, self.num_classes, len(c_noise), c_noise.device)
         parts: list[Tensor] = []
         if self.noise_embedding is not None:
             parts.append(self.noise_embedding(c_noise))
-        if self.class_embedding is not None and self.num_classes is not None:
-            null = torch.full_like(c_noise, self.num_classes, dtype=torch.long)
-            parts.append(self.class_embedding(null if cond is None else cond))
+        if self.class_embedding is not None:
+            parts.append(self.class_embedding(labels))
         return F.silu(torch.stack(parts).sum(0)) if parts else None
+
+
+def labels_or_null(
+    cond: Tensor | None, num_classes: int | None, batch: int, device: torch.device
+) -> Tensor | None:
+    """``cond[B]``, the null label ``num_classes`` for None; None for a network without classes.
+
+    Raises:
+        ValueError: if labels are given to a network without classes, or an image in their place.
+    """
+    if cond is not None and not are_labels(cond):
+        raise ValueError(
+            "cond is an image, but the network takes class labels: choose network=unet_conditioned"
+        )
+    if num_classes is None:
+        if cond is not None:
+            raise ValueError("the network has no classes but got labels: set num_classes, or pass cond=None")
+        return None
+    return torch.full((batch,), num_classes, device=device) if cond is None else cond
+
+
+class Constrained(nn.Module):
+    """A module whose weights stay in a set: whoever trains them calls ``constrain`` after each optimiser step.
+
+    >>> class Unit(Constrained):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.weight = nn.Parameter(torch.tensor([3.0, 4.0]))
+    ...     @torch.no_grad()
+    ...     def constrain(self):
+    ...         self.weight.div_(self.weight.norm())
+    >>> network = nn.Sequential(Unit())
+    >>> constrain(network)
+    >>> network[0].weight.tolist()
+    [0.6000000238418579, 0.800000011920929]
+    """
+
+    def constrain(self) -> None:
+        """Move the weights of this module, not of its children, to the set, in place and without a gradient."""
+        raise NotImplementedError
+
+
+def constrain(network: nn.Module) -> None:
+    """Constrain every module of ``network`` that asks for it."""
+    for module in network.modules():
+        if isinstance(module, Constrained):
+            module.constrain()
 
 
 class SelfAttention(nn.Module):

@@ -9,11 +9,13 @@ from scoreexp.restorers.conditioned import Conditioned
 from scoreexp.restorers.ddnm import DDNM
 from scoreexp.restorers.ddrm import DDRM
 from scoreexp.restorers.dds import DDS
+from scoreexp.restorers.destriped import Destriped
 from scoreexp.restorers.diffpir import DiffPIR
 from scoreexp.restorers.exposure import Exposure
 from scoreexp.restorers.filter2noise import Filter2Noise
 from scoreexp.restorers.flicking import SinogramFlicking
 from scoreexp.restorers.gradient import DPS, STSL, HIRDiff
+from scoreexp.restorers.hyres import HyRes
 from scoreexp.restorers.likelihood import MMPS, PiGDM
 from scoreexp.restorers.mid import MID
 from scoreexp.restorers.noise2score import Noise2Score
@@ -44,10 +46,12 @@ __all__ = [
     "Binned",
     "BySampling",
     "Conditioned",
+    "Destriped",
     "DiffPIR",
     "Exposure",
     "Filter2Noise",
     "HIRDiff",
+    "HyRes",
     "NoiSER",
     "Noise2Score",
     "NonLocalMeans",

@@ -19,6 +19,7 @@ from scoreexp.restorers.base import Restorer
 from scoreexp.restorers.binned import Binned
 from scoreexp.restorers.by_sampling import BySampling
 from scoreexp.restorers.ddrm import DDRM
+from scoreexp.restorers.destriped import Destriped
 from scoreexp.restorers.filtering import ImageFilter
 from scoreexp.restorers.gradient import DPS
 from scoreexp.restorers.likelihood import PiGDM
@@ -44,7 +45,7 @@ def usual_restorer_of(observation: Observation) -> Restorer:
     >>> import torch
     >>> from scoreexp.observations import GaussianBlur, Magnitude, Radon
     >>> y, noise = torch.zeros(1, 1, 8, 8), GaussianNoise(0.1)
-    >>> operators = Identity(), GaussianBlur(1.0, 8), Radon(8, angles=8), Magnitude()
+    >>> operators = Identity(), GaussianBlur(0.5, size=8), Radon(8, angles=8), Magnitude()
     >>> [type(usual_restorer_of(Observation(y, operator, noise))).__name__ for operator in operators]
     ['PosteriorMean', 'DDRM', 'PiGDM', 'DPS']
     """
@@ -68,6 +69,8 @@ def usual_restorer(noise: NoiseModel, pixels: int) -> Restorer:
 
     Noise of a law that has no stabilising transform gets one too, which refuses it on its call.
     """
+    if noise.lines is not None:
+        return Destriped(usual_restorer(noise.lines.noise, pixels))
     if isinstance(noise, CorrelatedNoise):
         return PnPColoured()
     restorer = serving(PosteriorMean(8 if pixels <= SMALL else 1), noise)
@@ -79,10 +82,14 @@ def usual_restorer(noise: NoiseModel, pixels: int) -> Restorer:
 def serving(restorer: Restorer, noise: NoiseModel) -> Restorer:
     """The restorer, ``Stabilised`` where it is one of white Gaussian noise and ``noise`` is another.
 
+    Lines are taken off before (``Destriped``).
+
     >>> from scoreexp.observations import GammaNoise
     >>> from scoreexp.restorers.tv import TV
     >>> type(serving(TV(), GammaNoise(4.0))).__name__
     'Stabilised'
     """
+    if noise.lines is not None and isinstance(restorer, OF_WHITE_GAUSSIAN_NOISE):
+        return Destriped(serving(restorer, noise.lines.noise))
     is_other = not isinstance(noise, GaussianNoise | CorrelatedNoise)
     return Stabilised(restorer) if is_other and isinstance(restorer, OF_WHITE_GAUSSIAN_NOISE) else restorer

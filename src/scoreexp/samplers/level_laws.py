@@ -18,8 +18,9 @@ from scoreexp.core.streams import generator
 from scoreexp.core.tensors import expand_to
 from scoreexp.core.types import AtLeastTwo, FinitePositiveFloat, PositiveFloat, PositiveInt
 from scoreexp.denoisers.denoiser import DenoiserBase
-from scoreexp.networks.classifier import draw_weights, read_network, write_network
+from scoreexp.networks.classifier import draw_weights
 from scoreexp.numerics.oracles import Oracle
+from scoreexp.system.network_files import read_network, write_network
 
 
 class LevelLaw(ABC):

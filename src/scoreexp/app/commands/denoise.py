@@ -1,7 +1,7 @@
 """Denoise the user's own images: any size, depth and number of channels."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,7 +35,9 @@ from scoreexp.app.terminal import say, say_labelled
 from scoreexp.core.construct import construct
 from scoreexp.core.errors import UserError
 from scoreexp.core.ranges import sigma_to_model, sigma_to_unit, to_uint8
-from scoreexp.data.image_io import Picture, few_bits, read_image, write_image
+from scoreexp.data.image_io import few_bits, read_image, write_image
+from scoreexp.data.image_writing import check_place
+from scoreexp.data.suffixes import named_after, scan_format
 from scoreexp.denoisers import DenoiserBase
 from scoreexp.observations import GaussianNoise, NoiseModel
 from scoreexp.observations.noise.estimate import Estimate
@@ -65,7 +67,7 @@ class Denoised(NamedTuple):
     values: dict[str, Any]
 
 
-class _Task(NamedTuple):
+class Task(NamedTuple):
     """What is the same for all images of a call.
 
     Attributes:
@@ -91,17 +93,26 @@ def denoise(cfg: DictConfig) -> list[Denoised]:
     One bad file in a folder does not end the batch; it is named at the end and makes the exit code 1.
     """
     source = Path(cfg.input).expanduser()
-    pairs = input_and_output(source, cfg.output, DONE)
-    for _, target in pairs:
-        require_writable(target, cfg.overwrite)
+    pairs = input_and_output(source, cfg.output, DONE, scans=True)
+    for path, target in pairs:
+        if is_scan(path, cfg):
+            require_absent(target, cfg.overwrite)
+            check_place(target, overwrite=cfg.overwrite)
+        else:
+            require_writable(target, cfg.overwrite)
     folder = output_folder(source, cfg.output, DONE) if source.is_dir() else None
-    values = pairs[0][1].with_suffix(".json") if folder is None else folder / "denoised.json"
+    values = named_after(pairs[0][1], "", ".json") if folder is None else folder / "denoised.json"
     require_absent(values, cfg.overwrite)
     task = _task(cfg, extras=folder is None)
     written: list[dict[str, Any]] = []
 
     def work(source: Path, target: Path) -> Denoised:
-        found = _denoise_file(task, source, target)
+        if is_scan(source, cfg):
+            from scoreexp.app.commands.denoise_scan import denoise_scan
+
+            found = denoise_scan(task, source, target)
+        else:
+            found = _denoise_file(task, source, target)
         written.append(found.values)
         write_json(values, {"seed": cfg.seed, "pictures": written})
         return found
@@ -120,12 +131,18 @@ def denoise(cfg: DictConfig) -> list[Denoised]:
     return done
 
 
-def _task(cfg: DictConfig, extras: bool) -> _Task:
+def is_scan(path: Path, cfg: DictConfig) -> bool:
+    """Whether a file is read as pages of measured values; TIFF files are where ``volume`` says how."""
+    is_stack = cfg.volume is not None and path.suffix.lower() in (".tif", ".tiff")
+    return is_stack or scan_format(path) is not None
+
+
+def _task(cfg: DictConfig, extras: bool) -> Task:
     """What restores, and its model: used as its run says, as far as ``cfg`` does not."""
     restorer = restorer_of(cfg)
     if restorer is not None and not restorer.needs_model:
         noise, gaussian = _noise(cfg, {})
-        return _Task(restorer, None, noise, gaussian, None, extras, cfg)
+        return Task(restorer, None, noise, gaussian, None, extras, cfg)
     if cfg.ckpt is None:
         if given := [key for key in ("guidance", "label") if cfg.get(key) is not None]:
             raise UserError(
@@ -142,7 +159,7 @@ def _task(cfg: DictConfig, extras: bool) -> _Task:
     if isinstance(noise, GaussianNoise) and isinstance(restorer, BySampling):
         require_reachable(restorer.sampler, model.schedule, sigma_to_unit(noise.sigma))
     label = None if cfg.ckpt is None else label_of_pictures(cfg, model)
-    return _Task(restorer, model, noise, gaussian, label, extras, cfg)
+    return Task(restorer, model, noise, gaussian, label, extras, cfg)
 
 
 def _noise(cfg: DictConfig, record: Mapping[str, Any]) -> tuple[NoiseModel | None, bool]:
@@ -169,7 +186,7 @@ def _noise(cfg: DictConfig, record: Mapping[str, Any]) -> tuple[NoiseModel | Non
     return GaussianNoise(sigma_to_model(sigma)), True
 
 
-def _denoise_file(task: _Task, source: Path, target: Path) -> Denoised:
+def _denoise_file(task: Task, source: Path, target: Path) -> Denoised:
     cfg = task.cfg
     picture = read_image(source, white_level=cfg.white_level)
     if (doubt := few_bits(picture)) is not None:
@@ -189,7 +206,7 @@ def _denoise_file(task: _Task, source: Path, target: Path) -> Denoised:
     ):
         if asked:
             require_absent(path, cfg.overwrite)
-    found = _estimated(task, picture, source)
+    found = noise_of(task, picture.pixels, source.name)
     noise = found.noise
     height, width = picture.pixels.shape[:2]
     restorer = (
@@ -232,14 +249,14 @@ def _denoise_file(task: _Task, source: Path, target: Path) -> Denoised:
     say_labelled("denoised", f"{shown(target)} ({done})")
     say_labelled("residual", str(judgement))
     if with_residual:
-        write_image(removed, _residual(picture.pixels, clean), overwrite=cfg.overwrite)
+        write_image(removed, residual(picture.pixels, clean), overwrite=cfg.overwrite)
         say_labelled("removed", f"{shown(removed)} (gray is nothing)")
     if with_strip:
         from scoreexp.figures.images import comparison  # matplotlib, for those who ask for it
 
         every = -(-max(height, width) // SHOWN)  # pixels are left out, not averaged, which would hide noise
         small, result = picture.pixels[::every, ::every], clean[::every, ::every]
-        comparison([small, result, _residual(small, result)], ["noisy", "denoised", "removed"], strip)
+        comparison([small, result, residual(small, result)], ["noisy", "denoised", "removed"], strip)
         say_labelled("comparison", shown(strip))
     if cfg.intermediate:
         for stale in folder.glob("state_*.png"):
@@ -250,7 +267,7 @@ def _denoise_file(task: _Task, source: Path, target: Path) -> Denoised:
     if cfg.gif:
         _write_gif(gif, states)
         say_labelled("animation", f"{shown(gif)} ({len(states)} frames)")
-    return Denoised(source, target, _level(noise, clean), {
+    return Denoised(source, target, level(noise, clean), {
         "input": str(source),
         "output": str(target),
         "noise": {"kind": type(noise).__name__, **noise.parameters()},
@@ -266,12 +283,12 @@ def _denoise_file(task: _Task, source: Path, target: Path) -> Denoised:
     })  # fmt: skip
 
 
-def _residual(noisy: np.ndarray, clean: np.ndarray) -> np.ndarray:
+def residual(noisy: np.ndarray, clean: np.ndarray) -> np.ndarray:
     """``y - x`` around gray."""
     return (noisy - clean + np.float32(0.5)).clip(0, 1)
 
 
-def _level(noise: NoiseModel, clean: np.ndarray) -> float:
+def level(noise: NoiseModel, clean: np.ndarray) -> float:
     """Standard deviation of the noise in units of [0, 1], over the whole image where it depends on brightness."""
     if isinstance(noise, GaussianNoise):
         return sigma_to_unit(noise.sigma)
@@ -281,29 +298,41 @@ def _level(noise: NoiseModel, clean: np.ndarray) -> float:
     return sigma_to_unit(float(variance) ** 0.5)
 
 
-def _estimated(task: _Task, picture: Picture, source: Path) -> Estimate:
-    """The noise of an image; a level of Gaussian noise as far as a model that denoises by sampling knows it."""
+def noise_of(
+    task: Task, pixels: np.ndarray, name: str, tell: Callable[[str, str], object] = say_labelled
+) -> Estimate:
+    """The noise of an image; a level of Gaussian noise as far as a model that denoises by sampling knows it.
+
+    Args:
+        task: of the call.
+        pixels: ``[H, W, C]`` in [0, 1].
+        name: what the image is called.
+        tell: is told what was assumed.
+
+    Raises:
+        UserError: no noise was found, or the model does not know it.
+        ValueError: the image is too small to estimate it.
+    """
     if task.noise is not None:
         if not task.gaussian:
-            say_labelled("noise", f"{task.noise}, {GIVEN}")
+            tell("noise", f"{task.noise}, {GIVEN}")
         return Estimate(task.noise, "good", GIVEN)
     if not task.gaussian:
-        found = estimated(picture.pixels)
-        say_labelled("noise", f"{found.noise}; estimated from {source.name} ({found.trust}: {found.why})")
+        found = estimated(pixels)
+        tell("noise", f"{found.noise}; estimated from {name} ({found.trust}: {found.why})")
         return found
-    level = estimate_sigma(picture.pixels)
-    if not level.sigma > 0:
-        raise UserError(f"no noise was found in {source}: give sigma=... to denoise it all the same")
-    sigma = level.sigma
+    white = estimate_sigma(pixels)
+    if not white.sigma > 0:
+        raise UserError(f"no noise was found in {name}: give sigma=... to denoise it all the same")
+    sigma = white.sigma
     if task.model is not None and isinstance(task.restorer, BySampling):
         sigma = nearest_level(task.model.schedule, sigma)
         require_reachable(task.restorer.sampler, task.model.schedule, sigma)
-    taken = "" if sigma == level.sigma else f"; denoises {sigma:.3f}, the model's nearest level"
-    say_labelled(
-        "noise level",
-        f"sigma = {level.sigma:.3f} estimated from {source.name} ({level.trust}: {level.why}){taken}",
+    taken = "" if sigma == white.sigma else f"; denoises {sigma:.3f}, the model's nearest level"
+    tell(
+        "noise level", f"sigma = {white.sigma:.3f} estimated from {name} ({white.trust}: {white.why}){taken}"
     )
-    return Estimate(GaussianNoise(sigma_to_model(sigma)), level.trust, level.why)
+    return Estimate(GaussianNoise(sigma_to_model(sigma)), white.trust, white.why)
 
 
 def _write_gif(path: Path, states: Sequence[np.ndarray]) -> None:

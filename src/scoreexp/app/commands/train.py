@@ -25,6 +25,7 @@ from scoreexp.lit.checkpoint import DurableCheckpointIO
 from scoreexp.lit.csv_logger import CSVLogger
 from scoreexp.runs.directory import RunDirectory, shown
 from scoreexp.runs.model import build_denoiser, model_record
+from scoreexp.system.denormals import no_denormals
 from scoreexp.system.processes import failing_together, require_all_processes
 
 
@@ -48,10 +49,11 @@ def train(cfg: DictConfig) -> RunResult | None:
         SystemExit: a signal has stopped the run: code 130 or 143.
     """
     quiet_training()
-    if (parts := _build(cfg)) is None:
-        return None
-    with parts.run.opened():  # from here on the run leaves traces: every setting has been accepted
-        return _run(cfg, parts)
+    with no_denormals():  # before torch starts its threads
+        if (parts := _build(cfg)) is None:
+            return None
+        with parts.run.opened():  # from here on the run leaves traces: every setting has been accepted
+            return _run(cfg, parts)
 
 
 def _build(cfg: DictConfig) -> _Parts | None:

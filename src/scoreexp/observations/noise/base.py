@@ -5,6 +5,7 @@ from abc import ABC, abstractmethod
 from torch import Tensor
 
 from scoreexp.core.streams import ImageStreams
+from scoreexp.observations.noise.lines import Lines
 
 
 class NoiseModel(ABC):
@@ -12,8 +13,8 @@ class NoiseModel(ABC):
 
     ``x`` and ``y`` have shape ``[B, *]`` and are in the units of the model, [-1, 1] for images; where a law needs
     intensities they are ``(x + 1) / 2 >= 0``. A new noise model writes the three abstract methods, ``posterior_mean``
-    where Tweedie's formula is known for it, ``stabilise`` with its inverse where the variance depends on ``x``, and
-    ``of_mean`` where the mean of several values has a law of the same kind.
+    where Tweedie's formula is known for it, ``stabilise`` with its inverse where the variance depends on ``x``,
+    ``of_mean`` where the mean of several values has a law of the same kind, and ``lines`` where lines share noise.
 
     >>> import torch
     >>> import scoreexp as se
@@ -41,6 +42,11 @@ class NoiseModel(ABC):
         return {
             name: value for name, value in vars(self).items() if isinstance(value, float) and name[0] != "_"
         }
+
+    @property
+    def lines(self) -> Lines | None:
+        """What the lines of an image share in this noise, and the noise without it; None where they share nothing."""
+        return None
 
     @abstractmethod
     def sample(self, x: Tensor, streams: ImageStreams) -> Tensor:

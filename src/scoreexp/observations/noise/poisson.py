@@ -10,22 +10,16 @@ the law of counts and not a score. From a score ``l'(n)`` of a smooth density tw
 ``(n + 1/2) exp(l'(n))`` (Noise2Score) and its expansion ``n + n l'(n)``; the first is used here, the second is of other
 libraries. With reading noise, and many photons, ``y + Var[y | y] l'(y)`` of a Gaussian of that variance.
 
-**Stabilisation.** The generalised Anscombe transform in photons ``m = peak (y + 1) / 2``, ``s = peak sigma / 2``,
-
-.. math:: f(m) = 2 \sqrt{\max(m + \tfrac38 + s^2, 0)} ,
-
-whose algebraic inverse is biased by about a quarter of a photon; the exact unbiased one inverts ``u -> E[f(m) | u]``.
+**Stabilisation.** The generalised Anscombe transform (``anscombe``) of the photons ``peak (y + 1) / 2``.
 
 References:
     H. Robbins, "An Empirical Bayes Approach to Statistics", 1956;
     K. Kim, J. C. Ye, "Noise2Score: Tweedie's Approach to Self-Supervised Image Denoising without Clean Images", 2021,
-    https://arxiv.org/abs/2106.07009;
-    M. Makitalo, A. Foi, "Optimal Inversion of the Generalized Anscombe Transformation for Poisson-Gaussian Noise", 2013,
-    https://doi.org/10.1109/TIP.2012.2202675.
+    https://arxiv.org/abs/2106.07009.
 """
 
 import math
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
@@ -34,12 +28,11 @@ from scoreexp.core.checked import checked
 from scoreexp.core.ranges import sigma_to_unit
 from scoreexp.core.streams import ImageStreams
 from scoreexp.core.types import FiniteNonNegativeFloat, FinitePositiveFloat
+from scoreexp.observations.noise.anscombe import Anscombe, log_poisson, normal_law
 from scoreexp.observations.noise.base import NoiseModel
 
 QUADRATURE = 241  # nodes for the reading noise, many because the root has a kink
-TABLE = 1024  # intensities at which E[f | u] is known, evenly spaced in sqrt(u)
-BRIGHTEST = 1.5  # of the table, in units of the peak
-FEW = 400.0  # photons up to which the expectation is summed over the counts
+BRIGHTEST = 1.5  # of the stabilising transform, in units of the peak
 
 
 class PoissonGaussianNoise(NoiseModel):
@@ -79,7 +72,7 @@ class PoissonGaussianNoise(NoiseModel):
         """Of the counts ``n`` (probabilities) without reading noise; with it the density of ``y``, summed over ``n``."""
         rate, photons = self.peak * intensity(x), self.peak * (y + 1) / 2
         if self.sigma == 0:
-            return _log_poisson(photons.round(), rate).flatten(1).sum(1)
+            return log_poisson(photons.round(), rate).flatten(1).sum(1)
         s = self.peak * self.sigma / 2
         # a term P(n) N(photons; n, s^2) is largest between the two and falls from there as fast as the Gaussian
         both = torch.cat([photons.flatten(), rate.flatten()]).detach()
@@ -87,7 +80,7 @@ class PoissonGaussianNoise(NoiseModel):
         counts = torch.arange(low, high + 1, dtype=y.dtype, device=y.device).reshape(-1, *[1] * y.ndim)
         deviation = (photons - counts) / s
         gaussian = -0.5 * deviation**2 - math.log(self.sigma * math.sqrt(2 * math.pi))
-        return (_log_poisson(counts, rate) + gaussian).logsumexp(0).flatten(1).sum(1)
+        return (log_poisson(counts, rate) + gaussian).logsumexp(0).flatten(1).sum(1)
 
     def of_mean(self, count: int) -> "PoissonGaussianNoise":
         if not self.sigma:
@@ -102,38 +95,15 @@ class PoissonGaussianNoise(NoiseModel):
         return 2 / self.peak * (photons + 0.5) * slope.exp() - 1
 
     def stabilise(self, y: Tensor) -> Tensor:
-        return _anscombe(self.peak * (y + 1) / 2, self.peak * self.sigma / 2)
+        return self._transform(self.peak * (y + 1) / 2)
 
     def unstabilise(self, z: Tensor) -> Tensor:
-        rates, values = (part.to(z) for part in self._table)
-        place = torch.searchsorted(values, z.contiguous()).clamp(1, len(values) - 1)
-        low, high = values[place - 1], values[place]
-        share = ((z - low) / (high - low)).clamp(min=0)
-        root = rates.sqrt()
-        return 2 / self.peak * (root[place - 1] + share * (root[place] - root[place - 1])) ** 2 - 1
+        return 2 / self.peak * self._transform.back(z) - 1
 
     @cached_property
-    def _table(self) -> tuple[Tensor, Tensor]:
-        """Rates ``peak u`` and ``E[f(m) | u]``, float64, both increasing."""
-        rates = torch.linspace(0, math.sqrt(BRIGHTEST * self.peak), TABLE, dtype=torch.float64) ** 2
-        s, few = self.peak * self.sigma / 2, rates <= FEW
-        expected = torch.empty_like(rates)
-        nodes, weights = _normal(QUADRATURE if s else 1)
-        counts = torch.arange(int(FEW + 12 * math.sqrt(FEW)), dtype=torch.float64)
-        of_count = (_anscombe(counts[:, None] + s * nodes, s) * weights).sum(1)
-        law = _log_poisson(counts, rates[few, None]).exp()
-        expected[few] = law @ of_count
-        many = rates[~few]
-        shifted = many + 0.375 + s**2
-        # f + f'' Var / 2 + f''' mu_3 / 6 + f'''' mu_4 / 24 at the mean, for a Poisson variable plus a Gaussian one
-        variance, third = many + s**2, many
-        fourth = 3 * variance**2 + many
-        expected[~few] = (
-            2
-            * shifted.sqrt()
-            * (1 - variance / (8 * shifted**2) + third / (16 * shifted**3) - 5 * fourth / (128 * shifted**4))
-        )
-        return rates, expected
+    def _transform(self) -> Anscombe:
+        s = self.peak * self.sigma / 2
+        return Anscombe(BRIGHTEST * self.peak, s, partial(normal_law, QUADRATURE if s else 1))
 
 
 class PoissonNoise(PoissonGaussianNoise):
@@ -167,23 +137,3 @@ def intensity(x: Tensor) -> Tensor:
     if not lowest >= -1e-5:
         raise ValueError(f"an intensity (x + 1) / 2 is {lowest:.4g}: this noise is for values of x >= -1")
     return u.clamp(min=0)
-
-
-def _anscombe(photons: Tensor, s: float) -> Tensor:
-    return 2 * (photons + 0.375 + s**2).clamp(min=0).sqrt()
-
-
-def _log_poisson(n: Tensor, rate: Tensor) -> Tensor:
-    """``log P(n)``, with ``P(0) = 1`` at the rate 0."""
-    return torch.xlogy(n, rate) - rate - torch.lgamma(n + 1)
-
-
-def _normal(count: int) -> tuple[Tensor, Tensor]:
-    """Nodes and weights of ``E[h(z)]`` for a standard normal z, by the trapezoidal rule; one node is 0 alone."""
-    nodes = (
-        torch.linspace(-6, 6, count, dtype=torch.float64)
-        if count > 1
-        else torch.zeros(1, dtype=torch.float64)
-    )
-    weights = torch.exp(-(nodes**2) / 2)
-    return nodes, weights / weights.sum()

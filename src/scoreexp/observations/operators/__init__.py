@@ -13,7 +13,7 @@ from scoreexp.observations.operators.combined import (
     Stack,
 )
 from scoreexp.observations.operators.fourier import CartesianMRI, FourierMask
-from scoreexp.observations.operators.mask import BoxMask, Mask, RandomMask
+from scoreexp.observations.operators.mask import BoxMask, DeadPixels, Mask, RandomMask, find_dead_pixels
 from scoreexp.observations.operators.radon import Radon
 from scoreexp.observations.operators.separable import Separable, SuperResolution
 
@@ -24,6 +24,7 @@ __all__ = [
     "CartesianMRI",
     "ChannelMix",
     "Compose",
+    "DeadPixels",
     "FourierMask",
     "FromDeepinv",
     "Function",
@@ -42,5 +43,6 @@ __all__ = [
     "Separable",
     "Stack",
     "SuperResolution",
+    "find_dead_pixels",
     "require_adjoint",
 ]

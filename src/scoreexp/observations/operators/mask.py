@@ -5,11 +5,12 @@ r"""Inpainting: only some pixels are seen.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from scoreexp.core.checked import checked
 from scoreexp.core.streams import generator
-from scoreexp.core.types import Probability
+from scoreexp.core.types import FinitePositiveFloat, Probability
 from scoreexp.observations.operators.base import SVD, LinearOperator, same
 from scoreexp.observations.operators.sides import Size, require_sides, sides
 
@@ -105,3 +106,76 @@ class BoxMask(Mask):
         top, left = (height - tall) // 2, (width - wide) // 2
         seen[top : top + tall, left : left + wide] = False
         super().__init__(seen)
+
+
+class DeadPixels(LinearOperator):
+    """The living pixels ``[B, m]`` of images ``[B, C, H, W]`` with dead ones in each channel (band), channel by channel.
+
+    >>> dead = torch.zeros(2, 2, 2)
+    >>> dead[1, 0, 0] = 1
+    >>> DeadPixels(dead)(torch.arange(8.0).reshape(1, 2, 2, 2))
+    tensor([[0., 1., 2., 3., 5., 6., 7.]])
+
+    Args:
+        dead: ``[C, H, W]``, true (or not 0) where a pixel is dead; ``find_dead_pixels`` finds them.
+
+    Raises:
+        ValueError: no pixel lives, or the data have another shape.
+    """
+
+    @checked
+    def __init__(self, dead: Tensor) -> None:
+        if dead.ndim != 3:
+            raise ValueError(
+                f"dead pixels of shape {tuple(dead.shape)}: give [C, H, W], those of each channel"
+            )
+        self.dead = dead != 0
+        if self.dead.all():
+            raise ValueError(f"all pixels of {tuple(dead.shape)} are dead: nothing is known")
+        self._index = (~self.dead).flatten().nonzero().flatten()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if x.shape[1:] != self.dead.shape:
+            raise ValueError(
+                f"images of shape {tuple(x.shape[1:])} for dead pixels of {tuple(self.dead.shape)}: give images of that size"
+            )
+        return x.flatten(1)[:, self._index.to(x.device)]
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        if y.shape[1:] != self._index.shape:
+            raise ValueError(f"y has {y.shape[-1]} values, but {len(self._index)} pixels live: give those")
+        x = y.new_zeros(len(y), self.dead.numel()).index_copy(1, self._index.to(y.device), y)
+        return x.unflatten(1, self.dead.shape)
+
+    def svd(self, like: Tensor) -> SVD:
+        return SVD((~self.dead).to(like), same, same, self.adjoint)
+
+
+@checked
+def find_dead_pixels(y: Tensor, sigma: FinitePositiveFloat, beyond: FinitePositiveFloat = 4.0) -> Tensor:
+    """Pixels that lie beyond all of their eight neighbours in the channel by more than ``beyond`` times ``sigma``.
+
+    Of white Gaussian noise hardly one pixel in 10^5 does. Points of light and the long tails of other noise are found as
+    well, dead pixels side by side are not: the result is a proposal to look at.
+
+    >>> y = torch.zeros(1, 5, 5)
+    >>> y[0, 2, 3] = 1.0
+    >>> find_dead_pixels(y, sigma=0.1).nonzero()
+    tensor([[0, 2, 3]])
+
+    Args:
+        y: an image ``[C, H, W]``.
+        sigma: standard deviation of its noise, > 0.
+        beyond: the margin in units of it.
+
+    Returns:
+        True where a pixel is dead, ``[C, H, W]``.
+    """
+    padded = F.pad(y[None], (1, 1, 1, 1), mode="reflect")[0]
+    height, width = y.shape[-2:]
+    around = torch.stack(
+        [padded[:, i : i + height, j : j + width] for i in range(3) for j in range(3) if (i, j) != (1, 1)]
+    )
+    margin = beyond * sigma
+    dead: Tensor = (y > around.amax(0) + margin) | (y < around.amin(0) - margin)
+    return dead

@@ -29,6 +29,8 @@ _KEY: Key = (torch.float64, torch.device("cpu"))
 class Radon(LinearOperator):
     """Sinograms ``[B, C, angles, size]`` of square images ``[B, C, size, size]``, angles evenly spaced in [0, pi).
 
+    Over a full turn, [0, 2 pi), every ray but those of the first detector of an even number is measured twice.
+
     Pixels whose projection falls beyond the row of detectors, in the corners, are not seen there.
 
     >>> import torch
@@ -38,15 +40,16 @@ class Radon(LinearOperator):
     Args:
         size: pixels a side, and number of detectors.
         angles: number of projections.
+        full_turn: over [0, 2 pi), as ``restorers.SinogramFlicking`` takes them.
 
     Raises:
         ValueError: if a size is not positive, or an image has another one.
     """
 
     @checked
-    def __init__(self, size: PositiveInt, angles: PositiveInt = 60) -> None:
-        self.size, self.angles = size, angles
-        matrix = _matrix(size, angles)
+    def __init__(self, size: PositiveInt, angles: PositiveInt = 60, full_turn: bool = False) -> None:
+        self.size, self.angles, self.full_turn = size, angles, full_turn
+        matrix = _matrix(size, angles, 2 * math.pi if full_turn else math.pi)
         self._forward, self._backward = {_KEY: _by_rows(matrix)}, {_KEY: _by_rows(matrix.T)}
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -98,10 +101,10 @@ def _by_rows(matrix: coo_array) -> Tensor:
         return torch.sparse_csr_tensor(starts, columns, values, matrix.shape, check_invariants=False)
 
 
-def _matrix(size: int, angles: int) -> coo_array:
+def _matrix(size: int, angles: int, turn: float) -> coo_array:
     """``[angles size, size size]``, float64."""
     centre = size // 2
-    theta = (torch.arange(angles, dtype=torch.float64) * (math.pi / angles))[:, None, None]
+    theta = (torch.arange(angles, dtype=torch.float64) * (turn / angles))[:, None, None]
     row, column = torch.meshgrid(*[torch.arange(size, dtype=torch.float64) - centre] * 2, indexing="ij")
     place = column * torch.cos(theta) - row * torch.sin(theta) + centre  # [angles, size, size]
     lower = place.floor()
