@@ -90,8 +90,8 @@ def step_of(schedule: Schedule, t: Tensor, steps: int) -> Step:
     """The steps that end at ``t [B]``, of T even ones between 0 and ``t_max``; 0 is clean data.
 
     >>> from scoreexp.schedules import VP
-    >>> step_of(VP(), torch.tensor([0.25, 1.0], dtype=torch.float64), steps=4).sigma_s.round(decimals=2)
-    tensor([0.0000, 0.9700], dtype=torch.float64)
+    >>> step_of(VP(), torch.tensor([0.25, 1.0], dtype=torch.float64), steps=4).sigma_s.round(decimals=4)
+    tensor([0.0000, 0.9983], dtype=torch.float64)
 
     Args:
         schedule: whose scales they are.
