@@ -5,7 +5,7 @@ from scoreexp.app.launch import run_app
 SCHEMA = {
     **dict.fromkeys(("restorers", "tasks", "trust"), "list[str]"),
     **dict.fromkeys(("input", "device", "run_dir"), "str"),
-    "ckpt": "str | None",
+    "ckpt": "str | list[str] | None",
     "weights": "Literal['averaged', 'raw']",
     **dict.fromkeys(("count", "nfe"), "PositiveInt | None"),
     "seconds": "PositiveFloat | None",

@@ -6,6 +6,8 @@ from scoreexp import on_first_use
 
 if TYPE_CHECKING:
     from scoreexp.lit.ddgan import DDGAN as DDGAN
+    from scoreexp.lit.elsewhere import PeerTraining as PeerTraining
+    from scoreexp.lit.elsewhere import TrainedElsewhere as TrainedElsewhere
     from scoreexp.lit.ema import EMA as EMA
     from scoreexp.lit.ema import PowerEMA as PowerEMA
     from scoreexp.lit.exact_score import ExactScore as ExactScore

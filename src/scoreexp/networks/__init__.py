@@ -20,6 +20,7 @@ from scoreexp.networks.quantised import Quantised
 from scoreexp.networks.regression_unet import RegressionUNet
 from scoreexp.networks.score_cnn import ScoreCNN
 from scoreexp.networks.spectral import SpectralResidual
+from scoreexp.networks.two_times import TwoTimes
 from scoreexp.networks.unet import UNet
 from scoreexp.networks.unet3d import UNet3D
 from scoreexp.networks.unet_edm2 import MagnitudePreservingUNet
@@ -45,6 +46,7 @@ __all__ = [
     "RegressionUNet",
     "ScoreCNN",
     "SpectralResidual",
+    "TwoTimes",
     "UNet",
     "UNet3D",
     "UNetPublished",

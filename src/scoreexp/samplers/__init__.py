@@ -34,6 +34,7 @@ from scoreexp.samplers.level_laws import (
     load_level_classifier,
     save_level_classifier,
 )
+from scoreexp.samplers.mean_flow import MeanFlowSampler
 from scoreexp.samplers.metropolis_hastings import MetropolisHastings
 from scoreexp.samplers.non_stationary import NonStationary
 from scoreexp.samplers.one_level import sampler_of_one_level
@@ -74,6 +75,7 @@ __all__ = [
     "LevelClassifier",
     "LevelLaw",
     "LogSNRGrid",
+    "MeanFlowSampler",
     "MetropolisHastings",
     "NonStationary",
     "OneMoreStep",
