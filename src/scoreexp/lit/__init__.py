@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from scoreexp.lit.module import DDPM as DDPM
     from scoreexp.lit.module import NonFiniteError as NonFiniteError
     from scoreexp.lit.module import ScoreModule as ScoreModule
+    from scoreexp.lit.ridge import RidgeScore as RidgeScore
     from scoreexp.lit.score_cnn import ScoreCNN as ScoreCNN
     from scoreexp.lit.score_embedding import ScoreEmbedding as ScoreEmbedding
 

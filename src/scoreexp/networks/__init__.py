@@ -17,6 +17,7 @@ from scoreexp.networks.image_conditioned import ImageConditioned
 from scoreexp.networks.mlp import MLP
 from scoreexp.networks.ncsnpp import NCSNpp
 from scoreexp.networks.quantised import Quantised
+from scoreexp.networks.random_features import RandomFeatures
 from scoreexp.networks.regression_unet import RegressionUNet
 from scoreexp.networks.score_cnn import ScoreCNN
 from scoreexp.networks.spectral import SpectralResidual
@@ -27,6 +28,7 @@ from scoreexp.networks.unet_edm2 import MagnitudePreservingUNet
 from scoreexp.networks.unet_modulated import ModulatedUNet
 from scoreexp.networks.unet_published import UNetPublished
 from scoreexp.networks.uvit import UViT
+from scoreexp.networks.wconv2d import WeightedConv2d, WeightedConvolutions
 
 __all__ = [
     "MLP",
@@ -43,6 +45,7 @@ __all__ = [
     "NCSNpp",
     "PointDiscriminator",
     "Quantised",
+    "RandomFeatures",
     "RegressionUNet",
     "ScoreCNN",
     "SpectralResidual",
@@ -52,4 +55,6 @@ __all__ = [
     "UNetPublished",
     "UViT",
     "WaveletDiscriminator",
+    "WeightedConv2d",
+    "WeightedConvolutions",
 ]
