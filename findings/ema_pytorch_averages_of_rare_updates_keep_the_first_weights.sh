@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # ema-pytorch 0.8.3: the decay follows from the step, but the averages are updated at every tenth step only (EMA) or hundredth (PostHocEMA),
 # the defaults, and the decay is not raised to that power. So of EMA with inv_gamma=1, power=1, which its documentation calls a
-# simple average, 45 % are after 20,000 steps still the weights of step 100, with which it starts (0.06 % of steps 100 to 110 with
+# simple average, 45 % are after 20,000 steps still the weights of step 100, with which it starts (0.05 % of steps 100 to 110 with
 # update_every=1); and PostHocEMA of sigma_rel 0.05, whose middle should lie at 95 % of the run, has it at 15 %, and that of
 # 0.15 at 4 % instead of 82 %.
 set -euo pipefail
