@@ -307,6 +307,23 @@ def deepinv() -> Difference:
     return Difference(found, relative(solved(back), solved(network)))
 
 
+def deepinv_file() -> Difference:
+    """The state dict of its DRUNet, with sides that both continue in the same way; its image is the posterior mean."""
+    from deepinv.models import DRUNet
+
+    network = randomised(DRUNet(1, 1, nc=(4, 4, 8, 8), nb=2, pretrained=None))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "drunet.pth")
+        torch.save(network.state_dict(), path)
+        model = se.load(path)
+    x, found = start(1, 31), 0.0
+    for sigma in torch.linspace(1, 50, 10).tolist():
+        theirs = 2 * network((x + 1) / 2, sigma / 255) - 1
+        ours = model(x, torch.full((2,), 2 * sigma / 255, dtype=torch.float64))
+        found = max(found, relative(ours, theirs))
+    return Difference(found, found)
+
+
 CASES: dict[str, tuple[str, Callable[[], Difference]]] = {
     **{
         f"diffusers DDIM, {p}": ("diffusers", lambda p=p: diffusers(p))
@@ -347,6 +364,7 @@ CASES: dict[str, tuple[str, Callable[[], Difference]]] = {
     "azula, KarrasDenoiser": ("azula", lambda: azula("KarrasDenoiser")),
     "azula, SimpleDenoiser": ("azula", lambda: azula("SimpleDenoiser")),
     "deepinv, DRUNet": ("deepinv", deepinv),
+    "deepinv, file of a DRUNet": ("deepinv", deepinv_file),
 }
 
 

@@ -1,8 +1,9 @@
 """What sets of features see, and how bias falls with n: ``python -m benchmarks.study_features --cifar10 DIR [--json]``
 
-On CIFAR-10 the Frechet distance of the test images, each damaged in one of five ways, to the training images, for each set
-of features; and that of undamaged test images for growing n, whose limit is that of the two splits. Distances of different
-features have different scales, so each is divided by that of undamaged test images for the same n.
+On CIFAR-10 the Frechet distance of the test images, each damaged in one of five ways, to as many training images, for each
+set of features. Distances of different features have different scales, so each is divided by that of undamaged test images
+for the same n. The bias is that of n training images, up to 50,000, to all test images, as n generated images are measured
+against a fixed reference. With ``--cache DIR`` features are kept in blocks, and a study that was stopped goes on.
 """
 
 import argparse
@@ -22,7 +23,9 @@ from benchmarks.fokker_planck import describe_machine
 from scoreexp.core.streams import generator
 from scoreexp.metrics.efficientnet import EfficientNetLite0Features
 from scoreexp.metrics.features import FeatureExtractor
+from scoreexp.system.atomic import atomic_write
 
+BLOCK = 2500  # images
 RESULT = Path(__file__).parent / "results" / "features.json"
 
 
@@ -59,8 +62,22 @@ def read(folder: Path, names: list[str]) -> Tensor:
     return torch.from_numpy(np.concatenate(parts).reshape(-1, 3, 32, 32))
 
 
-def features(extractor: FeatureExtractor, images: Tensor) -> Tensor:
-    return torch.cat([extractor(part) for part in images.split(250)]).double()
+def features(extractor: FeatureExtractor, images: Tensor, name: str, cache: Path | None) -> Tensor:
+    """Of images that have a name for the cache, such as ``train``: they are its first ones."""
+    parts = []
+    for start in range(0, len(images), BLOCK):
+        block = images[start : start + BLOCK]
+        file = cache and cache / f"{extractor.digest}_{name}_{start}_{len(block)}.npy".replace(
+            "/", "_"
+        ).replace(" ", "_")
+        if file and file.is_file():
+            parts.append(torch.from_numpy(np.load(file)))
+            continue
+        parts.append(torch.cat([extractor(part) for part in block.split(250)]).float().cpu())
+        if file:
+            with atomic_write(file) as temporary, temporary.open("wb") as opened:
+                np.save(opened, parts[-1].numpy())
+    return torch.cat(parts).double()
 
 
 def frechet(a: Tensor, b: Tensor) -> float:
@@ -82,8 +99,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--cifar10", type=Path, required=True, help="folder of the binary batches")
     parser.add_argument(
-        "--n", type=int, nargs="+", default=[500, 1000, 2000, 5000, 10000], help="sizes for the bias"
+        "--n", type=int, nargs="+", default=[500, 1000, 2000, 5000, 10000, 50000], help="sizes for the bias"
     )
+    parser.add_argument("--cache", type=Path, help="folder for features")
     parser.add_argument("--degraded", type=int, default=5000, help="images of each degradation")
     parser.add_argument(
         "--efficientnet", help="file of its weights; by default that of the installed package"
@@ -92,6 +110,10 @@ def main() -> None:
     options = parser.parse_args()
     train = read(options.cifar10, [f"data_batch_{i}" for i in range(1, 6)])
     test = read(options.cifar10, ["test_batch"])
+    if max(options.n) > len(train) or options.degraded > len(test):
+        parser.error(f"there are {len(train)} training and {len(test)} test images: choose at most so many")
+    if options.cache:
+        options.cache.mkdir(parents=True, exist_ok=True)
     largest = max(*options.n, options.degraded)
     extractors = [
         se.metrics.PixelFeatures(16),
@@ -101,14 +123,16 @@ def main() -> None:
     rows: dict[str, Any] = {}
     for extractor in extractors:
         began = time.perf_counter()
-        real, clean = features(extractor, train[:largest]), features(extractor, test[:largest])
+        real = features(extractor, train[:largest], "train", options.cache)
+        clean = features(extractor, test, "test", options.cache)
         n = options.degraded
         base = frechet(real[:n], clean[:n])
         degraded = {}
         for name, damage in DEGRADATIONS.items():
             damaged = damage(test[:n].float()).round().clamp(0, 255).to(torch.uint8)
-            degraded[name] = round(frechet(real[:n], features(extractor, damaged)) / base, 3)
-        bias = {str(size): frechet(real[:size], clean[:size]) for size in options.n}
+            found = features(extractor, damaged, name, options.cache)
+            degraded[name] = round(frechet(real[:n], found) / base, 3)
+        bias = {str(size): frechet(real[:size], clean) for size in options.n}
         rows[extractor.name] = {"undamaged": base, "n": n, "degraded": degraded, "bias": bias}
         print(f"{extractor.name} ({time.perf_counter() - began:.0f} s): undamaged {base:.4g} with n = {n}")
         for name, ratio in sorted(degraded.items(), key=lambda item: item[1]):

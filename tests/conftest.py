@@ -13,7 +13,9 @@ from omegaconf import DictConfig
 from scoreexp.app.conf_dir import conf_dir
 from scoreexp.core.batch import are_labels
 from scoreexp.core.streams import ImageStreams, generator
-from scoreexp.denoisers import Wrapper
+from scoreexp.denoisers import OracleDenoiser, Wrapper
+from scoreexp.numerics.oracles import Gaussian
+from scoreexp.schedules import FlowMatching
 
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of the programs that tests start, beside other tests
@@ -40,6 +42,22 @@ class Blind(Wrapper):
 
     def __call__(self, x_t, t, cond=None):
         return self.model(x_t, t, cond if are_labels(cond) else None)
+
+
+# What a choice of a yaml file does not say by itself, or is made for.
+GIVEN = {
+    "objective=reflow": ["objective.teacher.path=teacher.ckpt"],
+    "recipe=reflow": ["objective.teacher.path=teacher.ckpt"],
+    "recipe=consistency_tuning": ["init_from=pretrained.ckpt"],
+}
+
+
+def with_teacher(node: dict, event_shape: tuple[int, ...]) -> dict:
+    """The node of an objective, with an exact teacher where it has one."""
+    if "teacher" not in node:
+        return node
+    data = Gaussian(torch.zeros(event_shape), torch.ones(event_shape))
+    return {**node, "teacher": OracleDenoiser(data, FlowMatching())}
 
 
 class OneStream(ImageStreams):

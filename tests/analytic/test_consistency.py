@@ -9,10 +9,12 @@ from scipy import stats
 from scoreexp.core.batch import Batch
 from scoreexp.core.streams import ImageStreams, generator
 from scoreexp.denoisers import ConsistencyPrediction, Denoiser, DenoiserBase, OracleDenoiser
+from scoreexp.diagnostics.likelihood import Likelihood
+from scoreexp.guidance import Autoguidance
 from scoreexp.networks import MLP
 from scoreexp.numerics.ode import RK45
 from scoreexp.numerics.oracles import Gaussian
-from scoreexp.objectives import ConsistencyTraining, LogNormalNoise
+from scoreexp.objectives import ConsistencyTraining, EasyConsistencyTuning, LogNormalNoise
 from scoreexp.samplers import ConsistencySampler, KarrasGrid, ProbabilityFlow, UniformGrid, start_from_prior
 from scoreexp.schedules import EDM, VP, FlowMatching
 
@@ -175,3 +177,51 @@ def test_what_has_no_end_is_refused():
         ConsistencyTraining(training_steps=10).levels(FlowMatching(), 10)
     with pytest.raises(ValueError, match=r"first=20, last=10: choose last >= first"):
         ConsistencyTraining(training_steps=10, first=20, last=10)
+
+
+def pairs_of(objective, levels):
+    """The two levels that each of ``levels`` is asked at, smaller and larger, and the loss."""
+    asked = []
+
+    class Asked(ExactConsistency):
+        def __call__(self, x_t, t, cond=None):
+            asked.append(t)
+            return super().__call__(x_t, t, cond)
+
+    n = len(levels)
+    loss = objective(
+        Asked(EDM_SCHEDULE), Batch(x=torch.ones(n, 2).double()), levels, torch.ones(n, 2).double()
+    )
+    return (*asked, loss)
+
+
+def test_tuning_begins_as_denoising_and_its_pairs_get_nearer():
+    levels = torch.tensor([0.002, 0.1, 1.0, 10.0, 80.0], dtype=torch.float64)
+    objective = EasyConsistencyTuning(training_steps=3, stages=3)
+    n = 1 + 8 / (1 + levels.exp())  # at 0.1: 4.8, at 80: 1
+    for stage in (1, 2, 3):
+        low, high, loss = pairs_of(objective, levels)
+        expected = (levels * (1 - n / 2**stage)).clamp(min=0.002)
+        torch.testing.assert_close(low, expected, rtol=1e-12, atol=1e-12)
+        assert torch.equal(high[1:], levels[1:])
+        assert high[0] > low[0], "the smallest level, which has none below it, moves up"
+        assert loss.isfinite().all()
+    first = EasyConsistencyTuning(training_steps=3).below(levels, 1)
+    assert (first[1:3] == 0).all(), "the target is the data themselves: the loss of a denoiser"
+    assert pairs_of(objective, levels)[0][2] == pytest.approx(1 - n[2] / 8), "and the last stage goes on"
+
+
+def test_the_loss_of_tuning_is_that_of_the_pair():
+    objective = EasyConsistencyTuning(training_steps=1, stages=1, q=4.0, k=0.0, huber=0.03)
+    loss = pairs_of(objective, torch.tensor([4.0], dtype=torch.float64))[-1]
+    f = [(1 + r) * ((VARIANCE + 0.002**2) / (VARIANCE + r**2)) ** 0.5 for r in (3.0, 4.0)]
+    assert loss.item() == pytest.approx((((f[1] - f[0]) ** 2 + 0.03**2) ** 0.5 - 0.03) / (4 - 3), rel=1e-9)
+
+
+def test_the_likelihood_of_a_consistency_model_is_refused():
+    network = MLP(event_shape=(2,), width=8, blocks=1)
+    model = Denoiser(network, ConsistencyPrediction(0.5, 0.002), EDM_SCHEDULE)
+    with pytest.raises(
+        ValueError, match=r"^the model is a consistency model: [^\n]* choose a model of another"
+    ):
+        Likelihood()(Autoguidance(model, model), torch.zeros(1, 2), streams=ImageStreams([0]))

@@ -5,18 +5,24 @@ import itertools
 import pytest
 import torch
 from scipy import stats
+from test_conditioned import OPERATOR, SIGMA, JointlyGaussian, observed
 
 from scoreexp.core.batch import Batch
-from scoreexp.core.streams import generator
+from scoreexp.core.streams import ImageStreams, generator
 from scoreexp.denoisers import OracleDenoiser
+from scoreexp.numerics.ode import RK45
 from scoreexp.numerics.oracles import GaussianMixture
 from scoreexp.objectives import (
     DenoisingScoreMatching,
     FlowWeighting,
     LogNormalNoise,
     OptimalTransportCoupling,
+    ResidualScoreMatching,
 )
 from scoreexp.objectives.optimal_transport import coupled_noise
+from scoreexp.observations import GaussianNoise
+from scoreexp.restorers import Conditioned
+from scoreexp.samplers import ProbabilityFlow, UniformGrid
 from scoreexp.schedules import EDM, FlowMatching
 
 MIXTURE = GaussianMixture(
@@ -97,3 +103,29 @@ def test_the_law_of_logit_normal_times():
     t = LogNormalNoise(mean=-0.4, std=0.8).sample(4000, FlowMatching(), torch.Generator().manual_seed(0))
     logit = (t / (1 - t)).log()
     assert stats.kstest(logit.numpy(), stats.norm(-0.4, 0.8).cdf).pvalue > 1e-3
+
+
+def test_residuals_of_an_observation_take_the_straight_path_from_the_data_to_it_and_noise():
+    class Recording(JointlyGaussian):
+        def __call__(self, x_t, t, cond=None):
+            self.x_t, self.y = x_t + cond, cond
+            return super().__call__(x_t, t, cond)
+
+    model, x, z = Recording(FlowMatching(std=0.3)), drawn(6), drawn(6, 1)
+    t = torch.linspace(0.01, 1, 6, dtype=torch.float64)[:, None]
+    objective = ResidualScoreMatching(OPERATOR, GaussianNoise(SIGMA), FlowWeighting())
+    objective(model, Batch(x=x), t[:, 0], z)  # data x coupled with y + 0.3 z, y an observation of x
+    assert not torch.allclose(model.y, OPERATOR(x))
+    torch.testing.assert_close(model.x_t, (1 - t) * x + t * (model.y + 0.3 * z), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("t", [0.5, 1e-4])
+def test_their_flow_from_the_observation_has_the_marginals_of_that_path(t):
+    model, y = JointlyGaussian(FlowMatching(t_min=1e-4, std=0.3)), observed(4).y
+    sampler = ProbabilityFlow(UniformGrid(2, t_end=t), RK45(1e-8, 1e-8), denoise_last=False)
+    found = Conditioned(sampler)(observed(4), model, streams=ImageStreams(range(4))).x
+    # of x_t given y: mean (1 - t) E[x | y] + t y, covariance (1 - t)^2 C + t^2 std^2
+    values, vectors = torch.linalg.eigh(model.covariance)
+    root = vectors * ((1 - t) ** 2 * values + (0.3 * t) ** 2).sqrt() @ vectors.T
+    z = ImageStreams(range(4)).normal(y)
+    torch.testing.assert_close(found, (1 - t) * model.mean(y) + t * y + z @ root, rtol=0, atol=1e-5)

@@ -19,6 +19,8 @@ VARIANTS = {
     "cosine": {"offset": 0.1, "t_min": 0.01, "t_max": 0.9},
     "zero_terminal_snr": {"of": {"_target_": "scoreexp.schedules.Cosine"}},
     "edm": {"sigma_min": 0.01, "sigma_max": 5.0},
+    "flow_matching": {"std": 0.3},
+    "learned": {"gamma_min": -4.0, "gamma_max": 2.0, "units": 3},
 }
 NODES = {p.stem: yaml.safe_load(p.read_text()) for p in sorted((conf_dir() / "schedule").glob("*.yaml"))}
 NODES |= {f"{name}-other": {**NODES[name], **own} for name, own in VARIANTS.items()}

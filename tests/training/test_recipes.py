@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import composed
+from conftest import GIVEN, composed
 from test_training import assert_same_training_state, saved
 
 import scoreexp
@@ -18,6 +18,7 @@ RECIPES = sorted(path.stem for path in (conf_dir() / "recipe").glob("*.yaml"))
 
 
 def run(recipe, folder, steps, *overrides):
+    network = "network.network" if recipe == "mean_flow" else "network"  # of two times, around another
     return train(
         composed(
             "train",
@@ -25,7 +26,7 @@ def run(recipe, folder, steps, *overrides):
             f"recipe={recipe}",
             "debug=fast",
             "data.size=16",
-            "network.channels=16",
+            f"{network}.channels=16",
             "trainer.accelerator=cpu",
             f"trainer.max_steps={steps}",
             f"run_dir={folder}",
@@ -34,9 +35,20 @@ def run(recipe, folder, steps, *overrides):
     )
 
 
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pretrained")
+    return run("edm", folder, 1).checkpoint
+
+
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_a_recipe_trains_two_steps_and_its_checkpoint_is_read(recipe, tmp_path):
-    result = run(recipe, tmp_path, 2)
+def test_a_recipe_trains_two_steps_and_its_checkpoint_is_read(recipe, tmp_path, request):
+    given = [
+        f"{one.partition('=')[0]}={request.getfixturevalue('pretrained')}"
+        for one in GIVEN.get(f"recipe={recipe}", ())
+    ]
+    few = ["objective.pairs=4", "objective.together=4"] if recipe == "reflow" else []
+    result = run(recipe, tmp_path, 2, *given, *few)
     assert result.status == "finished"
     assert 0 <= result.metrics["val/ssim"] <= 1
     assert scoreexp.load(result.checkpoint).event_shape == (3, 16, 16)

@@ -106,7 +106,7 @@ def test_what_cannot_go_on_is_refused_without_a_trace(overrides, match, four, ti
     assert not (tmp_path / "on").exists()
 
 
-def test_weights_are_taken_and_the_rest_begins_anew(four, tiny, tmp_path):
+def test_weights_are_taken_and_the_rest_begins_anew(four, tiny, tmp_path, capsys):
     taken = {
         k.removeprefix("averaged."): v
         for k, v in saved(tmp_path / "four")["state_dict"].items()
@@ -114,12 +114,18 @@ def test_weights_are_taken_and_the_rest_begins_anew(four, tiny, tmp_path):
     }
     frozen = ["optimizer.lr=1e-30", "network.dropout=0", "schedule=vp", "trainer.max_steps=1"]
     train(tiny(*frozen, f"init_from={four}", run="tuned"))
+    assert "warning" not in capsys.readouterr().out
     found = saved(tmp_path / "tuned")
     assert found["global_step"] == 1
     for prefix in ("denoiser.", "averaged."):
         state = {k.removeprefix(prefix): v for k, v in found["state_dict"].items() if k.startswith(prefix)}
         for name, value in taken.items():
             torch.testing.assert_close(state[name], value, rtol=1e-6, atol=0)
+
+
+def test_weights_for_another_output_are_taken_with_a_warning(four, tiny, capsys):
+    train(tiny("precond=v", "trainer.max_steps=1", f"init_from={four}", run="tuned"))
+    assert "its network was trained for EpsPrediction, this run has VPrediction" in capsys.readouterr().out
 
 
 def test_weights_of_another_network_are_refused(four, tiny, tmp_path):

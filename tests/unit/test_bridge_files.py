@@ -17,6 +17,7 @@ from conftest import Payload
 from torch import nn
 
 import scoreexp as se
+from benchmarks.bridge_fixtures import STEPS, THINNED, drawn, image
 from benchmarks.bridge_peers import CASES
 from scoreexp.api.export import timestep_levels, to_torch_export
 from scoreexp.bridge import ForeignModelError, recognised
@@ -26,6 +27,7 @@ from scoreexp.runs.checkpoint_file import write_checkpoint
 from scoreexp.runs.model import build_denoiser, model_record
 
 FIXTURES = Path(__file__).parent.parent / "fixtures" / "bridge"
+ORIGINALS = json.loads(gzip.decompress((FIXTURES / "originals.json.gz").read_bytes()))
 
 
 # -------------------------------------------------------------------------------------------- tensors
@@ -142,6 +144,104 @@ def test_networks_of_edm_give_their_posterior_means(tmp_path, name):
     found = model(levels.float().view(-1, 1, 1, 1) * x, levels, label)
     expected = torch.from_numpy(stored[name])
     assert (found - expected).abs().max() < 1e-5 * max(1.0, expected.abs().max().item())
+
+
+# ------------------------------------------------------------- public code without a package
+
+
+def original(folder: Path, name: str) -> Path:
+    """A file of the named case as its own code writes it, with what stands beside it."""
+    fact, path = ORIGINALS[name], folder / "model.pth"
+    state = drawn(fact["shapes"])
+    if name.startswith("score_sde"):
+        averages = [tensor for key, tensor in state.items() if key != "all_modules.0.W"]
+        online = {
+            f"module.{key}": tensor if key == "all_modules.0.W" else torch.zeros_like(tensor)
+            for key, tensor in state.items()
+        }
+        held = {
+            "model": {"module.sigmas": torch.ones(9), **online},
+            "ema": {"decay": 0.999, "shadow_params": averages},
+        }
+        torch.save({**held, "step": 3}, path)
+    else:
+        torch.save(state, path)
+    path.with_suffix(".json").write_text(json.dumps(fact["stated"]))
+    return path
+
+
+def inputs(name: str, model) -> tuple[torch.Tensor, torch.Tensor]:
+    """``x_t`` and t of the ten levels of a case."""
+    if name.startswith("drunet"):
+        x = 2 * (0.5 + 0.2 * image((model.event_shape[0], 16, 24))) - 1
+        return x.expand(10, -1, -1, -1), 2 * torch.linspace(1, 50, 10, dtype=torch.float64) / 255
+    x = image(model.event_shape)
+    if "levels" not in ORIGINALS[name]:
+        steps = model.schedule.steps
+        return x.expand(10, -1, -1, -1), torch.tensor(
+            [(n * steps // 1000 + 1) / steps for n in STEPS], dtype=torch.float64
+        )
+    levels = torch.tensor(ORIGINALS[name]["levels"], dtype=torch.float64)
+    if name.startswith(
+        "score_sde ve"
+    ):  # noise of a grey picture, 0.5, in [0, 1] has twice the level in [-1, 1]
+        return levels[:, 1, None, None, None].float() * x - 1, levels[:, 1]
+    times = torch.tensor(ORIGINALS[name]["times"], dtype=torch.float64)
+    return x.expand(10, -1, -1, -1), (999 * times + 1) / 1000 if "discrete" in name else times
+
+
+@pytest.mark.parametrize("name", ORIGINALS)
+def test_public_code_gives_the_same_posterior_means(tmp_path, name):
+    """The outputs are those of the repositories at the commits that the file names (``benchmarks/bridge_fixtures.py``)."""
+    model = se.load(original(tmp_path, name))
+    x, t = inputs(name, model)
+    label = torch.full((10,), 7) if getattr(model.network, "num_classes", None) else None
+    found = model(x, t, label)[..., ::THINNED, ::THINNED]
+    expected = torch.from_numpy(np.load(FIXTURES / "originals.npz")[name])
+    error = (found - expected).flatten(1).abs().amax(1) / expected.flatten(1).abs().amax(1).clamp(min=1)
+    assert error.max() < 1e-5, error
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("guided_diffusion", {"flags": None}, r'has no flags: write \{"format": "guided_diffusion"'),
+        ("guided_diffusion", {"flags": "--colour True"}, "the flag colour is unknown: known are image_size"),
+        ("guided_diffusion", {"flags": "--learn_sigma True"}, "6 channels of 3 with labels: flags are .*class_cond=False"),
+        ("guided_diffusion", {"flags": "--num_channels 48"}, "are not widths of guided_diffusion, which divide by 32"),
+        ("guided_diffusion", {"flags": "--class_cond maybe"}, "class_cond is 'maybe': allowed are True and False"),
+        ("score_sde ve", {"config": None}, "does not say how it was trained: write"),
+        ("score_sde ve", {"config": {"model": {"name": "ncsnv2_64"}}}, "model.name is 'ncsnv2_64': allowed is ncsnpp"),
+        ("score_sde ve", {"config": {"training": {"sde": "ouve"}}}, "training.sde is 'ouve': allowed is vesde, vpsde or"),
+        ("score_sde vp", {"config": {"training": {"sde": "vpsde"}}}, "centered.* is .*False.*: allowed is .True, False"),
+        ("score_sde ve", {"config": {"model": {"nf": 16, "num_res_blocks": 1}}}, "configuration is of another network"),
+        ("drunet grey", {"sigma_range": [0.1]}, "sigma_range is"),
+    ],
+)  # fmt: skip
+def test_what_public_code_does_not_say_is_one_line(tmp_path, name, change, message):
+    path = original(tmp_path, name)
+    path.with_suffix(".json").write_text(json.dumps({**ORIGINALS[name]["stated"], **change}))
+    with pytest.raises(ForeignModelError, match=message) as error:
+        se.load(path)
+    assert "\n" not in str(error.value)
+
+
+def test_averages_of_score_sde_need_all_weights(tmp_path):
+    path = original(tmp_path, "score_sde vp")
+    held = torch.load(path)
+    held["ema"]["shadow_params"].pop()
+    torch.save(held, path)
+    with pytest.raises(ForeignModelError, match=r"averages of \d+ weights: take weights=raw"):
+        se.load(path)
+    raw = se.load(path, weights="raw")  # zeros in this file, so that E[x_0 | x_t] is x_t / alpha
+    x, t = torch.randn(1, 3, 16, 16), torch.tensor([0.5], dtype=torch.float64)
+    assert torch.allclose(raw(x, t), x / raw.schedule.alpha(t)[0].float(), rtol=1e-5)
+
+
+def test_a_model_of_classes_asks_for_one(tmp_path):
+    model = se.load(original(tmp_path, "guided_diffusion"))
+    with pytest.raises(ForeignModelError, match="give a label of 0 to 999"):
+        model(torch.zeros(1, 3, 16, 16), torch.tensor([0.5]))
 
 
 # --------------------------------------------------------------------------------- Gaussian denoisers

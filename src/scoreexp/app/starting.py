@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from scoreexp.app.terminal import say, say_labelled
+from scoreexp.core.construct import locate
 from scoreexp.core.errors import UserError
 from scoreexp.lit import ScoreModule
 from scoreexp.lit.callbacks import RunCallback
@@ -108,8 +109,9 @@ def require_further_steps(ckpt: Path, record: dict[str, Any], max_steps: int) ->
 
 def _require_same_model(saved: dict[str, Any], record: dict[str, Any], where: str, else_: str) -> None:
     stored = saved["scoreexp"]
+    config = stored["config"] | stored["config"].get("asked", {})  # of a model that was trained elsewhere
     for part in (*MODEL_PARTS, *_TRAINED_BY):
-        if _settings(stored["config"], part) != _settings(record["config"], part):
+        if _settings(config, part) != _settings(record["config"], part):
             raise UserError(
                 f"{where} was trained with another {part}: repeat the configuration beside it (config.yaml) to go on with "
                 f"it, or {else_}"
@@ -155,10 +157,17 @@ def _copy(source: Path, target: Path) -> None:
 def take_weights(module: ScoreModule, path: str | Path) -> None:
     """Begin with the weights of a checkpoint, the averaged ones if it has an average.
 
+    Another preconditioning gives the network's output another meaning, which is said; consistency tuning means it so.
+
     Raises:
         CheckpointError: it cannot be read, or its network is another one.
     """
-    weights = model_weights(read_checkpoint(path))
+    checkpoint = read_checkpoint(path)
+    weights = model_weights(checkpoint)
+    theirs = locate(checkpoint["scoreexp"]["config"]["precond"]["_target_"]).__name__
+    mine = type(module.denoiser.preconditioning).__name__
+    if theirs != mine and (theirs, mine) != ("EDMPrediction", "ConsistencyPrediction"):
+        say_labelled("warning", f"init_from: its network was trained for {theirs}, this run has {mine}")
     for denoiser in (module.denoiser, module.averaged):
         if denoiser is None:
             continue

@@ -32,8 +32,10 @@ if TYPE_CHECKING:
     from scoreexp.bridge.exported import ExportedNetwork as ExportedNetwork
     from scoreexp.bridge.foreign import ForeignModel as ForeignModel
     from scoreexp.bridge.gaussian_denoisers import DnCNN as DnCNN
+    from scoreexp.bridge.gaussian_denoisers import DRUNet as DRUNet
     from scoreexp.bridge.gaussian_denoisers import FFDNet as FFDNet
     from scoreexp.bridge.k_diffusion import KDiffusionImageV1 as KDiffusionImageV1
+    from scoreexp.bridge.openai import OpenAIUNet as OpenAIUNet
     from scoreexp.bridge.reading import read_foreign as read_foreign
     from scoreexp.bridge.recognise import recognised as recognised
 

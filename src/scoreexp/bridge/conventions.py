@@ -14,7 +14,7 @@ from scoreexp.bridge.betas import Betas, DiscreteVP
 from scoreexp.core.checked import checked
 from scoreexp.core.types import FinitePositiveFloat, PositiveFloat
 from scoreexp.denoisers.preconditioning import Coefficients, EDMPrediction, Preconditioning
-from scoreexp.schedules import VP
+from scoreexp.schedules import VP, SubVP
 
 
 class NoiseLabel(ABC):
@@ -34,12 +34,13 @@ class Step(NoiseLabel):
     Args:
         betas: the table.
         rounded: to the nearest step, for networks that look their embedding up in a table.
+        scale: the network is told that many times the index.
     """
 
     @checked
-    def __init__(self, betas: Betas, rounded: bool = False) -> None:
+    def __init__(self, betas: Betas, rounded: bool = False, scale: FinitePositiveFloat = 1.0) -> None:
         self._schedule = DiscreteVP(betas)
-        self.rounded = rounded
+        self.rounded, self.scale = rounded, scale
 
     def __call__(self, alpha: Tensor, sigma: Tensor) -> Tensor:
         steps = self._schedule.steps
@@ -49,7 +50,7 @@ class Step(NoiseLabel):
         whole = index.round()
         # what is a step up to the rounding of its noise level is that step
         near = (index - whole).abs() < 1e-4
-        return torch.where(near | torch.tensor(self.rounded), whole, index).to(sigma)
+        return (self.scale * torch.where(near | torch.tensor(self.rounded), whole, index)).to(sigma)
 
 
 class SigmaLabel(NoiseLabel):
@@ -110,7 +111,7 @@ class FlowTime(NoiseLabel):
 
 
 class VPTime(NoiseLabel):
-    """``scale t``, with t the time of the continuous variance-preserving SDE at that noise level.
+    """``scale t``, with t the time of the continuous variance-preserving (or sub-VP) SDE at that noise level.
 
     >>> label = VPTime()
     >>> label(*VP()(torch.tensor([0.5], dtype=torch.float64)))
@@ -120,6 +121,7 @@ class VPTime(NoiseLabel):
         beta_min: as of ``schedules.VP``.
         beta_max: the same.
         scale: 999 in score_sde_pytorch.
+        sub_vp: the SDE is the sub-VP one, ``schedules.SubVP``.
     """
 
     @checked
@@ -128,8 +130,9 @@ class VPTime(NoiseLabel):
         beta_min: PositiveFloat = 0.1,
         beta_max: PositiveFloat = 20.0,
         scale: FinitePositiveFloat = 999.0,
+        sub_vp: bool = False,
     ) -> None:
-        self._schedule, self.scale = VP(beta_min, beta_max), scale
+        self._schedule, self.scale = (SubVP if sub_vp else VP)(beta_min, beta_max), scale
 
     def __call__(self, alpha: Tensor, sigma: Tensor) -> Tensor:
         t = self._schedule._t_of_sigma((sigma / alpha).double())

@@ -1,4 +1,4 @@
-"""Denoisers of white Gaussian noise: FFDNet, for a range of noise levels, and DnCNN, for one."""
+"""Denoisers of white Gaussian noise: FFDNet and DRUNet, for a range of noise levels, and DnCNN, for one."""
 
 import math
 import re
@@ -130,6 +130,85 @@ class DnCNN(nn.Module):
         return to_model(image - self.body(image))
 
 
+class DRUNet(nn.Module):
+    r"""DRUNet as a network ``F(x, c_noise, cond)`` of images in [-1, 1]; c_noise is sigma in units of [0, 1].
+
+    A U-Net of four levels without normalisation, which takes the image and a constant map of sigma and returns the clean
+    image. Sides that 8 does not divide are continued by their last row and column.
+
+    Reference: K. Zhang, Y. Li, W. Zuo, L. Zhang, L. Van Gool, R. Timofte, "Plug-and-Play Image Restoration with Deep
+    Denoiser Prior", 2021, https://arxiv.org/abs/2008.13751.
+
+    >>> network = DRUNet(event_shape=(1, 8, 8), widths=(4, 4, 8, 8), blocks=1)
+    >>> network(torch.zeros(1, 1, 7, 9), torch.tensor([0.1])).shape
+    torch.Size([1, 1, 7, 9])
+
+    Args:
+        event_shape: (C, H, W); H and W are free.
+        num_classes: none; given where models are built.
+        widths: channels of the four levels.
+        blocks: residual blocks of each level, on the way down and on the way up.
+        bias: of all convolutions.
+    """
+
+    downsampling_factor = 1
+
+    @checked
+    def __init__(
+        self,
+        *,
+        event_shape: tuple[int, ...],
+        num_classes: PositiveInt | None = None,
+        widths: tuple[PositiveInt, ...] = (64, 128, 256, 512),
+        blocks: PositiveInt = 4,
+        bias: bool = False,
+    ) -> None:
+        super().__init__()
+        if len(widths) != 4:
+            raise ValueError(f"widths has {len(widths)} levels: DRUNet has 4")
+
+        def residual(width: int) -> list[nn.Module]:
+            return [_PlainResidual(width, bias) for _ in range(blocks)]
+
+        channels = event_shape[0]
+        self.m_head = nn.Conv2d(channels + 1, widths[0], 3, padding=1, bias=bias)
+        for i in range(3):
+            shrink = nn.Conv2d(widths[i], widths[i + 1], 2, stride=2, bias=bias)
+            grow = nn.ConvTranspose2d(widths[i + 1], widths[i], 2, stride=2, bias=bias)
+            self.add_module(f"m_down{i + 1}", nn.Sequential(*residual(widths[i]), shrink))
+            self.add_module(f"m_up{i + 1}", nn.Sequential(grow, *residual(widths[i])))
+        # as in the files: a single block stands without a number
+        self.m_body = residual(widths[3])[0] if blocks == 1 else nn.Sequential(*residual(widths[3]))
+        self.m_tail = nn.Conv2d(widths[0], channels, 3, padding=1, bias=bias)
+
+    def forward(self, x: Tensor, c_noise: Tensor, cond: Tensor | None = None) -> Tensor:
+        """The estimate of the clean image, in [-1, 1]."""
+        height, width = x.shape[-2:]
+        level = c_noise[:, None, None, None].to(x).expand(-1, 1, height, width)
+        h = F.pad(torch.cat([to_unit(x), level], dim=1), (0, -width % 8, 0, -height % 8), mode="replicate")
+        skips = [self.m_head(h)]
+        for i in range(3):
+            skips.append(self.get_submodule(f"m_down{i + 1}")(skips[-1]))
+        h = self.m_body(skips[-1])
+        for i in reversed(range(3)):
+            h = self.get_submodule(f"m_up{i + 1}")(h + skips.pop())
+        found: Tensor = self.m_tail(h + skips.pop())
+        return to_model(found[..., :height, :width])
+
+
+class _PlainResidual(nn.Module):
+    """Two convolutions with a ReLU between them, added to their input."""
+
+    def __init__(self, width: int, bias: bool) -> None:
+        super().__init__()
+        first, second = (nn.Conv2d(width, width, 3, padding=1, bias=bias) for _ in range(2))
+        self.res = nn.Sequential(first, nn.ReLU(), second)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = x + self.res(x)
+        return found
+
+
 def _convolutions(
     taken: int,
     returned: int,
@@ -156,15 +235,18 @@ def _convolutions(
 
 
 def read_gaussian_denoiser(held: Any, stated: Mapping[str, Any], path: Path, kind: str) -> ForeignModel:
-    """Read the weights of an FFDNet or a DnCNN; widths and depth follow from their shapes.
+    """Read the weights of an FFDNet, a DnCNN or a DRUNet; widths and depth follow from their shapes.
 
-    Convolutions and normalisations count in the order in which they are stored, whatever their names. A DnCNN knows one
+    Of FFDNet and DnCNN convolutions and normalisations count in the order in which they are stored, whatever their names.
+    ``"sigma_range": [0.004, 0.3]`` beside an FFDNet or a DRUNet states the noise levels that it knows. A DnCNN knows one
     noise level, which its file does not hold: ``{"format": "dncnn", "sigma": 0.098}`` beside it, in units of [0, 1].
 
     Raises:
         ForeignModelError: its layers are others, or the noise level is not stated.
     """
     state = state_dict_of(held, str(path))
+    if kind == "drunet":
+        return _drunet(state, stated, path)
     weights, layers = _in_order(state, path)
     first, last = layers[0], layers[-1]
     channels = last[0] // 4 if kind == "ffdnet" else last[0]
@@ -186,13 +268,16 @@ def read_gaussian_denoiser(held: Any, stated: Mapping[str, Any], path: Path, kin
         network["map_last"] = first[1] != 5 * channels or not any(
             "intermediate_dncnn" in name for name in state
         )
-        low, high = _levels(stated.get("sigma_range", [1 / 255, 75 / 255]), path)
-        label = {"_target_": "scoreexp.bridge.SigmaLabel", "scale": 1 / sigma_to_model(1.0)}
-        schedule = {"_target_": "scoreexp.schedules.EDM", "sigma_min": low, "sigma_max": high}
+        label, schedule = _range(stated, 75 / 255, path)
     else:
         network["ends_bias"] = "body.0.bias" in weights
         network["padding"] = stated.get("padding", "zeros")
-        network["eps"] = float(stated.get("eps", _BATCH_NORM_EPS))
+        eps = stated.get("eps", _BATCH_NORM_EPS)
+        if not (isinstance(eps, float) and 0 < eps < 1):
+            raise ForeignModelError(
+                f"{path.with_suffix('.json')}: eps is {str(eps)[:60]!r}: allowed is such as 1e-5"
+            )
+        network["eps"] = eps
         sigma = stated.get("sigma")
         if not (isinstance(sigma, float) and 0 < sigma < math.inf):
             raise ForeignModelError(
@@ -201,6 +286,53 @@ def read_gaussian_denoiser(held: Any, stated: Mapping[str, Any], path: Path, kin
             )
         label = {"_target_": "scoreexp.bridge.SigmaLabel"}
         schedule = {"_target_": "scoreexp.schedules.ConstantNoise", "sigma": sigma_to_model(sigma)}
+    return _denoiser(kind, network, label, schedule, shape, weights)
+
+
+def _drunet(state: Mapping[str, Tensor], stated: Mapping[str, Any], path: Path) -> ForeignModel:
+    weights = {name.removeprefix("module."): tensor for name, tensor in state.items()}
+    names = [f"m_down{i}" for i in (1, 2, 3)]
+    try:
+        # behind the residual blocks of a level stands the convolution that halves the size
+        blocks = max(int(name.split(".")[1]) for name in weights if name.startswith("m_down1."))
+        levels = [weights[f"{name}.{blocks}.weight"] for name in names]
+        head = weights["m_head.weight"]
+    except (KeyError, ValueError, IndexError) as error:
+        raise ForeignModelError(f"{path} has no {str(error)[:60]}: it is no DRUNet") from error
+    if (
+        head.ndim != 4
+        or any(level.ndim != 4 or level.shape[-1] != 2 for level in levels)
+        or head.shape[1] < 2
+    ):
+        raise ForeignModelError(
+            f"{path} does not halve its sizes by convolutions of stride 2: other DRUNets are not read"
+        )
+    channels, size = head.shape[1] - 1, stated.get("image_size", 256)
+    network = {
+        "_target_": "scoreexp.bridge.DRUNet",
+        "widths": [head.shape[0], *(level.shape[0] for level in levels)],
+        "blocks": blocks,
+        "bias": "m_head.bias" in weights,
+    }
+    label, schedule = _range(stated, 50 / 255, path)
+    return _denoiser("drunet", network, label, schedule, (channels, size, size), weights)
+
+
+def _range(stated: Mapping[str, Any], highest: float, path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Label and schedule of a denoiser that is told sigma in units of [0, 1]."""
+    low, high = _levels(stated.get("sigma_range", [1 / 255, highest]), path)
+    label = {"_target_": "scoreexp.bridge.SigmaLabel", "scale": 1 / sigma_to_model(1.0)}
+    return label, {"_target_": "scoreexp.schedules.EDM", "sigma_min": low, "sigma_max": high}
+
+
+def _denoiser(
+    kind: str,
+    network: Mapping[str, Any],
+    label: Mapping[str, Any],
+    schedule: Mapping[str, Any],
+    shape: tuple[int, ...],
+    weights: Mapping[str, Tensor],
+) -> ForeignModel:
     convention = {"_target_": "scoreexp.bridge.Convention", "prediction": "sample", "label": label}
     once = {
         "_target_": "scoreexp.samplers.UniformGrid",

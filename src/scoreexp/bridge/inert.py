@@ -480,6 +480,7 @@ def read_weights(path: Path) -> Any:
         zipfile.BadZipFile,
         NotImplementedError,
         EOFError,
+        struct.error,
     ) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
         raise ForeignModelError(

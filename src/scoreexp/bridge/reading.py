@@ -46,6 +46,14 @@ def read_foreign(path: str | Path, kind: str, raw: bool = False) -> ForeignModel
         from scoreexp.bridge.edm import read_edm
 
         return read_edm(held, path)
+    if kind in ("guided_diffusion", "improved_diffusion"):
+        from scoreexp.bridge.openai import read_openai
+
+        return read_openai(held, stated, path, kind)
+    if kind == "score_sde":
+        from scoreexp.bridge.score_sde import read_score_sde
+
+        return read_score_sde(held, stated, path, raw)
     from scoreexp.bridge.gaussian_denoisers import read_gaussian_denoiser
 
     return read_gaussian_denoiser(held, stated, path, kind)
@@ -59,7 +67,14 @@ def _kind_of(held: object, path: Path) -> str:
     inner = held.get("model") if isinstance(held, dict) else None
     if {"model", "ema"} <= names and isinstance(inner, dict) and "alphas_cumprod" in inner:
         return "denoising_diffusion_pytorch"
-    text = [str(name) for name in names]
+    average = held.get("ema") if isinstance(held, dict) else None
+    if "model" in names and isinstance(average, dict) and "shadow_params" in average:
+        return "score_sde"
+    if {"time_embed.0.weight", "input_blocks.0.0.weight"} <= names:
+        return "guided_diffusion"
+    text = [str(name).removeprefix("module.") for name in names]
+    if {"m_head.weight", "m_tail.weight"} <= set(text):
+        return "drunet"
     if any("intermediate_dncnn" in name for name in text):
         return "ffdnet"
     if any(name.startswith(("down_blocks.", "mid_block.")) for name in text):

@@ -11,9 +11,13 @@ FORMATS = (
     "denoising_diffusion_pytorch",
     "diffusers",
     "dncnn",
+    "drunet",
     "edm",
     "ffdnet",
+    "guided_diffusion",
+    "improved_diffusion",
     "k_diffusion",
+    "score_sde",
     "torch_export",
 )
 _TENSOR_FILES = (".pt", ".pth", ".bin", ".safetensors")

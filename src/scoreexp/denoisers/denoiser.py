@@ -27,9 +27,10 @@ import torch
 from torch import Tensor, nn
 
 from scoreexp.core.checked import checked
+from scoreexp.core.errors import UserError
 from scoreexp.core.tensors import expand_to
 from scoreexp.denoisers.counting import counted
-from scoreexp.denoisers.preconditioning import Preconditioning
+from scoreexp.denoisers.preconditioning import Coefficients, Preconditioning
 from scoreexp.numerics.oracles import Oracle
 from scoreexp.schedules import Schedule
 
@@ -120,7 +121,7 @@ class DenoiserBase(ABC):
         super().__init_subclass__(**kwargs)
         if wraps is not None:
             cls._wraps = wraps
-        for name in ("__call__", "forward"):
+        for name in ("__call__", "forward", "toward"):
             if not cls._wraps and name in vars(cls):
                 setattr(cls, name, counted(vars(cls)[name]))
 
@@ -134,6 +135,16 @@ class DenoiserBase(ABC):
         """What the sides of an image must be divisible by, in pixels; 1 unless a class says otherwise."""
         return 1
 
+    @property
+    def latent_channels(self) -> int:
+        """Numbers in the latent ``z[B, L]`` of a model that draws x_0; 0 for one that has a posterior mean."""
+        return 0
+
+    @property
+    def states_posterior_mean(self) -> bool:
+        """False for a consistency model, whose ``x0_hat`` is the end of a path, and for a generator, whose is a draw."""
+        return True
+
     def begin(self) -> "DenoiserBase":
         """The denoiser of one trajectory: this one, or a new one where it remembers earlier times (some guidance)."""
         return self
@@ -146,11 +157,32 @@ class DenoiserBase(ABC):
             x_t: noisy data ``[B, *]``.
             t: times ``[B]`` in the schedule's range, best in float64 on the CPU.
             cond: class labels ``[B]`` (long), an image ``[B, C', H, W]`` (floating point) that the model is conditioned
-                on, or None.
+                on, the latent ``[B, L]`` of a model that draws x_0, or None.
 
         Returns:
             ``x0_hat [B, *]``, in the dtype and on the device of ``x_t``.
         """
+
+    def toward(self, x_t: Tensor, t: Tensor, s: Tensor, cond: Tensor | None = None) -> Tensor:
+        r"""Where the average velocity ``u`` of the flow from ``t`` to ``s`` would lead by time 0: ``x_t - t u``, ``[B, *]``.
+
+        .. math:: u(x_t, s, t) = \frac{1}{t - s} \int_s^t v(x_\tau, \tau)\, d\tau
+
+        At ``s = t`` it is ``x0_hat``. For models of two times on ``schedule=flow_matching``.
+
+        Args:
+            x_t: noisy data ``[B, *]``.
+            t: times ``[B]`` as of ``__call__``.
+            s: times ``[B]``, at most ``t``.
+            cond: as of ``__call__``.
+
+        Raises:
+            UserError: the model takes one time.
+        """
+        raise UserError(
+            f"{type(self).__name__} takes one time and this needs a second: choose a network of two times "
+            "(network=unet_two_times, recipe=mean_flow), without guidance"
+        )
 
     def score(self, x_t: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
         """The pixel-space score ``grad log p_t(x_t)``, ``[B, *]``."""
@@ -172,8 +204,8 @@ class DenoiserBase(ABC):
 class Denoiser(nn.Module, DenoiserBase):
     """Network, preconditioning and schedule: ``x0_hat = c_skip x_t + c_out F(c_in x_t, c_noise, cond)``.
 
-    The coefficients are computed in float64 from ``t`` and cast to the dtype of ``x_t``. Only the network has
-    parameters; the keys of the state dict are ``network.*``.
+    The coefficients are computed in float64 from ``t`` and cast to the dtype of ``x_t``. The network has the
+    parameters, and a schedule that is learned; the keys of the state dict are ``network.*`` and ``schedule.*``.
 
     >>> from scoreexp.denoisers import VPrediction
     >>> from scoreexp.networks import MLP
@@ -220,15 +252,39 @@ class Denoiser(nn.Module, DenoiserBase):
         """That of the network; 1 where it states none."""
         return int(getattr(self.network, "downsampling_factor", 1))
 
+    @property
+    def latent_channels(self) -> int:
+        """That of the network; 0 where it states none."""
+        return int(getattr(self.network, "latent_channels", 0))
+
+    @property
+    def states_posterior_mean(self) -> bool:
+        return self.preconditioning.states_posterior_mean and not self.latent_channels
+
     def forward(self, x_t: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
-        c = self.preconditioning(*self.schedule(t.to(device="cpu", dtype=torch.float64)))
-        c_noise = expand_to(c.c_noise, x_t).flatten()
+        c = self._coefficients(t)
+        return self._evaluated(x_t, c, expand_to(c.c_noise, x_t).flatten(), cond)
+
+    def toward(self, x_t: Tensor, t: Tensor, s: Tensor, cond: Tensor | None = None) -> Tensor:
+        if not getattr(self.network, "takes_two_times", False):
+            raise UserError(
+                f"{type(self.network).__name__} takes one time and this needs a second: choose a network of two times "
+                "(network=unet_two_times, recipe=mean_flow)"
+            )
+        c = self._coefficients(t)
+        levels = torch.stack([c.c_noise, self._coefficients(s).c_noise], 1)
+        return self._evaluated(x_t, c, levels.to(x_t), cond)
+
+    def _coefficients(self, t: Tensor) -> Coefficients:
+        return self.preconditioning(*self.schedule(t.to(device="cpu", dtype=torch.float64)))
+
+    def _evaluated(self, x_t: Tensor, c: Coefficients, c_noise: Tensor, cond: Tensor | None) -> Tensor:
         output = self.network(expand_to(c.c_in, x_t) * x_t, c_noise, cond)
         return expand_to(c.c_skip, x_t) * x_t + expand_to(c.c_out, x_t) * output
 
 
 class Wrapper(DenoiserBase, wraps=True):
-    """A denoiser around another, whose schedule, event shape, record, device and downsampling factor it has.
+    """A denoiser around another, whose schedule, event shape, record, device, downsampling factor and latent it has.
 
     A new wrapper writes ``__call__``; what it asks of ``self.model`` is counted there.
 
@@ -264,6 +320,14 @@ class Wrapper(DenoiserBase, wraps=True):
     @property
     def downsampling_factor(self) -> int:
         return self.model.downsampling_factor
+
+    @property
+    def latent_channels(self) -> int:
+        return self.model.latent_channels
+
+    @property
+    def states_posterior_mean(self) -> bool:
+        return self.model.states_posterior_mean
 
 
 class OracleDenoiser(DenoiserBase):

@@ -19,7 +19,7 @@ References:
 """
 
 from abc import ABC, abstractmethod
-from typing import Annotated, NamedTuple
+from typing import Annotated, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -57,6 +57,8 @@ class Preconditioning(ABC):
     Raises:
         ValueError: if the parameterisation does not determine ``x_0`` where ``alpha`` is 0, and it is.
     """
+
+    states_posterior_mean: ClassVar[bool] = True  # False: ``x0_hat`` is the end of a path
 
     @abstractmethod
     def __call__(self, alpha: Tensor, sigma: Tensor) -> Coefficients: ...
@@ -207,6 +209,8 @@ class ConsistencyPrediction(Preconditioning):
     Raises:
         ValueError: if a parameter is outside its domain.
     """
+
+    states_posterior_mean = False
 
     @checked
     def __init__(

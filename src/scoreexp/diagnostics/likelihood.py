@@ -156,10 +156,15 @@ class Likelihood:
         Raises:
             ValueError: if the model has no prior (the schedule's noise level at ``t_max`` is not above that of ``t_end``,
                 or is below 1, the scale of the data, so that ``N(0, prior_std^2)`` is no description of the state
-                there), if ``t_end`` is outside the schedule's range, or if random probes were
+                there), if it is a consistency model, if ``t_end`` is outside the schedule's range, or if random probes were
                 asked for without streams.
             FloatingPointError: if the model's output is not finite.
         """
+        if not model.states_posterior_mean:
+            raise ValueError(
+                "the model is a consistency model: it states the end of a path and not the posterior mean, so it has no "
+                "flow and no likelihood; choose a model of another objective"
+            )
         schedule = model.schedule
         t_end = schedule.t_min if self.t_end is None else self.t_end
         _require_prior(model, t_end)

@@ -1,7 +1,8 @@
 """The Lightning module of every score model: it wires the algebra to the loop and holds no mathematics of its own."""
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytorch_lightning as pl
@@ -133,6 +134,10 @@ class ScoreModule(pl.LightningModule):
         """
         if not any(parameter.requires_grad for parameter in self.denoiser.parameters()):
             raise UserError("the network has no weights to train: set model=exact_score, or another network")
+
+    def before_training(self, data: DataModule, folder: Path) -> Mapping[str, float]:
+        """What is done once the run has a folder; the seconds of each stage, which count as pre-computation."""
+        return {}
 
     def require_embeddable(self, horizon: float) -> None:
         """Refuse to train on images that move along paths up to ``horizon``, as every model but one made for it does.

@@ -4,18 +4,22 @@ from scoreexp.objectives.ar_dae import ARDAE
 from scoreexp.objectives.base import Objective
 from scoreexp.objectives.blind_spot import SDAP, DownsampledInvariance
 from scoreexp.objectives.consistency import ConsistencyTraining
+from scoreexp.objectives.consistency_tuning import EasyConsistencyTuning
 from scoreexp.objectives.denoising_score_matching import DenoisingScoreMatching
 from scoreexp.objectives.diffusion_weighted import DiffusionWeightedScoreMatching
 from scoreexp.objectives.exposure import ExposureMatching
 from scoreexp.objectives.forward_model import ForwardModelMatching
 from scoreexp.objectives.implicit_score_matching import ImplicitScoreMatching, SlicedScoreMatching
 from scoreexp.objectives.likelihood import LikelihoodScoreMatching
+from scoreexp.objectives.mean_flow import MeanFlow
 from scoreexp.objectives.optimal_transport import OptimalTransportCoupling
 from scoreexp.objectives.rcae import ReconstructionContractive
+from scoreexp.objectives.reflow import Reflow
 from scoreexp.objectives.residual_score_matching import ResidualScoreMatching
 from scoreexp.objectives.stable_target import StableTargetScoreMatching
 from scoreexp.objectives.time_laws import DiscreteTime, LogNormalNoise, LogUniformNoise, TimeLaw, UniformTime
 from scoreexp.objectives.uncertainty import UncertaintyWeighted
+from scoreexp.objectives.variational import VariationalBound
 from scoreexp.objectives.weightings import (
     EDMWeighting,
     EpsWeighting,
@@ -38,6 +42,7 @@ __all__ = [
     "DiscreteTime",
     "DownsampledInvariance",
     "EDMWeighting",
+    "EasyConsistencyTuning",
     "EpsWeighting",
     "ExposureMatching",
     "FlowWeighting",
@@ -46,11 +51,13 @@ __all__ = [
     "LikelihoodScoreMatching",
     "LogNormalNoise",
     "LogUniformNoise",
+    "MeanFlow",
     "MinSNR",
     "Objective",
     "OptimalTransportCoupling",
     "P2Weighting",
     "ReconstructionContractive",
+    "Reflow",
     "ResidualScoreMatching",
     "ResnoiseWeighting",
     "ScoreWeighting",
@@ -60,6 +67,7 @@ __all__ = [
     "UncertaintyWeighted",
     "UniformTime",
     "VWeighting",
+    "VariationalBound",
     "Weighting",
     "X0Weighting",
 ]

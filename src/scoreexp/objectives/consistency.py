@@ -96,38 +96,60 @@ class ConsistencyTraining(nn.Module, Objective):
         Raises:
             ValueError: if the schedule has a single noise level, or no largest one.
         """
-        low, high = schedule.sigma_range
-        if not low < high < math.inf:
-            raise ValueError(
-                f"the {type(schedule).__name__} schedule has the noise levels {low:.6g} to {high:.6g}: choose one with a "
-                "smallest and a largest (schedule=edm), or schedule.t_max < 1"
-            )
+        low, high = finite_levels(schedule)
         roots = torch.linspace(
             low ** (1 / self.rho), high ** (1 / self.rho), intervals + 1, dtype=torch.float64
         )
         return (roots**self.rho).clamp(low, high)
 
     def forward(self, model: DenoiserBase, batch: Batch, t: Tensor, noise: Tensor) -> Tensor:
-        x_0, schedule = batch.x, model.schedule
-        if x_0 is None:
-            raise ValueError("the batch has no clean data x: this objective needs a data set that gives them")
-        if noise.shape != x_0.shape:
-            raise ValueError(
-                f"noise of shape {tuple(noise.shape)} for data of shape {tuple(x_0.shape)}: draw as many"
-            )
-        levels = self.levels(schedule, self.intervals(int(self.calls)))
-        self.calls += 1
-        level = schedule.noise_level(t.to(device="cpu", dtype=torch.float64))
+        levels = self.levels(model.schedule, self.intervals(int(self.calls)))
+        level = model.schedule.noise_level(t.to(device="cpu", dtype=torch.float64))
         i = (torch.searchsorted(levels, level, right=True) - 1).clamp(0, len(levels) - 2)
+        loss = pair_loss(model, batch, noise, levels[i], levels[i + 1], self.huber)
+        self.calls += 1
+        return loss
 
-        def f(level: Tensor) -> Tensor:
-            at = schedule.t_of_sigma(level)
-            alpha, sigma = schedule(at)
-            return model(expand_to(alpha, x_0) * x_0 + expand_to(sigma, x_0) * noise, at, batch.cond)
 
-        devices = [x_0.device] if x_0.is_cuda else []
-        with torch.random.fork_rng(devices), torch.no_grad():  # the same dropout for both
-            target = f(levels[i])
-        squared = mean_per_sample((f(levels[i + 1]) - target) ** 2)
-        distance = (squared + self.huber**2).sqrt() - self.huber
-        return distance / expand_to(levels[i + 1] - levels[i], distance)
+def finite_levels(schedule: Schedule) -> tuple[float, float]:
+    """The smallest and the largest noise level of a schedule.
+
+    Raises:
+        ValueError: if the schedule has a single noise level, or no largest one.
+    """
+    low, high = schedule.sigma_range
+    if not low < high < math.inf:
+        raise ValueError(
+            f"the {type(schedule).__name__} schedule has the noise levels {low:.6g} to {high:.6g}: choose one with a "
+            "smallest and a largest (schedule=edm), or schedule.t_max < 1"
+        )
+    return low, high
+
+
+def pair_loss(
+    model: DenoiserBase, batch: Batch, noise: Tensor, low: Tensor, high: Tensor, huber: float
+) -> Tensor:
+    """``d(f(x_0 + high z), f^-(x_0 + low z)) / (high - low)`` of noise levels ``low < high`` of each sample: ``[B]``.
+
+    Raises:
+        ValueError: if the batch has no clean data, or the noise another shape.
+    """
+    x_0, schedule = batch.x, model.schedule
+    if x_0 is None:
+        raise ValueError("the batch has no clean data x: this objective needs a data set that gives them")
+    if noise.shape != x_0.shape:
+        raise ValueError(
+            f"noise of shape {tuple(noise.shape)} for data of shape {tuple(x_0.shape)}: draw as many"
+        )
+
+    def f(level: Tensor) -> Tensor:
+        at = schedule.t_of_sigma(level)
+        alpha, sigma = schedule(at)
+        return model(expand_to(alpha, x_0) * x_0 + expand_to(sigma, x_0) * noise, at, batch.cond)
+
+    devices = [x_0.device] if x_0.is_cuda else []
+    with torch.random.fork_rng(devices), torch.no_grad():  # the same dropout for both
+        target = f(low)
+    squared = mean_per_sample((f(high) - target) ** 2)
+    distance = squared / ((squared + huber**2).sqrt() + huber)  # sqrt(squared + huber^2) - huber
+    return distance / expand_to(high - low, distance)

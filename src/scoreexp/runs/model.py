@@ -264,9 +264,22 @@ def _foreign(path: str | Path, kind: str, raw: bool, trust: Collection[str]) -> 
 
 
 def read_record(path: str | Path, kind: str, raw: bool = False) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Record and weights of a model of another library, as a checkpoint of ours holds them."""
-    found = read_foreign(path, kind, raw)
-    record = model_record(found.config(), found.event_shape, found.num_classes)
+    """Record and weights of a model of another library, as a checkpoint of ours holds them.
+
+    Raises:
+        ForeignModelError: it cannot be read, or its configuration has values of types that none has.
+    """
+    try:
+        found = read_foreign(path, kind, raw)
+        record = model_record(found.config(), found.event_shape, found.num_classes)
+    except UserError:
+        raise
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
+        reason = (str(error).strip().splitlines() or [""])[0][:160]
+        raise ForeignModelError(
+            f"{path}, or the configuration beside it, states what no model of its format has ({type(error).__name__}: "
+            f"{reason}): download it again"
+        ) from error
     return record, {f"network.{name}": tensor for name, tensor in found.weights.items()}
 
 

@@ -4,6 +4,7 @@ from scoreexp.samplers.auto import Auto
 from scoreexp.samplers.base import Sampler, SampleResult
 from scoreexp.samplers.clamped_euler import ClampedEulerMaruyama
 from scoreexp.samplers.consistency import ConsistencySampler
+from scoreexp.samplers.ddgan import DDGAN
 from scoreexp.samplers.ddim import DDIM
 from scoreexp.samplers.ddpm import DDPM
 from scoreexp.samplers.deis import DEIS
@@ -33,6 +34,7 @@ from scoreexp.samplers.level_laws import (
     load_level_classifier,
     save_level_classifier,
 )
+from scoreexp.samplers.mean_flow import MeanFlowSampler
 from scoreexp.samplers.metropolis_hastings import MetropolisHastings
 from scoreexp.samplers.non_stationary import NonStationary
 from scoreexp.samplers.one_level import sampler_of_one_level
@@ -49,6 +51,7 @@ from scoreexp.samplers.unipc import UniPC
 from scoreexp.samplers.unipc_velocity import UniPCVelocity
 
 __all__ = [
+    "DDGAN",
     "DDIM",
     "DDPM",
     "DEIS",
@@ -72,6 +75,7 @@ __all__ = [
     "LevelClassifier",
     "LevelLaw",
     "LogSNRGrid",
+    "MeanFlowSampler",
     "MetropolisHastings",
     "NonStationary",
     "OneMoreStep",

@@ -65,6 +65,10 @@ class _Bound(Wrapper):
         self.x0_hat = self.model(x_t, t, self.cond if cond is None else cond)
         return self.x0_hat
 
+    def toward(self, x_t: Tensor, t: Tensor, s: Tensor, cond: Tensor | None = None) -> Tensor:
+        self.x0_hat = self.model.toward(x_t, t, s, self.cond if cond is None else cond)
+        return self.x0_hat
+
 
 class Sampler(ABC):
     """Base of all samplers.
@@ -102,6 +106,10 @@ class Sampler(ABC):
         falling_noise_levels(model.schedule, times)
         return None
 
+    def asked(self, model: DenoiserBase, streams: ImageStreams) -> DenoiserBase:
+        """The denoiser that is asked at each time: ``model``, unless a sampler draws something for it."""
+        return model
+
     def start(self, schedule: Schedule, y: Tensor, sigma: float) -> tuple[Tensor, float]:
         """State and time at which denoising an observation begins; see ``start_from_observation``."""
         return start_from_observation(schedule, y, sigma)
@@ -120,6 +128,10 @@ class Sampler(ABC):
 
         ``model(x_t, t)``, ``model.score`` and ``model.eps`` have the labels or images ``cond`` of the call.
         """
+
+    def last(self, model: DenoiserBase, x_t: Tensor, t: float) -> Tensor:
+        """The result from the last time ``t`` of the grid, by one evaluation: ``E[x_0 | x_t]``, ``[B, *]``."""
+        return model(x_t, batch_of(t, x_t))
 
     @torch.no_grad()
     def __call__(
@@ -155,7 +167,7 @@ class Sampler(ABC):
         """
         if keep < 0:
             raise ValueError(f"keep={keep}: choose how many states to keep, >= 0")
-        bound = _Bound(model.begin(), cond)
+        bound = _Bound(self.asked(model.begin(), streams), cond)
         grid = grid or self.grid
         times = grid(model.schedule, t_start=t_start)
         if grid.steps == 1 and len(times) == 1 and not self.denoise_last:
@@ -171,7 +183,7 @@ class Sampler(ABC):
             state = self.init_state(bound, x, times)
             for i, (t, s) in enumerate(pairwise(visited), start=1):
                 if self.denoise_last and i == n:
-                    x = bound(x, batch_of(t, x))
+                    x = self.last(bound, x, t)
                 else:
                     x, state = self.step(bound, x, t, s, state, streams)
                 if not x.isfinite().all():

@@ -6,6 +6,7 @@ from scoreexp.schedules.cosine import Cosine
 from scoreexp.schedules.ddpm import DDPM
 from scoreexp.schedules.edm import EDM
 from scoreexp.schedules.flow_matching import FlowMatching
+from scoreexp.schedules.learned import LearnedVP
 from scoreexp.schedules.ouve import OUVE
 from scoreexp.schedules.resfusion import Resfusion
 from scoreexp.schedules.sub_vp import SubVP
@@ -23,6 +24,7 @@ __all__ = [
     "ConstantNoise",
     "Cosine",
     "FlowMatching",
+    "LearnedVP",
     "Resfusion",
     "Schedule",
     "SubVP",

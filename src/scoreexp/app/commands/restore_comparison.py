@@ -276,6 +276,21 @@ def table(rows: Sequence[Row]) -> str:
 # ------------------------------------------------------------------------------------------ the command
 
 
+def _priors(given: str | Sequence[str] | None) -> list[tuple[str, str | None]]:
+    """What rows of a model are called beside their restorer, and its checkpoint; by file names where those tell them apart.
+
+    >>> _priors(["runs/a.ckpt", "ffdnet.pth"]), _priors(None)
+    ([(', a.ckpt', 'runs/a.ckpt'), (', ffdnet.pth', 'ffdnet.pth')], [('', None)])
+    """
+    if given is None or isinstance(given, str):
+        return [("", given)]
+    if not given or len(set(given)) < len(given):
+        raise UserError(f"ckpt={list(given)}: give at least one, each once")
+    names = [Path(path).name for path in given]
+    shortened = names if len(set(names)) == len(names) else list(given)
+    return [(f", {name}", path) for name, path in zip(shortened, given)]
+
+
 def compare(cfg: DictConfig) -> list[Row]:
     """Compare ``cfg.restorers`` on ``cfg.tasks``; see ``conf/compare_restorers.yaml``.
 
@@ -298,15 +313,16 @@ def compare(cfg: DictConfig) -> list[Row]:
     source = Path(cfg.input).expanduser()
     paths = list_images(source) if source.is_dir() else [source]
     images = [as_observed(read_image(path).pixels) for path in paths[: cfg.count]]
-    model = prior_of_pictures(cfg)
     say_labelled("pictures", f"{len(images)}, each damaged by {len(cfg.tasks)} tasks")
     rows: list[Row] = []
-    for row in compare_restorers(
-        model, images, names, list(cfg.tasks), Budget(nfe=cfg.nfe, seconds=cfg.seconds)
-    ):
-        rows.append(row)
-        if row.reason:
-            say_labelled("note", f"{row.restorer} does not serve {row.task}: {row.reason}")
+    for suffix, ckpt in _priors(cfg.ckpt):
+        model = prior_of_pictures(DictConfig({**cfg, "ckpt": ckpt}))
+        budget = Budget(nfe=cfg.nfe, seconds=cfg.seconds)
+        for row in compare_restorers(model, images, names, list(cfg.tasks), budget):
+            rows.append(row._replace(restorer=f"{row.restorer}{suffix}"))
+            if row.reason:
+                say_labelled("note", f"{rows[-1].restorer} does not serve {row.task}: {row.reason}")
+    rows.sort(key=lambda row: list(cfg.tasks).index(row.task))  # blocks, each in the order of the models
     for line in table(rows).splitlines():
         say(line)
     folder = Path(cfg.run_dir)

@@ -106,12 +106,13 @@ def _run(cfg: DictConfig, parts: _Parts) -> RunResult:
         table,
         *(make(run_dir=str(run.path), run_config=record["config"], name=cfg.name) for make in further),
     ]
+    max_steps = trainer.max_steps if module.needs_training else 0
     start = starting_point(run, cfg.ckpt, record, table, trainer.is_global_zero)
     if trainer.is_global_zero:
         run.describe(OmegaConf.to_yaml(cfg, resolve=True), trainer.strategy.root_device, cfg.seed)
         _describe(cfg, module, data.batch_size)
         say_labelled("run directory", shown(run.path))
-    if start is not None and (over := over_already(run, start, callbacks, trainer.max_steps)):
+    if start is not None and (over := over_already(run, start, callbacks, max_steps)):
         say_labelled("nothing to do", f"this run is over: {over}")
         return stored_result(run)
     if embedding is not None:
@@ -121,6 +122,9 @@ def _run(cfg: DictConfig, parts: _Parts) -> RunResult:
         module.embed(embedded)
         for callback in callbacks:
             callback.book_before(seconds)
+    if before := module.before_training(data, run.path):
+        for callback in callbacks:
+            callback.book_before(before)
     run.begun = True
     with failing_together(trainer, run.path):
         if module.needs_training:
@@ -189,5 +193,5 @@ def _describe(cfg: DictConfig, module: ScoreModule, batch_size: int) -> None:
         "network",
         f"{type(module.denoiser.network).__name__}, {parameters / 1e6:.2f} M parameters "
         f"({copies * 4 * parameters / 2**20:.0f} MiB with optimiser, without activations), "
-        f"{cfg.trainer.max_steps} steps",
+        f"{cfg.trainer.max_steps if module.needs_training else 0} steps",
     )

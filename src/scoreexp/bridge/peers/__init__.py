@@ -1,0 +1,1 @@
+"""Training loops of other libraries, run in an interpreter that need not have scoreexp."""
