@@ -171,7 +171,7 @@ class DiscreteVP(VariancePreserving):
 class TimestepGrid(TimeGrid):
     """The steps that diffusers' schedulers visit, of a model trained with T of them.
 
-    With ``leading`` and ``trailing`` spacing and a number of steps that does not divide T, diffusers' DDIM takes each state
+    With ``linspace`` and ``trailing`` spacing and a number of steps that does not divide T, diffusers' DDIM takes each state
     ``T // steps`` back, which is not where its next step begins, and noise stays in the image. Here a step ends where the
     next one begins.
 
