@@ -17,12 +17,14 @@ from conftest import Payload
 from torch import nn
 
 import scoreexp as se
-from benchmarks.bridge_fixtures import STEPS, THINNED, drawn, image
+from benchmarks.bridge_fixtures import IMAGE_STEPS, ODE_END, ODE_TOLERANCE, STEPS, THINNED, drawn, image
 from benchmarks.bridge_peers import CASES
 from scoreexp.api.export import timestep_levels, to_torch_export
-from scoreexp.bridge import ForeignModelError, recognised
+from scoreexp.bridge import ForeignModelError, TimestepGrid, recognised
 from scoreexp.bridge.exported import checked_program
 from scoreexp.bridge.inert import Inert, UnreadableError, _Storage, read_pickle, read_weights, require_plain
+from scoreexp.core.streams import ImageStreams
+from scoreexp.numerics.ode import RK45
 from scoreexp.runs.checkpoint_file import write_checkpoint
 from scoreexp.runs.model import build_denoiser, model_record
 
@@ -134,7 +136,7 @@ def test_a_tensor_stays_inside_its_values():
 
 
 @pytest.mark.parametrize("name", ["ddpmpp", "ncsnpp", "labels"])
-def test_networks_of_edm_give_their_posterior_means(tmp_path, name):
+def test_networks_of_edm_give_their_posterior_means_and_images(tmp_path, name):
     """The outputs are those of NVlabs/edm at commit 008a4e5 (``benchmarks/bridge_fixtures.py``)."""
     (tmp_path / "a.pkl").write_bytes(gzip.decompress((FIXTURES / f"edm_{name}.pkl.gz").read_bytes()))
     model = se.load(tmp_path / "a.pkl")
@@ -144,6 +146,22 @@ def test_networks_of_edm_give_their_posterior_means(tmp_path, name):
     found = model(levels.float().view(-1, 1, 1, 1) * x, levels, label)
     expected = torch.from_numpy(stored[name])
     assert (found - expected).abs().max() < 1e-5 * max(1.0, expected.abs().max().item())
+    sampler = se.samplers.Heun(se.samplers.KarrasGrid(IMAGE_STEPS, t_end=max(0.002, model.schedule.t_min)))
+    start = {"t_start": 80.0, "cond": None if label is None else label[:1]}
+    drawn = sampler(model, 80 * x, streams=ImageStreams([0]), **start)
+    expected = torch.from_numpy(stored[f"{name} image"])
+    assert (drawn.x - expected).abs().max() < 1e-4 * max(1.0, expected.abs().max().item())
+
+
+class Times(se.samplers.TimeGrid):
+    """Given times."""
+
+    def __init__(self, times):
+        super().__init__(len(times))
+        self.times = times
+
+    def __call__(self, schedule, *, t_start=None):
+        return self.times
 
 
 # ------------------------------------------------------------- public code without a package
@@ -191,15 +209,39 @@ def inputs(name: str, model) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize("name", ORIGINALS)
-def test_public_code_gives_the_same_posterior_means(tmp_path, name):
+def test_public_code_gives_the_same_posterior_means_and_images(tmp_path, name):
     """The outputs are those of the repositories at the commits that the file names (``benchmarks/bridge_fixtures.py``)."""
     model = se.load(original(tmp_path, name))
     x, t = inputs(name, model)
     label = torch.full((10,), 7) if getattr(model.network, "num_classes", None) else None
     found = model(x, t, label)[..., ::THINNED, ::THINNED]
-    expected = torch.from_numpy(np.load(FIXTURES / "originals.npz")[name])
+    outputs = np.load(FIXTURES / "originals.npz")
+    expected = torch.from_numpy(outputs[name])
     error = (found - expected).flatten(1).abs().amax(1) / expected.flatten(1).abs().amax(1).clamp(min=1)
     assert error.max() < 1e-5, error
+    if f"{name}, image" in outputs:
+        found = picture(name, model, None if label is None else label[:1])[..., ::THINNED, ::THINNED]
+        expected = torch.from_numpy(outputs[f"{name}, image"])
+        assert (found - expected).abs().max() < 1e-4 * max(1.0, expected.abs().max().item())
+
+
+def picture(name, model, label) -> torch.Tensor:
+    """By the deterministic sampler of the original: DDIM, or the probability-flow equation."""
+    x = image(model.event_shape)
+    if not name.startswith("score_sde"):
+        sampler = se.samplers.DDIM(TimestepGrid(IMAGE_STEPS, "leading", total_steps=model.schedule.steps))
+        return sampler(model, x, streams=ImageStreams([0]), cond=label).x
+    end = torch.tensor([ODE_END], dtype=torch.float64)
+    if name.startswith("score_sde ve"):
+        low, high = model.schedule.sigma_range
+        times = torch.stack([torch.tensor(high).double(), low * (high / low) ** end[0]])
+        x = high * x - 1
+    else:
+        times = torch.cat([torch.ones(1).double(), end])
+    solver = RK45(rtol=ODE_TOLERANCE, atol=ODE_TOLERANCE)
+    return se.samplers.ProbabilityFlow(Times(times), solver, denoise_last=False)(
+        model, x, streams=ImageStreams([0])
+    ).x
 
 
 @pytest.mark.parametrize(
@@ -440,7 +482,8 @@ def test_an_exported_program_is_the_same_model(program):
     again = se.load(path)
     x, t = torch.randn(3, 1, 4, 4), torch.tensor([0.1, 0.5, 1.0], dtype=torch.float64)
     assert (again(x, t) - model(x, t)).abs().max() < 1e-6
-    assert se.sample(again, 1, sampler=se.samplers.DDIM(se.samplers.UniformGrid(2))).shape == (1, 1, 4, 4)
+    sampler = se.samplers.DDIM(se.samplers.UniformGrid(4))
+    assert (se.sample(again, 2, sampler=sampler) - se.sample(model, 2, sampler=sampler)).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize(
