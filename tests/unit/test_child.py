@@ -32,9 +32,8 @@ def test_a_stopped_process_ends_its_child_and_what_that_has_started(monkeypatch,
     with os.fdopen(write, "wb") as output, pytest.raises(raised) as stopped:
         child.run_child(["sh", "-c", script], output, seconds=30.0)
     thread.join()
-    assert (
-        select.select([read], [], [], 10.0)[0] and os.read(read, 1) == b""
-    )  # no process is left that could write
+    assert select.select([read], [], [], 10.0)[0], "a process is left that could write"
+    assert os.read(read, 1) == b""
     os.close(read)
     assert getattr(stopped.value, "code", None) in (None, 128 + signum)
     assert signal.getsignal(signum) == before
