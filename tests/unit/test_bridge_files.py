@@ -395,6 +395,8 @@ def test_a_folder_without_a_scheduler_or_configuration(tmp_path):
     with pytest.raises(ForeignModelError, match="not readable JSON"):
         se.load(folder)
     (folder / "unet" / "config.json").unlink()
+    (folder / "model_index.json").unlink()
+    (folder / "unet" / "diffusion_pytorch_model.bin").touch()
     with pytest.raises(ForeignModelError, match=r"has no config.json"):
         se.load(folder)
 
@@ -482,8 +484,8 @@ def test_an_exported_program_is_the_same_model(program):
     again = se.load(path)
     x, t = torch.randn(3, 1, 4, 4), torch.tensor([0.1, 0.5, 1.0], dtype=torch.float64)
     assert (again(x, t) - model(x, t)).abs().max() < 1e-6
-    sampler = se.samplers.DDIM(se.samplers.UniformGrid(4))
-    assert (se.sample(again, 2, sampler=sampler) - se.sample(model, 2, sampler=sampler)).abs().max() < 1e-5
+    sampler = se.samplers.DDIM(se.samplers.UniformGrid(2))
+    assert (se.sample(again, 1, sampler=sampler) - se.sample(model, 1, sampler=sampler)).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize(
