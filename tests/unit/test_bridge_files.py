@@ -20,6 +20,7 @@ import scoreexp as se
 from benchmarks.bridge_fixtures import IMAGE_STEPS, ODE_END, ODE_TOLERANCE, STEPS, THINNED, drawn, image
 from benchmarks.bridge_peers import CASES
 from scoreexp.api.export import timestep_levels, to_torch_export
+from scoreexp.app.commands.restore_comparison import Budget, compare_restorers
 from scoreexp.bridge import ForeignModelError, TimestepGrid, recognised
 from scoreexp.bridge.exported import checked_program
 from scoreexp.bridge.inert import Inert, UnreadableError, _Storage, read_pickle, read_weights, require_plain
@@ -310,6 +311,17 @@ def test_ffdnet_cuts_an_image_into_its_quarters_and_back(tmp_path):
     t = torch.tensor([0.2], dtype=torch.float64)
     # the network returns its input as the noise, so nothing remains: 0 in units of [0, 1]
     assert torch.allclose(model(x, t), torch.full_like(x, -1.0), atol=1e-6)
+
+
+def test_a_row_of_a_grey_denoiser_asks_for_grey_pictures(tmp_path):
+    torch.save(ipol_ffdnet(), tmp_path / "ffdnet.pth")
+    model = se.load(tmp_path / "ffdnet.pth")
+    for channels, reason in ((1, None), (3, "a model of 1 channels, pictures of 3: give pictures of 1")):
+        images = [torch.zeros(1, channels, 8, 8)]
+        (row,) = compare_restorers(
+            model, images, ["posterior_mean"], ["denoise_25"], Budget(nfe=1), memory=False
+        )
+        assert (row.reason, row.nfe) == (reason, int(reason is None))
 
 
 def test_dncnn_is_read_by_the_order_of_its_layers(tmp_path):
