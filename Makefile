@@ -6,9 +6,10 @@ READY  := $(VENV)/.installed
 PHOTOS   ?= outputs/prior/photographs
 RUN      ?= outputs/prior/run
 TESTSETS ?= outputs/prior/testsets
+ROOT     ?= data
 
 .DEFAULT_GOAL := help
-.PHONY: help demo prior test test-integration test-slow lint fmt type docs bench compare-quick study-solvers study-samplers study-swiss-roll study-rivals-points study-langevin study-claims study-stack clean install
+.PHONY: help demo prior test test-integration test-slow lint fmt type docs bench compare-quick study-solvers study-samplers study-swiss-roll study-rivals-points study-langevin study-claims study-memorisation study-ssim-stopping study-stack clean install
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -90,6 +91,14 @@ study-claims: $(READY)  ## redo docs/results.md: the published claims on a photo
 	$(BIN)/python -m scoreexp.compare sweep=claims
 	$(BIN)/python -m scoreexp.compare sweep=claims_published
 	$(BIN)/python -m benchmarks.study_claims
+
+study-memorisation: $(READY)  ## at which size of the training set do models of two halves agree: MNIST and CIFAR-10 below ROOT (days on 2 cores)
+	$(BIN)/python -m benchmarks.study_memorisation --root $(ROOT)
+	$(BIN)/python -m benchmarks.study_memorisation --table
+
+study-ssim-stopping: $(READY)  ## does stopping on SSIM stop where the population error is least: MNIST and CIFAR-10 below ROOT (days on 2 cores)
+	$(BIN)/python -m benchmarks.study_ssim_stopping --root $(ROOT)
+	$(BIN)/python -m benchmarks.study_ssim_stopping --table
 
 study-stack: $(READY)  ## scoreexp against bare Lightning, Hydra and W&B, fault by fault (docs/faults.md)
 	$(BIN)/python -m pytest benchmarks/stack
