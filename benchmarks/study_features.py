@@ -125,8 +125,6 @@ def main() -> None:
         options.cache.mkdir(parents=True, exist_ok=True)
     largest = max(*options.n, options.degraded)
     rows: dict[str, Any] = {}
-    if options.only and options.json and options.json.is_file():
-        rows = json.loads(options.json.read_text())["rows"]
     for name in [options.only] if options.only else EXTRACTORS:
         extractor = EXTRACTORS[name](options.efficientnet)
         began = time.perf_counter()
@@ -154,6 +152,8 @@ def main() -> None:
         for size, value in bias.items():
             print(f"  n = {size:6} {value:.4g}", flush=True)
     if options.json:
+        if options.only and options.json.is_file():
+            rows = json.loads(options.json.read_text())["rows"] | rows
         options.json.write_text(json.dumps({"machine": describe_machine(), "rows": rows}, indent=1) + "\n")
 
 
