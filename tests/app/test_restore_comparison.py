@@ -112,9 +112,10 @@ def test_the_table_of_the_benchmark_goes_on_where_it_was_stopped(tmp_path):
         benchmark.stored(file, {"ckpt": "other"})
 
 
-def test_models_of_other_libraries_are_rows_beside_each_other(tmp_path, capsys, monkeypatch):
+def test_models_of_other_libraries_are_rows_beside_each_other(tmp_path):
     """Two DRUNets that return one grey: their error on another grey is known."""
-    from scoreexp.app import launch, restorer_table
+    from scoreexp.app.restorer_table import main
+    from scoreexp.figures.images import save_pixels
 
     network = se.bridge.DRUNet(event_shape=(1, 8, 8), widths=(1, 1, 1, 1), blocks=1, bias=True)
     for name, grey in (("a", 0.6), ("b", 0.51)):
@@ -122,14 +123,12 @@ def test_models_of_other_libraries_are_rows_beside_each_other(tmp_path, capsys, 
             parameter.data.zero_()
         network.m_tail.bias.data.fill_(grey)
         torch.save(network.state_dict(), tmp_path / f"{name}.pth")
-    se.figures.images.save_pixels(torch.full((1, 16, 16), 128 / 255), tmp_path / "grey.png")
+    save_pixels(torch.full((1, 16, 16), 128 / 255), tmp_path / "grey.png")
     argv = [
         "restorers=[posterior_mean]", "tasks=[denoise]", f"input={tmp_path}/grey.png", "nfe=1", "device=cpu",
         f"ckpt=[{tmp_path}/a.pth,{tmp_path}/b.pth]", f"run_dir={tmp_path}/run",
     ]  # fmt: skip
-    run = launch.run_app
-    monkeypatch.setattr(restorer_table, "run_app", lambda *a, **k: run(*a, **k, argv=argv))
-    assert restorer_table.main() == 0
+    assert main(argv) == 0
     rows = json.loads((tmp_path / "run" / "restorers.json").read_text())["rows"]
     assert [row["restorer"] for row in rows] == ["posterior_mean, a.pth", "posterior_mean, b.pth"]
     assert [row["psnr"] for row in rows] == pytest.approx(

@@ -17,12 +17,15 @@ from conftest import Payload
 from torch import nn
 
 import scoreexp as se
-from benchmarks.bridge_fixtures import STEPS, THINNED, drawn, image
+from benchmarks.bridge_fixtures import IMAGE_STEPS, ODE_END, ODE_TOLERANCE, STEPS, THINNED, drawn, image
 from benchmarks.bridge_peers import CASES
 from scoreexp.api.export import timestep_levels, to_torch_export
-from scoreexp.bridge import ForeignModelError, recognised
+from scoreexp.app.commands.restore_comparison import Budget, compare_restorers
+from scoreexp.bridge import ForeignModelError, TimestepGrid, recognised
 from scoreexp.bridge.exported import checked_program
 from scoreexp.bridge.inert import Inert, UnreadableError, _Storage, read_pickle, read_weights, require_plain
+from scoreexp.core.streams import ImageStreams
+from scoreexp.numerics.ode import RK45
 from scoreexp.runs.checkpoint_file import write_checkpoint
 from scoreexp.runs.model import build_denoiser, model_record
 
@@ -134,7 +137,7 @@ def test_a_tensor_stays_inside_its_values():
 
 
 @pytest.mark.parametrize("name", ["ddpmpp", "ncsnpp", "labels"])
-def test_networks_of_edm_give_their_posterior_means(tmp_path, name):
+def test_networks_of_edm_give_their_posterior_means_and_images(tmp_path, name):
     """The outputs are those of NVlabs/edm at commit 008a4e5 (``benchmarks/bridge_fixtures.py``)."""
     (tmp_path / "a.pkl").write_bytes(gzip.decompress((FIXTURES / f"edm_{name}.pkl.gz").read_bytes()))
     model = se.load(tmp_path / "a.pkl")
@@ -144,6 +147,22 @@ def test_networks_of_edm_give_their_posterior_means(tmp_path, name):
     found = model(levels.float().view(-1, 1, 1, 1) * x, levels, label)
     expected = torch.from_numpy(stored[name])
     assert (found - expected).abs().max() < 1e-5 * max(1.0, expected.abs().max().item())
+    sampler = se.samplers.Heun(se.samplers.KarrasGrid(IMAGE_STEPS, t_end=max(0.002, model.schedule.t_min)))
+    start = {"t_start": 80.0, "cond": None if label is None else label[:1]}
+    drawn = sampler(model, 80 * x, streams=ImageStreams([0]), **start)
+    expected = torch.from_numpy(stored[f"{name} image"])
+    assert (drawn.x - expected).abs().max() < 1e-4 * max(1.0, expected.abs().max().item())
+
+
+class Times(se.samplers.TimeGrid):
+    """Given times."""
+
+    def __init__(self, times):
+        super().__init__(len(times))
+        self.times = times
+
+    def __call__(self, schedule, *, t_start=None):
+        return self.times
 
 
 # ------------------------------------------------------------- public code without a package
@@ -191,15 +210,39 @@ def inputs(name: str, model) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize("name", ORIGINALS)
-def test_public_code_gives_the_same_posterior_means(tmp_path, name):
+def test_public_code_gives_the_same_posterior_means_and_images(tmp_path, name):
     """The outputs are those of the repositories at the commits that the file names (``benchmarks/bridge_fixtures.py``)."""
     model = se.load(original(tmp_path, name))
     x, t = inputs(name, model)
     label = torch.full((10,), 7) if getattr(model.network, "num_classes", None) else None
     found = model(x, t, label)[..., ::THINNED, ::THINNED]
-    expected = torch.from_numpy(np.load(FIXTURES / "originals.npz")[name])
+    outputs = np.load(FIXTURES / "originals.npz")
+    expected = torch.from_numpy(outputs[name])
     error = (found - expected).flatten(1).abs().amax(1) / expected.flatten(1).abs().amax(1).clamp(min=1)
     assert error.max() < 1e-5, error
+    if f"{name}, image" in outputs:
+        found = picture(name, model, None if label is None else label[:1])[..., ::THINNED, ::THINNED]
+        expected = torch.from_numpy(outputs[f"{name}, image"])
+        assert (found - expected).abs().max() < 1e-4 * max(1.0, expected.abs().max().item())
+
+
+def picture(name, model, label) -> torch.Tensor:
+    """By the deterministic sampler of the original: DDIM, or the probability-flow equation."""
+    x = image(model.event_shape)
+    if not name.startswith("score_sde"):
+        sampler = se.samplers.DDIM(TimestepGrid(IMAGE_STEPS, "leading", total_steps=model.schedule.steps))
+        return sampler(model, x, streams=ImageStreams([0]), cond=label).x
+    end = torch.tensor([ODE_END], dtype=torch.float64)
+    if name.startswith("score_sde ve"):
+        low, high = model.schedule.sigma_range
+        times = torch.stack([torch.tensor(high).double(), low * (high / low) ** end[0]])
+        x = high * x - 1
+    else:
+        times = torch.cat([torch.ones(1).double(), end])
+    solver = RK45(rtol=ODE_TOLERANCE, atol=ODE_TOLERANCE)
+    return se.samplers.ProbabilityFlow(Times(times), solver, denoise_last=False)(
+        model, x, streams=ImageStreams([0])
+    ).x
 
 
 @pytest.mark.parametrize(
@@ -268,6 +311,17 @@ def test_ffdnet_cuts_an_image_into_its_quarters_and_back(tmp_path):
     t = torch.tensor([0.2], dtype=torch.float64)
     # the network returns its input as the noise, so nothing remains: 0 in units of [0, 1]
     assert torch.allclose(model(x, t), torch.full_like(x, -1.0), atol=1e-6)
+
+
+def test_a_row_of_a_grey_denoiser_asks_for_grey_pictures(tmp_path):
+    torch.save(ipol_ffdnet(), tmp_path / "ffdnet.pth")
+    model = se.load(tmp_path / "ffdnet.pth")
+    for channels, reason in ((1, None), (3, "a model of 1 channels, pictures of 3: give pictures of 1")):
+        images = [torch.zeros(1, channels, 8, 8)]
+        (row,) = compare_restorers(
+            model, images, ["posterior_mean"], ["denoise_25"], Budget(nfe=1), memory=False
+        )
+        assert (row.reason, row.nfe) == (reason, int(reason is None))
 
 
 def test_dncnn_is_read_by_the_order_of_its_layers(tmp_path):
@@ -353,6 +407,8 @@ def test_a_folder_without_a_scheduler_or_configuration(tmp_path):
     with pytest.raises(ForeignModelError, match="not readable JSON"):
         se.load(folder)
     (folder / "unet" / "config.json").unlink()
+    (folder / "model_index.json").unlink()
+    (folder / "unet" / "diffusion_pytorch_model.bin").touch()
     with pytest.raises(ForeignModelError, match=r"has no config.json"):
         se.load(folder)
 
@@ -440,7 +496,8 @@ def test_an_exported_program_is_the_same_model(program):
     again = se.load(path)
     x, t = torch.randn(3, 1, 4, 4), torch.tensor([0.1, 0.5, 1.0], dtype=torch.float64)
     assert (again(x, t) - model(x, t)).abs().max() < 1e-6
-    assert se.sample(again, 1, sampler=se.samplers.DDIM(se.samplers.UniformGrid(2))).shape == (1, 1, 4, 4)
+    sampler = se.samplers.DDIM(se.samplers.UniformGrid(2))
+    assert (se.sample(again, 1, sampler=sampler) - se.sample(model, 1, sampler=sampler)).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize(

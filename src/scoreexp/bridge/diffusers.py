@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from scoreexp.bridge.errors import ForeignModelError, require_package
 from scoreexp.bridge.foreign import ForeignModel, is_shape
 from scoreexp.bridge.inert import read_weights, state_dict_of
-from scoreexp.bridge.recognise import read_object
+from scoreexp.bridge.recognise import WEIGHTS, read_object
 from scoreexp.core.checked import checked
 from scoreexp.core.errors import UserError
 from scoreexp.core.types import PositiveInt
@@ -30,7 +30,6 @@ _LATENT = (
     "ConsistencyDecoderVAE",
 )
 _PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v", "sample": "sample"}
-_WEIGHTS = "diffusion_pytorch_model"
 _PRIVATE = ("_class_name", "_diffusers_version", "_name_or_path")
 _LARGEST_WIDTH = 2**16
 
@@ -380,9 +379,9 @@ def _weights(unet: Path) -> dict[str, Tensor]:
     """The weights, in one file or in several that an index names."""
     for suffix in ("safetensors", "bin"):
         for variant in ("", ".fp16"):
-            if (single := unet / f"{_WEIGHTS}{variant}.{suffix}").is_file():
+            if (single := unet / f"{WEIGHTS}{variant}.{suffix}").is_file():
                 return state_dict_of(read_weights(single), str(single))
-        index = unet / f"{_WEIGHTS}.{suffix}.index.json"
+        index = unet / f"{WEIGHTS}.{suffix}.index.json"
         if index.is_file():
             files = read_object(index).get("weight_map")
             names = set(files.values()) if isinstance(files, dict) else set()
@@ -390,4 +389,4 @@ def _weights(unet: Path) -> dict[str, Tensor]:
                 raise ForeignModelError(f"{index} names no files beside it: download it again")
             parts = [state_dict_of(read_weights(unet / name), str(unet / name)) for name in sorted(names)]
             return {key: tensor for part in parts for key, tensor in part.items()}
-    raise ForeignModelError(f"{unet} has no {_WEIGHTS}.safetensors or .bin: download its weights")
+    raise ForeignModelError(f"{unet} has no {WEIGHTS}.safetensors or .bin: download its weights")

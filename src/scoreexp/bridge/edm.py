@@ -273,7 +273,7 @@ class EDMNetwork(nn.Module):
         embedding = torch.cat(waves, dim=1)
         label = None
         if self.map_label is not None:
-            shape = (len(c_noise), self.map_label.in_features)
+            shape = (c_noise.shape[0], self.map_label.in_features)
             rows = c_noise.new_zeros(shape) if cond is None else F.one_hot(cond, shape[1]).to(c_noise)
             label = self.map_label(rows * math.sqrt(shape[1]) if song else rows)
         if label is not None and song:

@@ -22,6 +22,8 @@ FORMATS = (
 )
 _TENSOR_FILES = (".pt", ".pth", ".bin", ".safetensors")
 _OF_SUFFIX = {".pkl": "edm", ".pt2": "torch_export"}
+WEIGHTS = "diffusion_pytorch_model"
+"""How diffusers calls its files of weights."""
 _LARGEST_JSON = 2**24  # bytes
 
 
@@ -42,8 +44,15 @@ def recognised(path: str | Path) -> str | None:
     """
     path = Path(path)
     if path.is_dir():
-        marks = ("model_index.json", "config.json", "refs/main", "unet/config.json")
-        return "diffusers" if any((path / mark).is_file() for mark in marks) else None
+        marks = (
+            "model_index.json",
+            "config.json",
+            "refs/main",
+            "unet/config.json",
+            f"{WEIGHTS}.*",
+            f"unet/{WEIGHTS}.*",
+        )
+        return "diffusers" if any(any(path.glob(mark)) for mark in marks) else None
     if not path.is_file() or path.suffix == ".ckpt":
         return None
     if path.name in ("model_index.json", "config.json", "scheduler_config.json"):

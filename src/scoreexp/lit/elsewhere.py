@@ -22,6 +22,7 @@ from scoreexp.denoisers.denoiser import Denoiser
 from scoreexp.lit.module import ScoreModule
 from scoreexp.objectives import Objective, TimeLaw
 from scoreexp.runs.model import MODEL_PARTS, load
+from scoreexp.system.child import run_child
 from scoreexp.system.json_files import read_json, write_json
 
 _PATIENCE = 600.0  # seconds beyond those of training, in which a peer imports and saves
@@ -233,6 +234,7 @@ class PeerTraining(TrainedElsewhere):
 
         Raises:
             UserError: the script fails; the message has its last line and the file with all that it said.
+            KeyboardInterrupt, SystemExit: a signal has stopped the run, and the script with all that it had started.
         """
         home = folder / "peer"
         home.mkdir(exist_ok=True)
@@ -245,9 +247,11 @@ class PeerTraining(TrainedElsewhere):
         }  # fmt: skip
         write_json(home / "request.json", request)
         started = time.perf_counter()
-        self._run(home)
+        try:
+            self._run(home)
+        finally:
+            (home / "images.npy").unlink()
         result = self.result(home, passed=time.perf_counter() - started)
-        (home / "images.npy").unlink()
         self.take(home / result["model"])
         self.record["config"]["source"] |= {key: result[key] for key in ("library", "steps") if key in result}
         return {"training elsewhere": result["seconds"]}
@@ -257,24 +261,15 @@ class PeerTraining(TrainedElsewhere):
         log = home / "output.log"
         try:
             with log.open("wb") as output:
-                done = subprocess.run(
-                    [
-                        str(self.python.absolute()),
-                        str(self.script.resolve()),
-                        str((home / "request.json").resolve()),
-                    ],
-                    stdin=subprocess.DEVNULL,
-                    stdout=output,
-                    stderr=subprocess.STDOUT,
-                    timeout=2 * self.seconds + _PATIENCE,
-                )
+                files = (self.python.absolute(), self.script.resolve(), (home / "request.json").resolve())
+                code = run_child([str(file) for file in files], output, 2 * self.seconds + _PATIENCE)
         except subprocess.TimeoutExpired:
             raise UserError(
                 f"{self.script} did not end in {2 * self.seconds + _PATIENCE:.0f} s: see {log}"
             ) from None
         except OSError as error:
             raise UserError(f"{self.python} cannot be run ({error.strerror}): set model.python") from error
-        if done.returncode:
+        if code:
             said = log.read_text(errors="replace").strip().splitlines() or ["nothing said"]
             raise UserError(
                 f"{self.script.name} failed under {self.python} ({said[-1][:160]}): see {log}; model.python=FILE names an "

@@ -131,7 +131,7 @@ class DiT(nn.Module):
         rows, columns = (side // self.patch for side in x.shape[2:])
         embedding = self.conditioning(c_noise, cond)
         if embedding is None:  # nothing conditions it: the biases of the modulations alone
-            embedding = x.new_zeros(len(x), self.channels)
+            embedding = x.new_zeros(x.shape[0], self.channels)
         h = self.stem(patches_of(x, self.patch))
         h = h + positions(rows, columns, self.channels).to(h)
         for block in self.blocks:

@@ -105,7 +105,7 @@ class Conditioning(nn.Module):
         Raises:
             ValueError: if labels are given to a network without classes.
         """
-        labels = labels_or_null(cond, self.num_classes, len(c_noise), c_noise.device)
+        labels = labels_or_null(cond, self.num_classes, c_noise.shape[0], c_noise.device)
         parts: list[Tensor] = []
         if self.noise_embedding is not None:
             parts.append(self.noise_embedding(c_noise))

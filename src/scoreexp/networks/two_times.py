@@ -59,7 +59,7 @@ class TwoTimes(nn.Module):
         if c_noise.ndim == 1:
             c_noise = torch.stack([c_noise, c_noise], 1)
         if cond is None and self.num_classes is not None:
-            cond = torch.full((len(x),), self.num_classes, device=x.device)
+            cond = torch.full((x.shape[0],), self.num_classes, device=x.device)
         return self.network(x, c_noise, cond)
 
 

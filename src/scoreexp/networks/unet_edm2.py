@@ -253,7 +253,7 @@ class MagnitudePreservingUNet(nn.Module):
                 classes.
         """
         check_image_shape(tuple(x.shape[1:]), self.downsampling_factor)
-        embedding = self._embed(c_noise, labels_or_null(cond, self.num_classes, len(x), x.device))
+        embedding = self._embed(c_noise, labels_or_null(cond, self.num_classes, x.shape[0], x.device))
         h = self.stem(torch.cat([x, torch.ones_like(x[:, :1])], dim=1))  # ones in place of biases
         skips = [h]
         for level, row in enumerate(self.down):

@@ -112,7 +112,7 @@ class UViT(nn.Module):
         """
         check_image_shape(tuple(x.shape[1:]), self.patch)
         rows, columns = (side // self.patch for side in x.shape[2:])
-        labels = labels_or_null(cond, self.num_classes, len(x), x.device)
+        labels = labels_or_null(cond, self.num_classes, x.shape[0], x.device)
         h = self.stem(patches_of(x, self.patch))
         tokens = [h + positions(rows, columns, self.channels).to(h)]
         if self.noise_token is not None:

@@ -24,6 +24,7 @@ from scoreexp.data.image_io import list_images, read_image
 from scoreexp.denoisers import DenoiserBase, OracleDenoiser
 from scoreexp.metrics import psnr, ssim
 from scoreexp.metrics.functional import WINDOW_SIZE
+from scoreexp.networks import DenoisingUNet
 from scoreexp.numerics.oracles import Gaussian
 from scoreexp.observations import GaussianNoise, Identity, LinearOperator, NoiseModel, Observation
 from scoreexp.restorers import Restorer
@@ -200,6 +201,7 @@ def _row(
     memory: bool,
 ) -> Row:
     try:
+        _require_channels(model, images)
         steps = _steps(
             budget,
             restorer,
@@ -224,6 +226,15 @@ def _row(
         [one.x.cpu() for one in made],
         images,
     )
+
+
+def _require_channels(model: DenoiserBase, images: Sequence[Tensor]) -> None:
+    """Refuse pictures of other channels, unless the network itself takes them as the bundled prior takes grey ones."""
+    found = {x.shape[1] for x in images}
+    if isinstance(getattr(model, "network", None), DenoisingUNet):
+        found -= {1}
+    if model.event_shape is not None and (other := found - {known := model.event_shape[0]}):
+        raise UserError(f"a model of {known} channels, pictures of {min(other)}: give pictures of {known}")
 
 
 def _steps(budget: Budget, restorer: str, seconds: Callable[[int], float], first: Observation) -> int:
