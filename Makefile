@@ -5,10 +5,11 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.installed
 PHOTOS   ?= outputs/prior/photographs
 RUN      ?= outputs/prior/run
+DATA     ?= data
 TESTSETS ?= outputs/prior/testsets
 
 .DEFAULT_GOAL := help
-.PHONY: help demo prior test test-integration test-slow lint fmt type docs bench compare-quick study-solvers study-samplers study-swiss-roll study-rivals-points study-langevin study-claims study-stack clean install
+.PHONY: help demo prior test test-integration test-slow lint fmt type docs bench compare-quick study-solvers study-samplers study-swiss-roll study-rivals-points study-rivals study-embedding-size study-langevin study-claims study-claims-images study-stack clean install
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -83,12 +84,22 @@ study-swiss-roll: $(READY)  ## score error and sliced Wasserstein distance of th
 study-rivals-points: $(READY)  ## score error and samples of every objective on the Swiss Roll at equal CPU seconds (about 2 hours)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.study_rivals_points --json
 
+study-rivals: $(READY)  ## images of nine recipes at equal CPU seconds (DATA: folder of mnist, cifar10, fashion; about 12 hours)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.study_rivals --data $(DATA) --json
+
+study-embedding-size: $(READY)  ## score embedding on and off with 1 to 1,000 images (DATA: holds cifar10; about 14 hours)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.study_embedding_size --data $(DATA)/cifar10 --json
+
 study-langevin: $(READY)  ## score CNN, Langevin and regression on held-out photographs (about 5 minutes)
 	$(BIN)/python -m benchmarks.study_langevin --json --figures
 
 study-claims: $(READY)  ## redo docs/results.md: the published claims on a photograph (about 4 hours on 2 cores)
 	$(BIN)/python -m scoreexp.compare sweep=claims
 	$(BIN)/python -m scoreexp.compare sweep=claims_published
+	$(BIN)/python -m benchmarks.study_claims
+
+study-claims-images: $(READY)  ## the papers' tables on their kinds of images (DATA: cifar10, faces64, photos; about 15 hours)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.study_claims_images --data $(DATA)
 	$(BIN)/python -m benchmarks.study_claims
 
 study-stack: $(READY)  ## scoreexp against bare Lightning, Hydra and W&B, fault by fault (docs/faults.md)
