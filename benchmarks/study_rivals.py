@@ -64,7 +64,7 @@ SETS = {"mnist": "MNIST", "cifar10": "CIFAR-10", "fashion": "Fashion-MNIST"}
 FEW = ("ddpm", "edm", "flow")  # of Fashion-MNIST
 FEATURES = ("random_conv", "efficientnet_lite0", "pixels")
 _ALL = (
-    "data.batch_size=64", "data.num_workers=0", "callbacks.monitor=null", "callbacks.stop=null",
+    "data.batch_size=64", "data.num_workers=0", "data.augment=false", "callbacks.monitor=null", "callbacks.stop=null",
     "callbacks.checkpoints.monitor=null", "callbacks.checkpoints.every_n_steps=200", "trainer.accelerator=cpu",
     "trainer.max_steps=1000000000", "trainer.val_check_interval=1000000000", "resume=auto",
 )  # fmt: skip
