@@ -57,6 +57,18 @@ def test_a_rehearsal_writes_a_table_and_a_larger_budget_goes_on(tmp_path, monkey
     assert read_json(tmp_path / "result.json")["rows"] == first
 
 
+@pytest.mark.integration
+def test_every_rival_can_be_built_and_most_go_on(tmp_path, capsys):
+    write_mnist(tmp_path / "mnist")
+    made = study.Study(tmp_path, tmp_path / "work", 1.0, further=("dry_run=true",))
+    for name, rival in study.RIVALS.items():
+        overrides = [override.replace("{steps}", "100") for override in rival.overrides]
+        assert study.train(made.config("mnist", overrides, 0, 1.0, tmp_path / name)) is None
+    built = capsys.readouterr().out.count("parameters")
+    assert built == len(study.RIVALS)
+    assert [name for name, rival in study.RIVALS.items() if not rival.extends] == ["consistency"]
+
+
 def test_seconds_are_counted_over_resumes():
     stop = study.StopAtCPUSeconds(seconds=5.0)
     stop.load_state_dict({"used": 100.0})
