@@ -13,7 +13,6 @@ SCHEMA = {
     "sigma": "PositiveFloat | Literal['auto'] | None",
     "label": "NonNegativeInt | Literal['none'] | None",
     "white_level": "PositiveInt | None",
-    "volume": "bool | None",
     "window": "list[float] | None",
     "trust": "list[str]",
     "tile": "PositiveInt | Literal['auto'] | None",
@@ -21,11 +20,9 @@ SCHEMA = {
     "weights": "Literal['averaged', 'raw']",
     "seed": "int",
     "device": "str",
-    "strip": "bool | None",
-    "residual": "bool | None",
+    **dict.fromkeys(("volume", "strip", "residual"), "bool | None"),
     "intermediate": "NonNegativeInt",
-    "gif": "bool",
-    "overwrite": "bool",
+    **dict.fromkeys(("gif", "overwrite"), "bool"),
     "run_dir": "str",
     "sampler": "Any",
     **dict.fromkeys(("restorer", "noise", "guidance"), "Node | None"),
@@ -38,9 +35,11 @@ def run(cfg: Any) -> Any:
     require_device_name(cfg.device)
     require_model(cfg.ckpt)
     require_output(require_input(cfg.input), cfg.output)
+    from hydra.core.hydra_config import HydraConfig
+
     from scoreexp.app.commands.denoise import denoise
 
-    return denoise(cfg)
+    return denoise(cfg, HydraConfig.get().overrides.task)
 
 
 if __name__ == "__main__":

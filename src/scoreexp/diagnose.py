@@ -12,6 +12,7 @@ SCHEMA = {
     "other": "str | None",
     "samples": "AtLeastTwo",
     "n": "AtLeastTwo",
+    "diti_steps": "NonNegativeInt",
     "levels": "list[float] | None",
     "seed": "int",
     "batch_size": "PositiveInt",

@@ -6,14 +6,22 @@ import pytest
 import torch
 
 from scoreexp.core.streams import generator
-from scoreexp.denoisers import OracleDenoiser, Wrapper
+from scoreexp.denoisers import Denoiser, OracleDenoiser, VPrediction, Wrapper
 from scoreexp.diagnostics.agreement import split_half_disagreement
 from scoreexp.diagnostics.calibration import calibration
+from scoreexp.diagnostics.certified import certified_radius, clopper_pearson_lower
+from scoreexp.diagnostics.diti import DiTi, fit_diti
 from scoreexp.diagnostics.estimates import ratio_of, usable_levels
+from scoreexp.diagnostics.features import hidden_features, probe_by_level
 from scoreexp.diagnostics.fields import denoised, noisy, products
 from scoreexp.diagnostics.fokker_planck import fokker_planck_residual
 from scoreexp.diagnostics.jacobian import jacobian_asymmetry, jacobian_spectrum
+from scoreexp.diagnostics.likelihood_levels import likelihood_by_level
+from scoreexp.diagnostics.linear_classifier import fit_linear_classifier
 from scoreexp.diagnostics.score_errors import score_error_by_level
+from scoreexp.diagnostics.stopping import compare_stopping
+from scoreexp.diagnostics.task_metric import task_gain
+from scoreexp.networks import MLP
 from scoreexp.numerics.oracles import EmpiricalImages, Gaussian, GaussianMixture
 from scoreexp.schedules import VE, VP
 
@@ -192,3 +200,143 @@ def test_levels_outside_a_schedule_are_left_out_and_one_is_always_left():
     assert usable_levels([0.1, 1.0], 0.05, 2.0) == [0.1, 1.0]
     assert usable_levels([0.1], 1.0, 4.0) == [2.0]
     assert usable_levels([0.1], 0.5, 0.5, margin=1.05) == []
+
+
+def test_the_likelihood_by_level_is_that_of_gaussians():
+    c, k, size, levels = 0.5, 1.5, 3000, [0.1, 1.0, 10.0]
+    law, other = (Gaussian(torch.zeros(size), torch.full((size,), v)) for v in (c, k))
+    x = points(law, 40)
+    bits = math.log(2)
+    for oracle, v in ((law, c), (other, k)):
+        found = likelihood_by_level(
+            OracleDenoiser(oracle, VE(sigma_min=0.01, sigma_max=500)), x, levels, batch=16
+        )
+        assert found.edges == pytest.approx([0.01, 0.1, 1.0, 10.0, 500.0])
+
+        def primitive(r, v=v):  # of E |x - D|^2 / r^2 d log r for D = v u / (v + r^2), per dimension
+            return math.log(r) - math.log(v + r**2) / 2 - (c - v) / (2 * (v + r**2))
+
+        for a, b in zip(found.edges, found.edges[1:], strict=False):
+            wanted = (primitive(b) - primitive(a)) / bits
+            assert abs(found.bands[a].value - wanted) < 4 * found.bands[a].error + 1e-3 * wanted
+        cross_entropy = (math.log(2 * math.pi * (v + 1e-4)) + (c + 1e-4) / (v + 1e-4)) / 2 / bits
+        assert abs(found.total.value - cross_entropy) < 4 * found.total.error < 0.06
+    parts = sum(e.value for e in found.bands.values()) + found.prior.value + found.constant
+    assert parts == pytest.approx(found.total.value, rel=1e-9)
+    with pytest.raises(ValueError, match=r"ends at the noise level 0\.5.*needs 1 or more"):
+        likelihood_by_level(OracleDenoiser(law, VE(sigma_min=0.01, sigma_max=0.5)), x)
+
+
+def test_the_certified_radius_of_a_linear_classifier_is_its_distance_from_the_boundary():
+    w, level = torch.tensor([3.0, 4.0], dtype=torch.float64), 0.5
+    x = torch.tensor(
+        [[0.6, 0.8], [-0.2, 0.0], [0.0, 0.0]], dtype=torch.float64
+    )  # 1, -0.12 and 0 from the boundary
+    exact = (x @ w / w.norm()).abs()
+
+    def classify(v):
+        return (v @ w > 0).long()
+
+    plain = certified_radius(classify, x, level, n=4000, chosen_by=200)
+    # shrinking by the same factor along all axes moves no sample over the boundary
+    round_law = OracleDenoiser(Gaussian(torch.zeros(2), torch.full((2,), 0.3)), VP())
+    purified = certified_radius(classify, x, level, model=round_law, n=4000, chosen_by=200)
+    for found in (plain, purified):
+        assert found.label[:2].tolist() == [1, 0]
+        assert (found.radius <= exact + 1e-9).all()
+        assert (found.radius[:2] > 0.7 * exact[:2]).all()
+        assert found.radius[2] == 0
+    # a prior that knows the data to lie on one side of it certifies more than the classifier alone
+    bright = OracleDenoiser(Gaussian(torch.tensor([0.6, 0.8]), torch.full((2,), 0.05)), VP())
+    assert certified_radius(classify, x[:1], level, model=bright, n=4000).radius > 1.1 * exact[0]
+
+
+def test_the_confidence_bound_of_a_share_is_what_so_many_hits_refute():
+    n, hits = 60, torch.arange(61)
+    lower = clopper_pearson_lower(hits, n, 0.95)
+    assert lower[0] == 0
+    law = torch.distributions.Binomial(n, lower[1:, None])
+    chance = law.log_prob(hits.double().expand(60, 61)).exp()  # of each number of hits, at each bound
+    at_least = torch.stack([chance[k - 1, k:].sum() for k in range(1, 61)])
+    torch.testing.assert_close(at_least, torch.full((60,), 0.05, dtype=torch.float64))
+
+
+def test_decibels_and_a_task_can_disagree():
+    # the class is the sign of the last coordinate, which is small: a denoiser that removes all gains decibels
+    x = torch.zeros(2, 20, dtype=torch.float64)
+    x[:, -1] = torch.tensor([0.2, -0.2])
+    x = x.repeat(500, 1)
+    labels = (x[:, -1] > 0).long()
+    constant = OracleDenoiser(Gaussian(torch.zeros(20), torch.full((20,), 1e-12)), VP())
+    found = task_gain(constant, lambda v: (v[:, -1] > 1e-6).long(), x, labels, 0.2)
+    assert found.psnr_gain.value == pytest.approx(10 * math.log10(20), abs=0.5)
+    assert found.noisy.value == pytest.approx(
+        0.5 + math.erf(1 / math.sqrt(2)) / 2, abs=0.04
+    )  # Phi(0.2 / 0.2)
+    assert found.denoised.value == 0.5
+    assert found.gain.value == pytest.approx(0.5 - found.noisy.value)
+
+
+def test_the_linear_classifier_is_the_same_by_features_and_by_samples():
+    stream = generator(0, "classes")
+    x = torch.randn(30, 40, generator=stream, dtype=torch.float64)
+    labels = torch.arange(30) % 3
+    few = fit_linear_classifier(x, labels, 0.1)  # more features than samples
+    many = fit_linear_classifier(
+        x.repeat(2, 1), labels.repeat(2), 0.1
+    )  # the same regression, solved by features
+    torch.testing.assert_close(few.weight, many.weight)
+    torch.testing.assert_close(few.bias, many.bias)
+    rows = x - x.mean(0)
+    ridge = 0.1 * rows.square().mean()
+    y = torch.nn.functional.one_hot(labels).double()
+    gradient = rows.T @ (few.scores(x) - y) + ridge * 30 * few.weight.T
+    assert gradient.abs().max() < 1e-9
+    with pytest.raises(ValueError, match="1 class"):
+        fit_linear_classifier(x, torch.zeros(30, dtype=torch.long))
+
+
+def test_blocks_of_diti_hold_what_their_noise_level_takes_away():
+    # two signs along turned axes: the fine one, 0.15, is lost at small noise already, the coarse one, 1, at large alone
+    signs = torch.tensor([[a, b] for a in (-1.0, 1.0) for b in (-1.0, 1.0)]).repeat(10, 1)
+    axes = torch.tensor([[0.8, 0.6], [-0.6, 0.8]])
+    x = (signs * torch.tensor([1.0, 0.15])) @ axes
+    x = x + 0.01 * torch.randn(x.shape, generator=generator(0, "jitter"))
+    model = OracleDenoiser(EmpiricalImages(x), VP())
+    torch.manual_seed(0)
+    network = DiTi(event_shape=(2,), edges=(0.1, 0.4, 3.0), block=1, width=32)
+    fit_diti(network, model, x, steps=300, lr=1e-2, batch=64)
+    with torch.no_grad():
+        z = network.encode(x)
+    coarse, fine = (signs > 0).long().T
+    accuracy = [
+        [float(fit_linear_classifier(z[:, k], v).accuracy(z[:, k], v).mean()) for v in (fine, coarse)]
+        for k in (0, 1)
+    ]
+    assert accuracy[0][0] > 0.95
+    assert accuracy[1][1] > 0.95
+    assert accuracy[0][1] < 0.8 > accuracy[1][0]
+    level = torch.tensor([0.2], dtype=torch.float64)
+    alike = z[:1].clone()
+    alike[:, 1] += 5.0  # a later block is not seen
+    assert torch.equal(network.decode(z[:1], level), network.decode(alike, level))
+
+
+def test_probes_of_hidden_features_find_classes_where_noise_leaves_them():
+    torch.manual_seed(0)
+    model = Denoiser(MLP(event_shape=(4,), width=32, blocks=1), VPrediction(), VP())
+    x = points(Gaussian(torch.zeros(4), torch.ones(4)), 600).float()
+    labels = (x[:, 0] > 0).long()
+    found = probe_by_level(model, (x[:400], labels[:400]), (x[400:], labels[400:]), [0.05, 20.0])
+    assert found[0.05].value > 0.9
+    assert abs(found[20.0].value - 0.5) < 0.15
+    assert hidden_features(model, x[:3], 1.0).shape == (3, 32)
+
+
+def test_ssim_stops_where_its_patience_ends():
+    steps, ssim, error = [1, 2, 3, 4, 5], [0.1, 0.5, 0.4, 0.4, 0.9], [5.0, 3.0, 1.0, 2.0, 4.0]
+    assert compare_stopping(steps, ssim, error) == (5, 3, 4.0, 1.0)
+    found = compare_stopping(steps, ssim, error, patience=2)
+    assert (found.stopped, found.excess) == (2, 2.0)
+    with pytest.raises(ValueError, match="5 steps, 4 values"):
+        compare_stopping(steps, ssim[:4], error)

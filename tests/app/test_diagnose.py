@@ -47,7 +47,7 @@ def test_a_memorising_model_is_found_out_and_agrees_with_itself(tmp_path):
     found = json.loads((tmp_path / "page" / "diagnosis.json").read_text())["findings"]
     assert set(found) == {
         "score_error", "nearest_neighbours", "calibration", "jacobian_spectrum", "jacobian_asymmetry",
-        "fokker_planck_residual", "split_half_disagreement",
+        "fokker_planck_residual", "likelihood_by_level", "split_half_disagreement",
     }  # fmt: skip
     assert found["nearest_neighbours"]["values"]["share of copies"][0]["value"] > 0.5
     assert found["score_error"]["values"]["relative squared error"][0]["value"] > 0.3  # of the exact density
@@ -55,7 +55,7 @@ def test_a_memorising_model_is_found_out_and_agrees_with_itself(tmp_path):
     assert [row["value"] for row in found["split_half_disagreement"]["values"]["disagreement"]] == [0, 0]
     page = (tmp_path / "page" / "diagnosis.html").read_text()
     assert all(finding["title"] in page for finding in found.values())
-    assert page.count("data:image/png") == 6
+    assert page.count("data:image/png") == 7
     assert "too few samples" in (tmp_path / "page" / "diagnosis.txt").read_text()
 
 
@@ -76,6 +76,34 @@ def test_the_empirical_optimum_is_the_reference_of_data_without_a_density():
     assert "memorised" in found["score_error"].meaning
     assert found["nearest_neighbours"].series["share of copies"][0.0].value > 0.9
     assert any("training samples" in remark for remark in found["calibration"].remarks)
+
+
+def test_classes_and_the_table_of_the_run_give_the_findings_that_need_them():
+    torch.manual_seed(0)
+    labels = torch.arange(60) % 2
+    x = 0.3 * torch.randn(60, 2, generator=generator(0, "data")) + (2.0 * labels - 1)[:, None]
+    model = se.denoisers.Denoiser(
+        se.networks.MLP(event_shape=(2,), width=16, blocks=1), se.denoisers.EDMPrediction(), se.schedules.VP()
+    )
+    history = [
+        {"step": s, "val/ssim": v, "val/population_bits": 1 - v} for s, v in ((10, 0.2), (20, 0.4), (30, 0.3))
+    ]
+    found = se.diagnose(
+        model, x[:40], held_out=x[40:], labels=labels[:40], held_out_labels=labels[40:], history=history, samples=4,
+        n=20, levels=[0.2, 1.0], diti_steps=2,
+    )  # fmt: skip
+    findings = {f.name: f for f in found.findings}
+    assert {"task_metric", "certified_radius", "feature_probes", "diti_blocks", "ssim_stopping"} <= set(
+        findings
+    )
+    assert findings["task_metric"].series["accuracy on noisy data"][0.2].value == 1
+    assert 0.1 < findings["certified_radius"].series["mean radius, classifier of noisy data"][0.2].value < 0.4
+    assert (
+        "best SSIM is at step 20, the least val/population_bits at step 20"
+        in findings["ssim_stopping"].meaning
+    )
+    with pytest.raises(ValueError, match="3 labels for 40 samples"):
+        se.diagnose(model, x[:40], labels=labels[:3], samples=2, n=2, levels=[1.0])
 
 
 @pytest.mark.parametrize(

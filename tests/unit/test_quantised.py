@@ -4,8 +4,11 @@ from functools import partial
 
 import pytest
 import torch
+import yaml
 from torch import nn
 
+from scoreexp.app.conf_dir import conf_dir
+from scoreexp.core.construct import construct
 from scoreexp.core.streams import generator
 from scoreexp.denoisers import Denoiser, EDMPrediction
 from scoreexp.diagnostics.compression import calibration_set, compression_error, quantise, stored_bytes
@@ -57,6 +60,19 @@ def test_every_weight_is_stored_in_whole_numbers_and_a_file_gives_the_same_model
     )
     x_t, t = torch.randn(2, 1, 8, 8, generator=generator(0, "x")), torch.full((2,), 0.3)
     assert torch.equal(load(path)(x_t, t), small(x_t, t))
+
+
+@pytest.mark.parametrize(("name", "share"), [("unet_1m", 0.26), ("unet_9m", 0.255)])
+def test_8_bits_are_a_quarter_of_the_bytes_of_the_benchmark_networks(name, share):
+    node = yaml.safe_load((conf_dir() / "network" / f"{name}.yaml").read_text())
+    make = construct({**node, "_partial_": True}, "network")
+    with torch.device("meta"):  # shapes alone
+        plain = make(event_shape=(3, 32, 32), num_classes=None)
+        small = Quantised(event_shape=(3, 32, 32), network=make)
+    before, after = (
+        sum(v.numel() * v.element_size() for v in n.state_dict().values()) for n in (plain, small)
+    )
+    assert 0.25 * before < after < share * before
 
 
 def test_16_bits_reproduce_the_samples_and_fewer_bits_err_more(model):

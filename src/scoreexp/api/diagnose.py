@@ -1,6 +1,6 @@
 """Findings about a model in memory."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -8,7 +8,7 @@ from torch import Tensor
 
 from scoreexp.api.models import as_model, usual_sampler
 from scoreexp.core.checked import checked
-from scoreexp.core.types import AtLeastTwo, PositiveInt
+from scoreexp.core.types import AtLeastTwo, NonNegativeInt, PositiveInt
 from scoreexp.denoisers import DenoiserBase
 from scoreexp.diagnostics.diagnosis import Diagnosis, diagnosis
 from scoreexp.metrics.score_error import LEVELS
@@ -24,6 +24,10 @@ def diagnose(
     held_out: Tensor | None = None,
     oracle: Oracle | None = None,
     other: DenoiserBase | str | Path | None = None,
+    labels: Tensor | None = None,
+    held_out_labels: Tensor | None = None,
+    history: Sequence[Mapping[str, float]] = (),
+    diti_steps: NonNegativeInt = 0,
     sampler: Sampler | None = None,
     samples: AtLeastTwo = 64,
     n: AtLeastTwo = 128,
@@ -47,6 +51,10 @@ def diagnose(
         held_out: samples of the same data that it was not trained on.
         oracle: the exact distribution of the data, where it is known.
         other: a model that was trained on another, disjoint half of the data.
+        labels: classes of ``data`` ``[N]`` (long), for what a classifier makes of the denoised and the certified radius.
+        held_out_labels: those of ``held_out``.
+        history: rows of the run's table, such as ``{"step": 100, "val/ssim": 0.8, "val/population_bits": 3.1}``.
+        diti_steps: of training DiTi's encoder on the frozen model, for what each band of noise takes away; 0 leaves it out.
         sampler: how samples are drawn; by default as in ``scoreexp.sample``.
         samples: how many are drawn.
         n: samples for each value; fewer where there are not as many.
@@ -72,6 +80,10 @@ def diagnose(
         held_out=held_out,
         oracle=oracle,
         other=second,
+        labels=labels,
+        held_out_labels=held_out_labels,
+        history=history,
+        diti_steps=diti_steps,
         levels=levels,
         n=n,
         seed=seed,

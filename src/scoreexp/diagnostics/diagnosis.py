@@ -1,8 +1,9 @@
 """All findings about one model: what can be said with the data at hand, and what cannot."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -11,23 +12,37 @@ from torch import Tensor, nn
 from scoreexp.core.checked import checked
 from scoreexp.core.errors import UserError
 from scoreexp.core.kinds import Images, kind_of
-from scoreexp.core.types import AtLeastTwo, PositiveInt
-from scoreexp.denoisers.denoiser import DenoiserBase, OracleDenoiser
+from scoreexp.core.types import AtLeastTwo, NonNegativeInt, PositiveInt
+from scoreexp.denoisers.denoiser import Denoiser, DenoiserBase, OracleDenoiser
 from scoreexp.diagnostics.agreement import split_half_disagreement
 from scoreexp.diagnostics.calibration import calibration
+from scoreexp.diagnostics.certified import certified_radius
+from scoreexp.diagnostics.diti import DiTi, fit_diti
 from scoreexp.diagnostics.estimates import RELATIVE, ByLevel, Estimate, mean_of, usable_levels
+from scoreexp.diagnostics.features import probe_by_level
 from scoreexp.diagnostics.fields import noisy
 from scoreexp.diagnostics.fokker_planck import MARGIN, fokker_planck_residual
 from scoreexp.diagnostics.jacobian import jacobian_asymmetry, jacobian_spectrum
+from scoreexp.diagnostics.likelihood_levels import likelihood_by_level
+from scoreexp.diagnostics.linear_classifier import LinearClassifier, fit_linear_classifier
 from scoreexp.diagnostics.score_errors import score_error_by_level
+from scoreexp.diagnostics.stopping import compare_stopping
+from scoreexp.diagnostics.task_metric import task_gain
 from scoreexp.metrics.distribution import memorisation
 from scoreexp.metrics.score_error import LEVELS
 from scoreexp.numerics.oracles import EmpiricalImages, Oracle
 from scoreexp.samplers.labels import knows_null_label
 
+POPULATION = ("val/score_error", "val/population_bits")  # logged errors on the population
 ENOUGH = 0.01  # a standard error that is small whatever the value is
 _SPECTRUM_LEVELS = 3
 _SPECTRUM_POINTS = 4
+_CLASSIFIED = 4000  # training samples that the linear classifier is fitted to
+_BANDS = 3  # of noise levels, in DiTi's representation
+_PROBED = 512  # and the probes of features
+_CERTIFIED = 16  # samples, at two levels
+_CERTIFIED_DRAWS = 100
+_CERTIFIED_CONFIDENCE = 0.99
 
 
 class Finding(NamedTuple):
@@ -116,6 +131,10 @@ def diagnosis(
     held_out: Tensor | None = None,
     oracle: Oracle | None = None,
     other: DenoiserBase | None = None,
+    labels: Tensor | None = None,
+    held_out_labels: Tensor | None = None,
+    history: Sequence[Mapping[str, float]] = (),
+    diti_steps: NonNegativeInt = 0,
     levels: Sequence[float] = LEVELS,
     n: AtLeastTwo = 256,
     seed: int = 0,
@@ -138,6 +157,10 @@ def diagnosis(
         held_out: samples of the same data that it was not trained on.
         oracle: the exact distribution of the data, where it is known.
         other: a model of another, disjoint half of the data.
+        labels: classes of ``train`` ``[N]`` (long), for what a classifier makes of the denoised.
+        held_out_labels: those of ``held_out``.
+        history: rows of the run's table, with ``step``, ``val/ssim`` and an error on the population.
+        diti_steps: of training DiTi's encoder (``diagnostics.diti``) on the frozen model; 0 leaves it out.
         levels: noise levels ``r = sigma / alpha``, in the units of the data.
         n: samples for each value; fewer where there are not as many.
         seed: names all that is drawn.
@@ -157,7 +180,15 @@ def diagnosis(
             raise ValueError(
                 f"{name} has shape {tuple(given.shape)}: the model takes samples of {model.event_shape}"
             )
-    return _Diagnoser(model, samples, train, held_out, oracle, other, list(levels), n, seed, batch_size).run()
+    for name, given, of in (("labels", labels, train), ("held_out_labels", held_out_labels, held_out)):
+        if given is not None and (of is None or len(given) != len(of)):
+            raise ValueError(
+                f"{len(given)} {name} for {0 if of is None else len(of)} samples: give one label for each sample"
+            )
+    diagnoser = _Diagnoser(model, samples, train, held_out, oracle, other, list(levels), n, seed, batch_size)
+    diagnoser.labels, diagnoser.held_out_labels = labels, held_out_labels
+    diagnoser.history, diagnoser.diti_steps = history, diti_steps
+    return diagnoser.run()
 
 
 class _Diagnoser:
@@ -179,6 +210,10 @@ class _Diagnoser:
         self.model, self.other, self.oracle = model, other, oracle
         self.samples, self.train, self.held_out = samples, train, held_out
         self.n, self.seed, self.batch = n, seed, batch
+        self.labels: Tensor | None = None
+        self.held_out_labels: Tensor | None = None
+        self.history: Sequence[Mapping[str, float]] = ()
+        self.diti_steps = 0
         self.levels = usable_levels(levels, *model.schedule.sigma_range)
         # where the model is asked: real data where there are some, else what it draws itself
         unseen = held_out if held_out is not None else train
@@ -199,7 +234,13 @@ class _Diagnoser:
             ("what the denoiser keeps", self.spectrum),
             ("asymmetry of the Jacobian", self.asymmetry),
             ("Fokker-Planck residual", self.residual),
+            ("likelihood by noise level", self.likelihood),
+            ("what denoising is worth to a classifier", self.task),
+            ("certified radius as a purifier", self.certificate),
+            ("classes in the hidden features", self.features),
+            ("what each band of noise takes away", self.diti),
             ("agreement with the other model", self.agreement),
+            ("stopping by SSIM", self.stopping),
         ):
             found = find(title)
             if isinstance(found, Finding):
@@ -357,6 +398,183 @@ class _Diagnoser:
             made.remarks.append("computed in float32, whose rounding is most of it at small levels")
         return made
 
+    def likelihood(self, title: str) -> Finding | str:
+        if self.data is None or len(self.data) < 2:
+            return "needs at least 2 samples of data: give data=NAME"
+        try:
+            found = likelihood_by_level(self.model, self.data, self.levels, seed=self.seed, batch=self.batch)
+        except ValueError as error:
+            return str(error)
+        meaning = (
+            "Bits per dimension that each band of noise levels costs, by its lower end; the last ends at "
+            f"{found.edges[-1]:.4g}. With {found.prior.value:.3g} for what the prior does not know and {found.constant:.4g} "
+            f"for the noise of the smallest level they add up to {_with_error(found.total)}, a bound on the negative "
+            f"log-likelihood of data with noise of {found.edges[0]:.3g}. Lower is better; the excess over the exact model "
+            "is the error of its score."
+        )
+        made = _finding(
+            "likelihood_by_level", title, meaning, {"bits per dimension": found.bands}, exact=None
+        )
+        if self.seen:
+            made.remarks.append(
+                "measured on training samples: a model that memorised them is too likely here"
+            )
+        return made
+
+    @cached_property
+    def classifier(self) -> LinearClassifier | str:
+        """Of clean data, or why there is none."""
+        if self.train is None or self.labels is None:
+            return "needs training samples with classes: give data=NAME of a data set that has them"
+        if self.held_out is None or self.held_out_labels is None:
+            return "needs samples with classes that were held out: give data.validate_on=val"
+        if len(self.labels.unique()) < 2:
+            return "needs samples of at least 2 classes"
+        rows = _spread(len(self.train), _CLASSIFIED)
+        return fit_linear_classifier(self.train[rows], self.labels[rows])
+
+    def judged(self, most: int) -> tuple[Tensor, Tensor]:
+        """Held-out samples and their classes."""
+        assert self.held_out is not None
+        assert self.held_out_labels is not None
+        rows = _spread(len(self.held_out), min(most, self.n))
+        return self.held_out[rows].to(self.model.device), self.held_out_labels[rows]
+
+    def task(self, title: str) -> Finding | str:
+        classify = self.classifier
+        if isinstance(classify, str):
+            return classify
+        x, labels = self.judged(self.n)
+        found = {
+            level: task_gain(
+                self.model, lambda v: classify(v.cpu()), x, labels, level, seed=self.seed, batch=self.batch
+            )
+            for level in self.levels
+        }
+        clean = mean_of(classify.accuracy(x.cpu(), labels))
+        series = {
+            "accuracy on noisy data": {r: g.noisy for r, g in found.items()},
+            "accuracy on denoised data": {r: g.denoised for r, g in found.items()},
+            "gain in accuracy": {r: g.gain for r, g in found.items()},
+            "gain in PSNR, dB": {r: g.psnr_gain for r, g in found.items()},
+        }
+        meaning = (
+            "A linear classifier of clean data on noisy and on denoised held-out samples. A gain in decibels with a loss of "
+            f"accuracy removes what a class is told by. Clean data: {_with_error(clean)}."
+        )
+        return _finding("task_metric", title, meaning, series, exact=None)._replace(remarks=[])
+
+    def certificate(self, title: str) -> Finding | str:
+        classify = self.classifier
+        if isinstance(classify, str):
+            return classify
+        x, labels = self.judged(_CERTIFIED)
+        levels = [r for r in self.levels if r >= 0.1] or self.levels[-1:]
+        series: dict[str, ByLevel] = {}
+        for level in dict.fromkeys((levels[0], levels[len(levels) // 2])):
+            for name, model in (("denoised", self.model), ("noisy", None)):
+                found = certified_radius(
+                    lambda v: classify(v.cpu()), x, level, model=model, n=_CERTIFIED_DRAWS,
+                    confidence=_CERTIFIED_CONFIDENCE, seed=self.seed, batch=self.batch,
+                )  # fmt: skip
+                right = torch.where(found.label == labels, found.radius, torch.zeros_like(found.radius))
+                series.setdefault(f"mean radius, classifier of {name} data", {})[level] = mean_of(right)
+                series.setdefault(f"certified accuracy, classifier of {name} data", {})[level] = mean_of(
+                    (right > 0).double()
+                )
+        largest = float(
+            torch.special.ndtri(torch.tensor((1 - _CERTIFIED_CONFIDENCE) ** (1 / _CERTIFIED_DRAWS)))
+        )
+        meaning = (
+            "Euclidean norm, in the units of the data, below which no perturbation changes what a linear classifier says of "
+            "most noisy samples, with the model before it and without; 0 where it is wrong or abstains. Each holds with "
+            f"{_CERTIFIED_CONFIDENCE:.0%} confidence; {_CERTIFIED_DRAWS} draws certify at most {largest:.3g} noise levels."
+        )
+        made = _finding("certified_radius", title, meaning, series, exact=None)
+        return made._replace(
+            remarks=[
+                f"{len(x)} samples; scoreexp.diagnostics.certified.certified_radius takes more of them and of draws"
+            ]
+        )
+
+    def features(self, title: str) -> Finding | str:
+        classify = self.classifier
+        if isinstance(classify, str):
+            return classify
+        if not isinstance(self.model, Denoiser):
+            return "needs a model with a network"
+        assert self.train is not None
+        assert self.labels is not None
+        rows = _spread(len(self.train), _PROBED)
+        train = self.train[rows].to(self.model.device), self.labels[rows].to(self.model.device)
+        x, labels = self.judged(self.n)
+        try:
+            found = probe_by_level(
+                self.model, train, (x, labels.to(x.device)), self.levels, seed=self.seed, batch=self.batch
+            )
+        except ValueError as error:
+            return str(error)
+        pixels = fit_linear_classifier(train[0].cpu(), train[1].cpu())
+        plain = mean_of(pixels.accuracy(x.cpu(), labels))
+        meaning = (
+            "Accuracy of a linear probe of the narrowest hidden layer on noisy data: where it is highest the network knows "
+            f"most of the classes. A probe of {len(rows)} clean samples themselves: {_with_error(plain)}."
+        )
+        return _finding("feature_probes", title, meaning, {"accuracy": found}, exact=None)
+
+    def diti(self, title: str) -> Finding | str:
+        if not self.diti_steps:
+            return ""
+        classify = self.classifier
+        if isinstance(classify, str):
+            return classify
+        edges = [self.levels[i] for i in _spread(len(self.levels), _BANDS + 1).unique().tolist()]
+        if len(edges) < 2 or edges != sorted(set(edges)):
+            return "needs at least 2 ascending noise levels: give levels=[0.1,1]"
+        assert self.train is not None
+        assert self.labels is not None
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            network = DiTi(event_shape=tuple(self.train.shape[1:]), edges=tuple(edges))
+        device = self.model.device
+        train = self.train.to(device)
+        fit_diti(network.to(device), self.model, train, steps=self.diti_steps, seed=self.seed)
+        rows = _spread(len(train), _CLASSIFIED)
+        x, labels = self.judged(self.n)
+        with torch.no_grad():
+            seen, unseen = (network.encode(part).cpu() for part in (train[rows], x))
+        found = {}
+        for k, lower in enumerate(edges[:-1]):
+            probe = fit_linear_classifier(seen[:, k], self.labels[rows])
+            found[lower] = mean_of(probe.accuracy(unseen[:, k], labels))
+        whole = mean_of(fit_linear_classifier(seen, self.labels[rows]).accuracy(unseen, labels))
+        meaning = (
+            "Accuracy of a linear probe of each block of DiTi's representation, by the lower end of its band of noise "
+            f"levels: where it is high, that band takes the classes away. All blocks: {_with_error(whole)}; the last band "
+            f"ends at {edges[-1]:g}; {self.diti_steps} steps."
+        )
+        return _finding("diti_blocks", title, meaning, {"accuracy": found}, exact=None)
+
+    def stopping(self, title: str) -> Finding | str:
+        error = next((name for name in POPULATION if any(name in row for row in self.history)), None)
+        rows = [row for row in self.history if error in row and "val/ssim" in row]
+        if error is None or not rows:
+            return ""
+        found = compare_stopping(
+            [int(row["step"]) for row in rows],
+            [row["val/ssim"] for row in rows],
+            [row[error] for row in rows],
+        )
+        meaning = (
+            f"The best SSIM is at step {found.stopped}, the least {error} at step {found.least}: stopping by SSIM has "
+            f"{found.error_at_stop:.4g} instead of {found.least_error:.4g}. One run, {len(rows)} evaluations."
+        )
+        series = {
+            error: {float(row["step"]): Estimate(row[error], 0.0, 1) for row in rows},
+            "val/ssim": {float(row["step"]): Estimate(row["val/ssim"], 0.0, 1) for row in rows},
+        }
+        return _finding("ssim_stopping", title, meaning, series, axis="step", exact=None)
+
     def agreement(self, title: str) -> Finding | str:
         if self.other is None:
             return ""
@@ -372,6 +590,11 @@ class _Diagnoser:
             "where each memorised its own samples."
         )
         return _finding("split_half_disagreement", title, meaning, {"disagreement": found})
+
+
+def _spread(size: int, most: int) -> Tensor:
+    """At most so many positions, evenly over all."""
+    return torch.linspace(0, size - 1, min(size, most)).round().long()
 
 
 def _finding(

@@ -16,8 +16,8 @@ from scoreexp.core.tensors import expand_to
 from scoreexp.denoisers.denoiser import DenoiserBase
 
 
-def denoised(model: DenoiserBase, u: Tensor, level: float) -> Tensor:
-    """``D(u, r)`` ``[B, *]``, differentiable in ``u[B, *]``.
+def denoised(model: DenoiserBase, u: Tensor, level: float | Tensor) -> Tensor:
+    """``D(u, r)`` ``[B, *]``, differentiable in ``u[B, *]``; ``r`` is one number, or ``[B]``.
 
     >>> from scoreexp.denoisers import OracleDenoiser
     >>> from scoreexp.numerics.oracles import Gaussian
@@ -29,7 +29,7 @@ def denoised(model: DenoiserBase, u: Tensor, level: float) -> Tensor:
     Raises:
         ValueError: the schedule has no such noise level.
     """
-    t = model.schedule.t_of_sigma(torch.full((len(u),), level, dtype=torch.float64))
+    t = model.schedule.t_of_sigma(torch.as_tensor(level, dtype=torch.float64).expand(len(u)))
     return model(expand_to(model.schedule.alpha(t), u) * u, t)
 
 

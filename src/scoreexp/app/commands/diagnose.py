@@ -2,6 +2,7 @@
 
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from scoreexp.numerics.oracles import Oracle
 from scoreexp.runs.directory import new_folder, shown
 from scoreexp.runs.model import load
 from scoreexp.runs.reporting.diagnosis import write_diagnosis
+from scoreexp.runs.reporting.reading import read_rows
 from scoreexp.system.devices import choose_device
 
 
@@ -35,9 +37,9 @@ def diagnose(cfg: DictConfig) -> Path:
                 f"other={cfg.other} models samples of shape {other.event_shape}, ckpt of {model.event_shape}: give a model "
                 "of the other half of the same data"
             )
-    train, held_out, oracle, missing = None, None, None, None
+    data, missing = _Data(), None
     try:
-        train, held_out, oracle = _data(cfg, model)
+        data = _data(cfg, model)
     except (UserError, OSError) as error:
         if cfg.get("data") is not None:  # asked for
             raise
@@ -47,10 +49,14 @@ def diagnose(cfg: DictConfig) -> Path:
     with new_folder(folder, "give another with out=DIR"):
         found = diagnose_model(
             model,
-            train,
-            held_out=held_out,
-            oracle=oracle,
+            data.train,
+            held_out=data.held_out,
+            oracle=data.oracle,
             other=other,
+            labels=data.labels,
+            held_out_labels=data.held_out_labels,
+            history=read_rows(Path(cfg.ckpt).expanduser().resolve().parent.parent / "metrics.csv"),
+            diti_steps=cfg.diti_steps,
             sampler=sampler,
             samples=cfg.samples,
             n=cfg.n,
@@ -67,17 +73,33 @@ def diagnose(cfg: DictConfig) -> Path:
     return page
 
 
-def _data(cfg: DictConfig, model: Denoiser) -> tuple[Tensor, Tensor | None, Oracle | None]:
-    """The training samples, some that were held out, and the exact distribution where it is known."""
+class _Data(NamedTuple):
+    """The training samples, some that were held out, their classes, and the exact distribution where it is known."""
+
+    train: Tensor | None = None
+    held_out: Tensor | None = None
+    oracle: Oracle | None = None
+    labels: Tensor | None = None
+    held_out_labels: Tensor | None = None
+
+
+def _data(cfg: DictConfig, model: Denoiser) -> _Data:
     data = data_of_run(cfg, model)
-    train = data.split("train").samples(data.train_positions)
-    unseen = data.split("val")
-    held_out = unseen.samples(np.arange(min(len(unseen), cfg.n)))
+    seen, unseen = data.split("train"), data.split("val")
+    train, positions = seen.samples(data.train_positions), np.arange(min(len(unseen), cfg.n))
+    held_out: Tensor | None = unseen.samples(positions)
+    assert held_out is not None
     if len(held_out) < 2 or any(
         torch.equal(held_out[0], one) for one in train
     ):  # of a single photograph, say
         held_out = None
-    return train, held_out, data.oracle() if hasattr(data, "oracle") else None
+    return _Data(
+        train,
+        held_out,
+        data.oracle() if hasattr(data, "oracle") else None,
+        seen.classes(data.train_positions),
+        None if held_out is None else unseen.classes(positions),
+    )
 
 
 def _folder(cfg: DictConfig) -> Path:

@@ -10,6 +10,7 @@ from scoreexp.lit.callbacks.monitor import GenerationMonitor as GenerationMonito
 from scoreexp.lit.callbacks.monitor import RestorationMonitor as RestorationMonitor
 from scoreexp.lit.callbacks.noisy_monitor import NoisyMonitor as NoisyMonitor
 from scoreexp.lit.callbacks.points_monitor import PointsMonitor as PointsMonitor
+from scoreexp.lit.callbacks.population import PopulationBits as PopulationBits
 from scoreexp.lit.callbacks.power_averages import PowerAverages as PowerAverages
 from scoreexp.lit.callbacks.power_averages import reconstruct as reconstruct
 from scoreexp.lit.callbacks.progress import TrainingProgress as TrainingProgress

@@ -64,8 +64,8 @@ def _require_plain(text: str) -> None:
             raise ValueError("aliases or deep nesting, which no run writes")
 
 
-def _read_rows(path: Path) -> list[dict[str, float]]:
-    """The table of metrics; a last line that is still being written is left out."""
+def read_rows(path: Path) -> list[dict[str, float]]:
+    """The table of metrics, empty where there is none; a last line that is still being written is left out."""
     if not path.is_file():
         return []
     try:
@@ -108,7 +108,7 @@ def read_run(folder: Path, method: str | None = None, seed: int | None = None) -
         read_json(folder / "metrics.json"),
         read_json(folder / "status.json"),
         read_json(folder / "evaluation.json"),
-        _read_rows(folder / "metrics.csv"),
+        read_rows(folder / "metrics.csv"),
     )
 
 
