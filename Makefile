@@ -84,10 +84,10 @@ study-swiss-roll: $(READY)  ## score error and sliced Wasserstein distance of th
 study-rivals-points: $(READY)  ## score error and samples of every objective on the Swiss Roll at equal CPU seconds (about 2 hours)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.study_rivals_points --json
 
-study-rivals: $(READY)  ## images of nine recipes at equal CPU seconds (ROOT: folder of mnist, cifar10, fashion; about 12 hours)
+study-rivals: $(READY)  ## images of nine recipes at equal CPU seconds (ROOT: folder of mnist, cifar10, fashion; about 18 hours)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.study_rivals --data $(ROOT) --json
 
-study-embedding-size: $(READY)  ## score embedding on and off with 1 to 1,000 images (ROOT: holds cifar10; about 14 hours)
+study-embedding-size: $(READY)  ## score embedding on and off with 1 to 1,000 images (ROOT: holds cifar10; about a day)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.study_embedding_size --data $(ROOT)/cifar10 --json
 
 study-langevin: $(READY)  ## score CNN, Langevin and regression on held-out photographs (about 5 minutes)

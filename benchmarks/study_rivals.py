@@ -290,7 +290,7 @@ class Study:
         machine = {"cpu": processor(), "cores": os.cpu_count(), "threads": torch.get_num_threads()}
         return {
             "machine": machine, "seconds": self.seconds, "features": self.features, "samples": self.samples,
-            "reference": self.reference, "likelihood": self.likelihood, "rows": rows,
+            "reference": self.reference, "likelihood": self.likelihood, "overrides": list(self.further), "rows": rows,
         }  # fmt: skip
 
 
@@ -362,7 +362,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--samples", type=int, default=500, help="generated images (default 500)")
     parser.add_argument("--reference", type=int, default=5000, help="training images they are compared with")
     parser.add_argument("--likelihood", type=int, default=16, help="test images for bits/dim (default 16)")
-    parser.add_argument("--override", nargs="*", default=[], help="further overrides of every run")
+    parser.add_argument("--override", nargs="*", default=[], help="of every run, beside another --work")
     parser.add_argument("--work", type=Path, default=WORK, help=f"runs and finished cells (default {WORK})")
     parser.add_argument(
         "--json", nargs="?", const=RESULT, type=Path, help=f"write the result (default {RESULT})"
