@@ -9,7 +9,7 @@ TESTSETS ?= outputs/prior/testsets
 ROOT     ?= data
 
 .DEFAULT_GOAL := help
-.PHONY: help demo prior test test-integration test-slow lint fmt type docs bench compare-quick study-solvers study-samplers study-swiss-roll study-rivals-points study-langevin study-claims study-memorisation study-ssim-stopping study-stack clean install
+.PHONY: help demo prior test test-integration test-slow lint fmt type docs bench compare-quick study-solvers study-samplers study-swiss-roll study-rivals-points study-rivals study-embedding-size study-langevin study-claims study-claims-images study-memorisation study-ssim-stopping study-stack clean install
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -84,12 +84,22 @@ study-swiss-roll: $(READY)  ## score error and sliced Wasserstein distance of th
 study-rivals-points: $(READY)  ## score error and samples of every objective on the Swiss Roll at equal CPU seconds (about 2 hours)
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.study_rivals_points --json
 
+study-rivals: $(READY)  ## images of nine recipes at equal CPU seconds (ROOT: folder of mnist, cifar10, fashion; about 18 hours)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.study_rivals --data $(ROOT) --json
+
+study-embedding-size: $(READY)  ## score embedding on and off with 1 to 1,000 images (ROOT: holds cifar10; about a day)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.study_embedding_size --data $(ROOT)/cifar10 --json
+
 study-langevin: $(READY)  ## score CNN, Langevin and regression on held-out photographs (about 5 minutes)
 	$(BIN)/python -m benchmarks.study_langevin --json --figures
 
 study-claims: $(READY)  ## redo docs/results.md: the published claims on a photograph (about 4 hours on 2 cores)
 	$(BIN)/python -m scoreexp.compare sweep=claims
 	$(BIN)/python -m scoreexp.compare sweep=claims_published
+	$(BIN)/python -m benchmarks.study_claims
+
+study-claims-images: $(READY)  ## the papers' tables on their kinds of images (ROOT: cifar10, faces64, photos; about 15 hours)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.study_claims_images --data $(ROOT)
 	$(BIN)/python -m benchmarks.study_claims
 
 study-memorisation: $(READY)  ## at which size of the training set do models of two halves agree: MNIST and CIFAR-10 below ROOT (days on 2 cores)

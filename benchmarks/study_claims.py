@@ -2,7 +2,8 @@
 
 Reads the comparisons ``sweep=claims`` and ``sweep=claims_published`` (``make study-claims`` runs them first) and the
 solver study of ``benchmarks.krylov``, writes benchmarks/results/claims.json and the tables of docs/results.md. Verdicts
-follow from the figures by the rules in ``verdict``; the figures of [E] get none, because its metric is another one.
+follow from the figures by the rules in ``verdict``. Rows whose kind of images or task ``benchmarks.study_claims_images`` has
+measured are from its result; without it the figures of [E] get no verdict, because its metric and task are others.
 """
 
 import argparse
@@ -16,8 +17,11 @@ from scipy import stats
 
 from benchmarks import krylov
 from benchmarks.pages import DOCS, write_table
+from benchmarks.study_claims_images import RESULT as IMAGES
+from benchmarks.study_claims_images import STAGES
 from scoreexp.runs.reporting import find_runs
 from scoreexp.runs.reporting.runs import Plan, Run
+from scoreexp.system.json_files import read_json
 
 RESULT = Path(__file__).parent / "results" / "claims.json"
 PAGE = DOCS / "results.md"
@@ -39,6 +43,15 @@ PUBLISHED = [
     ("[E] table 3", "CIFAR-10, 3 images", "0.95", 155.16, 46.80),
     ("[E] table 3", "CIFAR-10, 3 images", "0.90", 149.72, 37.58),
 ]
+STAGE_OF = {  # of study_claims_images, by METHOD and setting
+    ("[K] table 1", "CIFAR-10 32², 1 image"): "cifar10",
+    ("[K] table 1", "CelebA 64², 1 image"): "faces64",
+    ("[K] table 1", "CelebA 128², 1 image"): "photos128",
+    ("[E] table 1", "CIFAR-10 32², 1 image"): "generation",
+    ("[E] table 1, DDIM", "CIFAR-10 32², 1 image"): "generation",
+    ("[E] table 2", "CelebA 64², 1 image"): "generation64",
+    ("[E] table 3", "CIFAR-10, 3 images"): "generation3",
+}
 METRIC = "val/ssim_global"
 OTHER_METRIC = (
     "no verdict: another metric and another task (windowed SSIM of the rescaled output, generated from noise)"
@@ -101,9 +114,9 @@ def contribution(rows: list[dict[str, Any]], with_it: str, without: str, target:
     is below that resolution, not zero.
     """
     logs, steps, intervals = [], [], []
-    by_seed = {(row["method"], row["seed"]): row for row in rows}
-    for seed in sorted({row["seed"] for row in rows}):
-        pair = [by_seed.get((method, seed), {}) for method in (with_it, without)]
+    by_case = {(row["method"], row.get("image", ""), row["seed"]): row for row in rows}
+    for case in sorted({(image, seed) for _, image, seed in by_case}):
+        pair = [by_case.get((method, *case), {}) for method in (with_it, without)]
         a, b = (row.get("reached", {}).get(target) for row in pair)
         if a and b:
             logs.append(math.log(b[what] / a[what]))
@@ -162,8 +175,28 @@ def shown(measured: tuple[float, str] | None) -> str:
     return "–" if measured is None else f"{measured[1]}{' ' if measured[1] else ''}{measured[0]:.2f}"
 
 
-def claims_table(own: dict[str, Any]) -> str:
-    """One line per published figure."""
+def stage_cells(name: str, stage: dict[str, Any], source: str, target: str, claimed: float) -> list[str]:
+    """The ratios and the verdict of a published figure by the runs of ``study_claims_images``."""
+    told, ours = STAGES[name], "score_embedding"
+    alone = shown(ratio(stage, "without_embedding", ours, target))
+    if told.generates:
+        baseline = ratio(stage, "DDIM" if source.endswith("DDIM") else "DDPM", ours, target)
+        cells, judged = [shown(baseline), "–", alone], verdict(baseline, claimed)
+    else:
+        published, tuned = (ratio(stage, f"DDPM_{which}", ours, target) for which in ("published", "tuned"))
+        cells = [shown(published), shown(tuned), alone]
+        judged = f"{verdict(published, claimed)} against DDPM published, {verdict(tuned, claimed)} against DDPM tuned"
+    runs = f"{stage['images']} image{'s' * (stage['images'] > 1)}, cap {stage['cap_seconds']:g} s a run"
+    return [*cells, f"{judged} ({runs}; {told.differs})"]
+
+
+def claims_table(own: dict[str, Any], images: dict[str, Any]) -> str:
+    """One line per published figure.
+
+    Args:
+        own: the comparison on one photograph.
+        images: the result of ``study_claims_images``, by stage; may lack any.
+    """
     lines = [
         "| source | published setting | target | published ratio | DDPM published / ours | DDPM tuned / ours | "
         "embedding off / on | verdict |",
@@ -171,6 +204,11 @@ def claims_table(own: dict[str, Any]) -> str:
     ]
     for source, setting, target, ddpm, method in PUBLISHED:
         claimed = ddpm / method
+        name = STAGE_OF[source, setting]
+        if images.get(name, {}).get("rows"):
+            cells = stage_cells(name, images[name], source, target, claimed)
+            lines.append(f"| {source} | {setting} | {target} | {claimed:.2f} | {' | '.join(cells)} |")
+            continue
         if "32²" in setting:
             published = ratio(own, "DDPM_published", "score_embedding", target)
             tuned = ratio(own, "DDPM_tuned", "score_embedding", target)
@@ -183,7 +221,9 @@ def claims_table(own: dict[str, Any]) -> str:
                 )
         else:
             published = tuned = alone = None
-            against = "not testable here: needs the data set and a GPU (`experiment=celeba64_ours` and its kin are ready)"
+            against = (
+                f"not measured: `python -m benchmarks.study_claims_images --data FOLDER --stages {name}`"
+            )
         lines.append(
             f"| {source} | {setting} | {target} | {claimed:.2f} | {shown(published)} | {shown(tuned)} | {shown(alone)} | "
             f"{against} |"
@@ -259,7 +299,7 @@ def _span(values: list[float], form: str) -> str:
     return f"{middle:{form}}" if low == high else f"{middle:{form}} ({low:{form}}–{high:{form}})"
 
 
-def conclusion(own: dict[str, Any], published: dict[str, Any]) -> str:
+def conclusion(own: dict[str, Any], published: dict[str, Any], images: dict[str, Any]) -> str:
     """What the embedding itself contributes, and how the runs were capped."""
     target = "0.99"
     pairs = [
@@ -270,6 +310,14 @@ def conclusion(own: dict[str, Any], published: dict[str, Any]) -> str:
     for name, result, with_it, without in pairs:
         steps, seconds = (contribution(result["rows"], with_it, without, target, what) for what in (0, 1))
         lines.append(f"| {name} (cap {result['cap_seconds']:g} s a run) | {steps} | {seconds} |")
+    for name, stage in images.items():
+        if STAGES[name].target == 0.99 and not STAGES[name].generates:
+            steps, seconds = (
+                contribution(stage["rows"], "score_embedding", "without_embedding", target, what)
+                for what in (0, 1)
+            )
+            words = f"{stage['images']} images of {STAGES[name].size}², each alone (cap {stage['cap_seconds']:g} s a run)"
+            lines.append(f"| {words} | {steps} | {seconds} |")
     lines.append("")
     lines.append(
         f"A ratio above 1 is in favour of the embedding. Machine: {own['machine']}; load average per core before the "
@@ -294,9 +342,10 @@ def main() -> None:
         results.append(measure(runs, plan))
     own, published = results
     RESULT.write_text(json.dumps({"own": own, "published": published}, indent=2) + "\n")
-    write_table(PAGE, "claims", claims_table(own))
+    images = read_json(IMAGES)
+    write_table(PAGE, "claims", claims_table(own, images))
     write_table(PAGE, "methods", methods_table(results))
-    write_table(PAGE, "contribution", conclusion(own, published))
+    write_table(PAGE, "contribution", conclusion(own, published, images))
     print(f"wrote {RESULT} and the tables of {PAGE}")
 
 

@@ -13,10 +13,12 @@ from scoreexp.metrics import (
     GlobalSSIM,
     MetricSpec,
     PictureMetric,
+    RescaledSSIM,
     mse,
     psnr,
     ssim,
     ssim_global,
+    ssim_rescaled,
 )
 
 CLASSES = [(MSE, mse), (PSNR, psnr), (SSIM, ssim), (GlobalSSIM, ssim_global)]
@@ -163,3 +165,22 @@ def test_a_metric_without_a_value_for_each_picture_is_refused():
         ValueError, match=r"Whole.per_picture gave values of shape \(\) for 7 pictures.*\[7\]"
     ):
         Whole().update(*pictures())
+
+
+def test_rescaled_ssim_equals_scikit_image_of_the_rescaled_image():
+    noisy, clean = pictures(3)
+    scaled = [(x - x.min()) / (x.max() - x.min()) for x in noisy.double()]
+    expected = [
+        structural_similarity(x.numpy(), y.double().numpy(), data_range=1.0, channel_axis=0)
+        for x, y in zip(scaled, clean)
+    ]
+    np.testing.assert_allclose(ssim_rescaled(noisy, clean).numpy(), expected, rtol=0, atol=1e-10)
+    metric = RescaledSSIM()
+    metric.update(noisy, clean)  # not clamped before
+    assert metric.compute().item() == pytest.approx(np.mean(expected), abs=1e-6)
+    black, same = torch.zeros(1, 3, 7, 7), torch.full((1, 3, 7, 7), 0.4)
+    torch.testing.assert_close(
+        ssim_rescaled(same, clean[:1, :, :7, :7]), ssim_rescaled(black, clean[:1, :, :7, :7])
+    )
+    with pytest.raises(ValueError, match="at least 7"):
+        ssim_rescaled(noisy[..., :6], clean[..., :6])

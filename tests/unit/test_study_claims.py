@@ -19,7 +19,7 @@ def cells(table, first):
 
 
 def test_only_figures_of_the_same_metric_get_a_verdict(stored):
-    table = study_claims.claims_table(stored["own"])
+    table = study_claims.claims_table(stored["own"], {})
     small = [row for source in ("[K] table", "[E] table") for row in cells(table, source) if "32²" in row[1]]
     assert len(small) == 7
     for row in small:
@@ -77,3 +77,39 @@ def test_every_stored_method_has_a_line(stored):
     for method in {row["method"] for result in results for row in result["rows"]}:
         assert len(cells(table, f"{method} ")) == 1
     assert "published rule" not in table
+
+
+def run(method, image, seconds):
+    reached = {
+        target: None if seconds is None else [20, seconds] for target in ("0.90", "0.95", "0.98", "0.99")
+    }
+    return {"method": method, "image": image, "seed": 0, "seconds": 60.0, "reached": reached, "interval": 20}
+
+
+def test_rows_of_the_papers_own_task_and_images_get_a_verdict(stored):
+    """Table 1 of [E] at 0.99: 5.18 against DDPM, 6.77 against DDIM; [K] at 64 x 64: 115.41 against DDPM."""
+    one = [run("score_embedding", "a", 10.0), run("without_embedding", "a", 12.0), run("DDPM", "a", 55.0)]
+    methods = (("score_embedding", 5.0), ("DDPM_tuned", 20.0))
+    two = [run(method, image, seconds) for image in "ab" for method, seconds in methods]
+    images = {
+        "generation": {"rows": [*one, run("DDIM", "a", None)], "images": 1, "cap_seconds": 60.0},
+        "faces64": {"rows": two, "images": 2, "cap_seconds": 60.0},
+    }
+    table = study_claims.claims_table(stored["own"], images)
+    sources = "[E] table 1", "[E] table 1, DDIM"
+    ddpm, ddim = (next(r for r in cells(table, f"{name} |") if r[2] == "0.99") for name in sources)
+    assert ddpm[4:7] == ["5.50", "–", "1.20"]
+    assert ddpm[7].startswith("reproduced (1 image, cap 60 s a run; ")
+    assert ddim[4] == "> 6.00"
+    assert ddim[7].startswith("undecided: ")
+    (faces,) = (row for row in cells(table, "[K] table 1") if "64²" in row[1])
+    assert faces[4:7] == ["–", "4.00", "–"]
+    assert "not reproduced against DDPM tuned (2 images" in faces[7]
+    assert "grey ORL faces instead of CelebA" in faces[7]
+
+
+def test_pairs_are_those_of_one_image(stored):
+    rows = [
+        run(method, image, seconds) for image, seconds in (("a", 1.0), ("b", 100.0)) for method in ("x", "y")
+    ]
+    assert study_claims.contribution(rows, "x", "y", "0.99", 1) == "1.00 in all 2 pairs"

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from scoreexp.metrics.functional import spectral_angle as spectral_angle
     from scoreexp.metrics.functional import ssim as ssim
     from scoreexp.metrics.functional import ssim_global as ssim_global
+    from scoreexp.metrics.functional import ssim_rescaled as ssim_rescaled
     from scoreexp.metrics.inception import InceptionFeatures as InceptionFeatures
     from scoreexp.metrics.inception import MissingWeightsError as MissingWeightsError
     from scoreexp.metrics.picture_metrics import MSE as MSE
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from scoreexp.metrics.picture_metrics import SSIM as SSIM
     from scoreexp.metrics.picture_metrics import GlobalSSIM as GlobalSSIM
     from scoreexp.metrics.picture_metrics import PictureMetric as PictureMetric
+    from scoreexp.metrics.picture_metrics import RescaledSSIM as RescaledSSIM
     from scoreexp.metrics.reference import Reference as Reference
     from scoreexp.metrics.reference import make_reference as make_reference
     from scoreexp.metrics.reference import split_digest as split_digest

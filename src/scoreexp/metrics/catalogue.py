@@ -19,6 +19,7 @@ from scoreexp.metrics.spec import Kind, MetricSpec
 METRICS: tuple[str, ...] = (
     "scoreexp.metrics.picture_metrics.SSIM",
     "scoreexp.metrics.picture_metrics.GlobalSSIM",
+    "scoreexp.metrics.picture_metrics.RescaledSSIM",
     "scoreexp.metrics.picture_metrics.MSSSIM",
     "scoreexp.metrics.picture_metrics.PSNR",
     "scoreexp.metrics.picture_metrics.MSE",

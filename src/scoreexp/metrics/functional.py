@@ -15,6 +15,7 @@ WINDOW_SIZE = 11
 WINDOW_SIGMA = 1.5
 C1 = 0.01**2
 C2 = 0.03**2
+UNIFORM_SIZE = 7  # of scikit-image's windows
 SCALE_EXPONENTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # of the paper, finest scale first
 SMALLEST_MS_SSIM = (WINDOW_SIZE - 1) * 2 ** (len(SCALE_EXPONENTS) - 1) + 1
 
@@ -90,6 +91,55 @@ def ssim(prediction: Tensor, target: Tensor) -> Tensor:
             f"{WINDOW_SIZE}, the size of its window: use ssim_global for smaller ones"
         )
     luminance, structure = _window_similarities(x, y)
+    return (luminance * structure).flatten(1).mean(1)
+
+
+def ssim_rescaled(prediction: Tensor, target: Tensor) -> Tensor:
+    """Structural similarity after the prediction has been rescaled to [0, 1] by its own minimum and maximum.
+
+    The formula of ``ssim`` over all uniform windows of 7 x 7 pixels that lie inside the image, with variances and covariance
+    divided by 48, after ``(x - min x) / (max x - min x)`` with the extremes of each image over all its channels; the target
+    is not rescaled. It equals scikit-image's ``structural_similarity`` of the rescaled image with ``data_range=1`` and its
+    other defaults. It does not see a change of brightness and contrast of the whole image, so its values are not comparable
+    with those of ``ssim``. A constant prediction counts as black.
+
+    Reference: the metric of Efficient denoising using score embedding in score-based diffusion models, A. Na, W. Gao,
+    J. Wan, 2024, https://arxiv.org/abs/2404.06661
+
+    >>> import torch
+    >>> import scoreexp as se
+    >>> picture = torch.linspace(0, 1, 256).reshape(1, 1, 16, 16)
+    >>> se.metrics.ssim_rescaled(7 * picture - 3, picture).round(decimals=4)
+    tensor([1.], dtype=torch.float64)
+
+    Args:
+        prediction: ``[B, C, H, W]``, any values, not clamped, H and W at least 7 pixels.
+        target: ``[B, C, H, W]``, values in [0, 1].
+
+    Returns:
+        ``[B]`` in [-1, 1].
+
+    Raises:
+        ValueError: the shapes differ, are not ``[B, C, H, W]`` or smaller than the window, or the target is not in [0, 1].
+    """
+    _, y = _prepare(prediction, target)
+    if y.ndim != 4 or min(y.shape[-2:]) < UNIFORM_SIZE:
+        raise ValueError(
+            f"ssim_rescaled got images of shape {tuple(y.shape)}; it needs [B, C, H, W] with H and W at least "
+            f"{UNIFORM_SIZE}, the size of its window: use ssim_global for smaller ones"
+        )
+    x = prediction.to(y.dtype)
+    low, high = x.amin((1, 2, 3), keepdim=True), x.amax((1, 2, 3), keepdim=True)
+    x = (x - low) / torch.where(high > low, high - low, 1)
+    mean_x, mean_y, xx, yy, xy = (F.avg_pool2d(v, UNIFORM_SIZE, 1) for v in (x, y, x * x, y * y, x * y))
+    unbiased = UNIFORM_SIZE**2 / (UNIFORM_SIZE**2 - 1)
+    luminance, structure = _similarities(
+        mean_x,
+        mean_y,
+        unbiased * (xx - mean_x**2),
+        unbiased * (yy - mean_y**2),
+        unbiased * (xy - mean_x * mean_y),
+    )
     return (luminance * structure).flatten(1).mean(1)
 
 

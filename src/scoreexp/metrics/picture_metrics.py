@@ -32,6 +32,7 @@ class PictureMetric(Metric):
     is_differentiable = False
     full_state_update = False
     spec: ClassVar[MetricSpec]
+    is_clamped: ClassVar[bool] = True  # predictions, to [0, 1]
     total: Tensor
     count: Tensor
 
@@ -46,6 +47,7 @@ class PictureMetric(Metric):
 
     def update(self, prediction: Tensor, target: Tensor) -> None:
         """Add a batch; raises the errors of the function of the metric's name."""
+        prediction = prediction.clamp(0, 1) if self.is_clamped else prediction
         values = self.per_picture(prediction, target)  # Metric.update keeps no graph
         if values.shape != prediction.shape[:1]:
             raise ValueError(
@@ -128,6 +130,24 @@ class GlobalSSIM(PictureMetric):
 
     def per_picture(self, prediction: Tensor, target: Tensor) -> Tensor:
         return functional.ssim_global(prediction, target)
+
+
+class RescaledSSIM(PictureMetric):
+    """Mean over images of ``functional.ssim_rescaled``: uniform windows 7 x 7, the prediction rescaled by its extremes.
+
+    >>> import torch
+    >>> import scoreexp as se
+    >>> metric, picture = se.metrics.RescaledSSIM(), torch.linspace(0, 1, 256).reshape(1, 1, 16, 16)
+    >>> metric.update(7 * picture - 3, picture)
+    >>> round(metric.compute().item(), 4)
+    1.0
+    """
+
+    spec = MetricSpec("ssim_rescaled", "higher", needs="pairs", title="SSIM of rescaled images", digits=".3f")
+    is_clamped = False
+
+    def per_picture(self, prediction: Tensor, target: Tensor) -> Tensor:
+        return functional.ssim_rescaled(prediction, target)
 
 
 class MSSSIM(PictureMetric):

@@ -5,6 +5,7 @@ from scoreexp.restorers.base import Restoration, Restorer
 from scoreexp.restorers.bilateral import Bilateral
 from scoreexp.restorers.binned import Binned
 from scoreexp.restorers.by_sampling import BySampling
+from scoreexp.restorers.conditional_start import ConditionalStart
 from scoreexp.restorers.conditioned import Conditioned
 from scoreexp.restorers.ddnm import DDNM
 from scoreexp.restorers.ddrm import DDRM
@@ -46,6 +47,7 @@ __all__ = [
     "Bilateral",
     "Binned",
     "BySampling",
+    "ConditionalStart",
     "Conditioned",
     "Declipped",
     "Destriped",

@@ -85,7 +85,7 @@ def _restore(subject: Subject, task: Task, collectors: dict[str, Any]) -> int:
                 cond=cond,
                 callback=progress.step,
             )
-            restored, nfe = to_unit(result.x).clamp(0, 1), result.nfe
+            restored, nfe = to_unit(result.x), result.nfe
             for name, collector in list(collectors.items()):
                 try:
                     collector.update(restored, to_unit(x))

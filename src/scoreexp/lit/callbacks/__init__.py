@@ -6,6 +6,7 @@ from scoreexp.lit.callbacks.checkpoints import Checkpoints as Checkpoints
 from scoreexp.lit.callbacks.distribution_monitor import DistributionMonitor as DistributionMonitor
 from scoreexp.lit.callbacks.langevin_study import LangevinStudy as LangevinStudy
 from scoreexp.lit.callbacks.monitor import DenoisingMonitor as DenoisingMonitor
+from scoreexp.lit.callbacks.monitor import GenerationMonitor as GenerationMonitor
 from scoreexp.lit.callbacks.monitor import RestorationMonitor as RestorationMonitor
 from scoreexp.lit.callbacks.noisy_monitor import NoisyMonitor as NoisyMonitor
 from scoreexp.lit.callbacks.points_monitor import PointsMonitor as PointsMonitor

@@ -4,7 +4,7 @@ import shutil
 from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import pytorch_lightning as pl
 import torch
@@ -41,7 +41,8 @@ from scoreexp.schedules import Schedule
 from scoreexp.system.atomic import atomic_write
 
 CONFIRMED = ("ssim", "ssim_global")
-MEASURED = sorted(spec.name for spec in specs("pictures") if spec.usual and spec.needs == "pairs")
+MEASURED = tuple(sorted(spec.name for spec in specs("pictures") if spec.usual and spec.needs == "pairs"))
+GENERATED = ("ssim_rescaled",)  # by GenerationMonitor beside these
 TASKS: dict[type[Operator], str] = {  # conf/task, which the command restore takes
     Identity: "denoise",
     RandomMask: "inpaint",
@@ -52,6 +53,7 @@ TASKS: dict[type[Operator], str] = {  # conf/task, which the command restore tak
     Grayscale: "gray",
 }
 LOGGED = (*(f"{name}_confirmed" for name in CONFIRMED), *MEASURED)  # what a run may be stopped on
+LOGGED_GENERATED = (*(f"{name}_confirmed" for name in GENERATED), *GENERATED)
 
 
 class RestorationMonitor(Monitor):
@@ -86,6 +88,8 @@ class RestorationMonitor(Monitor):
     """
 
     curves = (Curves(("val/ssim", "val/ssim_global"), "ssim.png", "SSIM of restored validation images"),)
+    measured: ClassVar[tuple[str, ...]] = MEASURED
+    confirmed: ClassVar[tuple[str, ...]] = CONFIRMED
 
     @checked
     def __init__(
@@ -104,8 +108,8 @@ class RestorationMonitor(Monitor):
         self.confirm, self.seed = confirm, seed
         self.folder, self.pictures, self.intermediate = Path(folder), pictures, intermediate
         self.evaluations, self.picture = confirm, self.folder / "best.png"
-        self.metrics = {name: metric_named(name, "pictures")() for name in MEASURED}
-        self.recent = {name: deque[float](maxlen=confirm) for name in CONFIRMED}
+        self.metrics = {name: metric_named(name, "pictures")() for name in self.measured}
+        self.recent = {name: deque[float](maxlen=confirm) for name in self.confirmed}
         self.best_ssim = -float("inf")
         self._shown: list[list[Tensor]] = []
         self._nfe = 0
@@ -156,7 +160,7 @@ class RestorationMonitor(Monitor):
             keep=self.intermediate + 2,
         )
         self._nfe = result.nfe
-        clean, denoised = to_unit(x), to_unit(result.x).clamp(0, 1)
+        clean, denoised = to_unit(x), to_unit(result.x)
         for metric in self.metrics.values():
             metric.update(denoised, clean)
         if trainer.is_global_zero and len(self._shown) < self.pictures:
@@ -168,7 +172,7 @@ class RestorationMonitor(Monitor):
         values = {name: float(metric.compute()) for name, metric in self.metrics.items()}
         if trainer.sanity_checking:
             return
-        for name in CONFIRMED:
+        for name in self.confirmed:
             self.recent[name].append(values[name])
             if len(self.recent[name]) == self.confirm:
                 values[f"{name}_confirmed"] = min(self.recent[name])
@@ -238,6 +242,55 @@ class RestorationMonitor(Monitor):
     def _noisy(self) -> Path:
         """The first observation of the last evaluation."""
         return self.folder / "last" / "noisy.png"
+
+
+class GenerationMonitor(RestorationMonitor):
+    """Log those metrics and ``val/ssim_rescaled`` of images that ``ConditionalStart`` generates (arXiv 2404.06661).
+
+    Every validation image is compared with what is generated for it: with ``weight=0``, from noise alone, that means
+    something where one image is trained on.
+
+    >>> from scoreexp.observations import GaussianNoise, Identity
+    >>> from scoreexp.restorers import ConditionalStart
+    >>> from scoreexp.samplers import DDIM, UniformGrid
+    >>> monitor = GenerationMonitor(
+    ...     restorer=ConditionalStart(DDIM(UniformGrid(5)), weight=0.2),
+    ...     operator=Identity(),
+    ...     noise=GaussianNoise(0.0),
+    ...     folder="pictures",
+    ... )
+    >>> monitor.task, "ssim_rescaled" in monitor.metrics
+    ('generating with ConditionalStart', True)
+
+    Args:
+        restorer: how images are generated.
+        operator: as of ``RestorationMonitor``, like the further arguments; the identity without noise observes the image.
+        noise: of the observation.
+        folder: of the image strips.
+        confirm: evaluations in a row.
+        pictures: number of images shown in a strip.
+        intermediate: states shown.
+        seed: names the noise.
+    """
+
+    curves = (Curves(("val/ssim_rescaled", "val/ssim"), "ssim.png", "SSIM of generated images"),)
+    measured = (*MEASURED, *GENERATED)
+    confirmed = (*CONFIRMED, *GENERATED)
+
+    @property
+    def task(self) -> str:
+        return f"generating with {type(self.restorer).__name__}"
+
+    def conclusion(self, metrics: Mapping[str, float]) -> str | None:
+        if "val/ssim_rescaled" not in metrics:
+            return None
+        return (
+            f"{self.task}: SSIM of rescaled images {metrics['val/ssim_rescaled']:.3f}, SSIM {metrics['val/ssim']:.3f}, "
+            f"PSNR {metrics['val/psnr']:.1f} dB"
+        )
+
+    def next_commands(self) -> Sequence[NextCommand]:
+        return [NextCommand("sample", {"n": 16})]
 
 
 class DenoisingMonitor(RestorationMonitor):

@@ -15,6 +15,7 @@ from scoreexp.lit.callbacks.distribution_monitor import DistributionMonitor
 from scoreexp.metrics.catalogue import spec_of
 
 _ALWAYS_LOGGED = tuple(f"val/{name}" for name in (*denoising.LOGGED, *points.LOGGED))
+_GENERATED = tuple(f"val/{name}" for name in denoising.LOGGED_GENERATED)
 
 
 def _is_of_generated(monitor: str) -> bool:
@@ -23,7 +24,7 @@ def _is_of_generated(monitor: str) -> bool:
     Raises:
         UserError: no monitor logs it.
     """
-    if monitor in _ALWAYS_LOGGED:
+    if monitor in (*_ALWAYS_LOGGED, *_GENERATED):
         return False
     spec = spec_of(monitor)
     if spec is None or spec.needs != "pictures":
@@ -74,7 +75,14 @@ class StopOnTarget(RunCallback):
             self.reason = state_dict["reason"]
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self.target is None or not self._of_generated:
+        if self.target is None:
+            return
+        generates = any(isinstance(c, denoising.GenerationMonitor) for c in trainer.callbacks)  # type: ignore[attr-defined]
+        if self.monitor in _GENERATED and not generates:
+            raise UserError(
+                f"callbacks.stop.monitor={self.monitor} is not logged by this run: set callbacks=generation"
+            )
+        if not self._of_generated:
             return
         measuring = [c for c in trainer.callbacks if isinstance(c, DistributionMonitor)]  # type: ignore[attr-defined]
         logged = [f"val/{name}" for callback in measuring for name in callback.names]
