@@ -8,7 +8,7 @@ RUN      ?= outputs/prior/run
 TESTSETS ?= outputs/prior/testsets
 
 .DEFAULT_GOAL := help
-.PHONY: help demo prior test test-integration test-slow lint fmt type docs bench compare-quick study-solvers study-samplers study-swiss-roll study-rivals-points study-langevin study-claims study-stack clean install
+.PHONY: help demo prior test test-integration test-slow lint fmt type docs systems bench compare-quick study-solvers study-samplers study-swiss-roll study-rivals-points study-langevin study-claims study-stack clean install
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -51,6 +51,9 @@ fmt: $(READY)  ## format the code
 
 docs: $(READY)  ## build the documentation in site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+systems: $(READY)  ## write docs/systems.md from docs/systems.toml, docstrings and yaml files
+	$(BIN)/python -m benchmarks.systems
 
 type: $(READY)  ## type-check
 	$(BIN)/mypy
