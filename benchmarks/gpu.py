@@ -126,7 +126,8 @@ def solver(rehearse: bool) -> dict[str, float]:
 def samplers(rehearse: bool) -> dict[str, float]:
     """Images per second of samplers with 20 times and the U-Net of 9 M parameters (1 M and 2 in a rehearsal)."""
     import scoreexp as se
-    from benchmarks.unet import build
+    from benchmarks.unet import EVENT_SHAPE, build
+    from scoreexp.core.streams import ImageStreams
     from scoreexp.denoisers import Denoiser, EpsPrediction
     from scoreexp.schedules import DDPM
 
@@ -134,12 +135,12 @@ def samplers(rehearse: bool) -> dict[str, float]:
     network = build("unet_1m" if rehearse else "unet_9m").to(device)
     model = Denoiser(network, EpsPrediction(), DDPM()).to(device).eval().requires_grad_(False)
     n, steps = (2, 2) if rehearse else (256, 20)
+    streams = ImageStreams(range(n))
+    x = model.schedule.prior_std * streams.normal(torch.empty(n, *EVENT_SHAPE)).to(device)
     found = {}
     for name in ("DDIM", "DPMSolverPP", "Heun"):
         sampler = getattr(se.samplers, name)(se.samplers.UniformGrid(steps))
-        found[name] = n / seconds_of(
-            lambda s=sampler: se.sample(model, n, sampler=s, batch_size=n), device, 1
-        )
+        found[name] = n / seconds_of(lambda s=sampler: s(model, x, streams=streams), device, 1)
     return found
 
 
