@@ -9,7 +9,7 @@ TESTSETS ?= outputs/prior/testsets
 ROOT     ?= data
 
 .DEFAULT_GOAL := help
-.PHONY: help demo prior test test-integration test-slow lint fmt type docs bench compare-quick study-solvers study-samplers study-swiss-roll study-rivals-points study-rivals study-embedding-size study-langevin study-claims study-claims-images study-memorisation study-ssim-stopping study-stack clean install
+.PHONY: help demo prior test test-integration test-slow lint fmt type docs systems bench gpu compare-quick study-solvers study-samplers study-swiss-roll study-rivals-points study-rivals study-embedding-size study-langevin study-claims study-claims-images study-memorisation study-ssim-stopping study-stack clean install
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -53,6 +53,9 @@ fmt: $(READY)  ## format the code
 docs: $(READY)  ## build the documentation in site/
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
+systems: $(READY)  ## write docs/systems.md from docs/systems.toml, docstrings and yaml files
+	$(BIN)/python -m benchmarks.systems
+
 type: $(READY)  ## type-check
 	$(BIN)/mypy
 
@@ -66,6 +69,9 @@ bench: $(READY)  ## benchmarks; results under benchmarks/results/
 	$(BIN)/python -m benchmarks.long_run --json
 	$(BIN)/python -m benchmarks.scaling --json
 	$(BIN)/python -m benchmarks.noise_estimation --json
+
+gpu: $(READY)  ## tests, U-Nets, trainings, solver and samplers on a CUDA device; results with its name (at most 8 minutes)
+	$(BIN)/python -m benchmarks.gpu
 
 compare-quick: $(READY)  ## five methods and the exact limit on one photograph, with a report (about 9 minutes on 2 cores)
 	$(BIN)/python -m scoreexp.compare sweep=compare_quick

@@ -32,7 +32,7 @@ PROVIDED = {
     "model": {"denoiser", "objective", "time_law", "optimizer", "seed"},
     "trainer": {"callbacks", "logger", "plugins", "default_root_dir"},
     "logger.csv": {"path"},
-    "logger.wandb": {"run_dir", "run_config", "name"},
+    **{f"logger.{key}": {"run_dir", "run_config", "name"} for key in ("wandb", "tensorboard", "mlflow")},
 }
 
 if __name__ == "__main__":

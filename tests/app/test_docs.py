@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from command_lines import check_command
 from conftest import composed
 from hydra.utils import instantiate
 
@@ -124,6 +125,27 @@ def test_choices_named_in_commands_exist(path):
             for value in values.split(","):
                 known = {p.stem for p in (conf_dir() / group).glob("*.yaml")} | {"null"}
                 assert value in known or "demo" in value, f"{path.name}: {group}={value}"
+
+
+def commands(path: Path) -> list[str]:
+    """Commands of scoreexp in the code blocks of a page, not those with a part left out."""
+    shown = "\n".join(re.findall(r"^```(?:bash)?\n(.*?)^```", path.read_text(), re.S | re.M))
+    lines = re.findall(r"^python -m scoreexp\.\w+\b.*$", shown.replace("\\\n", " "), re.M)
+    return [line for line in lines if " ..." not in line.partition(" # ")[0]]
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("path", documents(), ids=lambda p: p.name)
+def test_commands_compose_and_pass_the_check(path, monkeypatch, capsys):
+    for line in dict.fromkeys(commands(path)):
+        check_command(line, monkeypatch, capsys)
+
+
+def test_commands_are_found_in_the_pages():
+    found = {path.name: len(commands(path)) for path in documents()}
+    assert found["README.md"] > 30
+    assert found["restoration.md"] > 3
+    assert sum(found.values()) > 100
 
 
 @pytest.mark.parametrize("path", documents(), ids=lambda p: p.name)

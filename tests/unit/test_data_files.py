@@ -276,8 +276,25 @@ def test_mnist_is_padded_with_black(tmp_path):
     assert padded.sum(dtype=int) == mnist_arrays("train")[0].sum(dtype=int)
 
 
+def test_a_download_that_fails_names_the_script_that_takes_the_set_from_a_package(tmp_path, monkeypatch):
+    import pooch
+
+    def refuse(url, **settings):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr(pooch, "retrieve", refuse)
+    for corpus, script in ((MNIST, "mnist"), (CIFAR10, "cifar10")):
+        folder = tmp_path / script
+        with pytest.raises(
+            DataError, match=rf"no route to host.* run python -m benchmarks\.data\.{script} .*{script}"
+        ):
+            corpus(root=str(folder), download=True).split("test")
+
+
 def test_fashion_mnist_never_downloads_digits(tmp_path):
-    with pytest.raises(DataError, match=r"no train-images-idx3-ubyte .*fashion-mnist.*nothing is downloaded"):
+    with pytest.raises(
+        DataError, match=r"no train-images-idx3-ubyte .*benchmarks.data.fashion.*nothing is downloaded"
+    ):
         FashionMNIST(root=str(tmp_path), download=True).split("train")
     assert list(tmp_path.iterdir()) == []
 

@@ -71,17 +71,20 @@ def say_offline_runs(folders: Iterable[Path]) -> None:
 
 
 def expand(command_line: CommandLine, shared: DictConfig) -> list[list[str]]:
-    """Overrides of each job; only the part that all share where the sweeper chooses values as it runs."""
+    """Overrides of each job.
+
+    Raises:
+        UserError: the sweeper is another than Hydra's own, which knows all values before the first job.
+    """
     sweeper = shared.hydra.sweeper
     parser = OverridesParser.create(config_loader=command_line.hydra.config_loader)
     in_files = [f"{key}={values}" for key, values in (sweeper.get("params") or {}).items()]
     parsed = parser.parse_overrides([*in_files, *command_line.overrides])
     if not sweeper._target_.endswith("BasicSweeper"):
-        if shared.hydra.launcher._target_.startswith("scoreexp."):
-            raise UserError(
-                f"{sweeper._target_} chooses values as it runs and needs all jobs in one process: add hydra/launcher=basic"
-            )
-        parsed = [override for override in parsed if not override.is_sweep_override()]
+        raise UserError(
+            f"hydra.sweeper={sweeper._target_} chooses values by the results of earlier jobs, which are "
+            "processes of their own here: search with Optuna as docs/sweeps.md shows, or leave hydra/sweeper out"
+        )
     return BasicSweeper.split_arguments(parsed, max_batch_size=None)[0]
 
 

@@ -56,18 +56,11 @@ class RunLogger(WandbLogger):
         super().log_metrics({**metrics, **self._pictures_of(metrics, step or 0)}, step)
 
     def _pictures_of(self, metrics: Mapping[str, Any], step: int) -> dict[str, Any]:
-        """What was drawn with an evaluation and, with the first one, before training."""
         import wandb
 
-        files = {"pictures/denoised": f"step_{step:07d}.png"} if "val/ssim" in metrics else {}
-        if files and not self._before_logged:
-            files |= {"pictures/score_field": "score_field.png", "pictures/embedded": "embedded.png"}
-            self._before_logged = True
-        return {
-            key: wandb.Image(str(self.pictures / name))
-            for key, name in files.items()
-            if (self.pictures / name).exists()
-        }
+        files = pictures_of(self.pictures, metrics, step, first=not self._before_logged)
+        self._before_logged |= "val/ssim" in metrics
+        return {key: wandb.Image(str(file)) for key, file in files.items()}
 
     _before_logged = False
 
@@ -76,6 +69,14 @@ class RunLogger(WandbLogger):
         if self._experiment is not None:
             self._experiment.finish(exit_code=0 if status == "success" else 1)
             self._experiment = None  # a further evaluation goes on with the same run
+
+
+def pictures_of(folder: Path, metrics: Mapping[str, Any], step: int, *, first: bool) -> dict[str, Path]:
+    """What was drawn with an evaluation and, with the first one, before training: files of ``folder`` by key."""
+    files = {"pictures/denoised": f"step_{step:07d}.png"} if "val/ssim" in metrics else {}
+    if files and first:
+        files |= {"pictures/score_field": "score_field.png", "pictures/embedded": "embedded.png"}
+    return {key: folder / name for key, name in files.items() if (folder / name).exists()}
 
 
 def first_line(error: Exception) -> str:

