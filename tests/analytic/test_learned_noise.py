@@ -1,64 +1,108 @@
-"""Learned noise on two classes with exact denoisers: what its pairs gain, and what they cost."""
+"""A learned law of noise levels: its gradient, its bandit, its weights and its state."""
 
 import pytest
 import torch
 
-from scoreexp.core.errors import UserError
-from scoreexp.core.streams import ImageStreams
-from scoreexp.denoisers import ConditionalOracle, OracleDenoiser
-from scoreexp.guidance import ClassifierFree, fit_noise_network, noise_law, noise_pairs
+from scoreexp.core.batch import Batch
+from scoreexp.core.streams import generator
+from scoreexp.denoisers import OracleDenoiser
 from scoreexp.numerics.oracles import Gaussian
-from scoreexp.samplers import DDIM, QuadraticGrid
-from scoreexp.schedules import VP
+from scoreexp.objectives import DenoisingScoreMatching, EDMWeighting, LearnedNoise, LogNormalNoise
+from scoreexp.objectives.learned_noise import policy_gradient
+from scoreexp.schedules import EDM, VP, ConstantNoise
 
-CLASSES = [Gaussian(torch.full((2,), mean), torch.full((2,), 0.3)) for mean in (-0.4, 0.4)]
-MODEL, GRID, N = ConditionalOracle(CLASSES, [0.5, 0.5], VP()), QuadraticGrid(20), 600
-Z = torch.randn(N, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-COND = torch.arange(N) % 2
+SCHEDULE = EDM()
 
 
-def certainty(z):
-    """Mean log p(class | x) of samples that start from ``z`` without guidance, and their deviation within a class."""
-    start = MODEL.schedule.prior_std * z
-    x = DDIM(GRID)(ClassifierFree(MODEL, 1.0), start, streams=ImageStreams(range(N)), cond=COND).x
-    smallest = torch.full((N,), MODEL.schedule.t_min, dtype=torch.float64)
-    log_p = MODEL.log_posterior(x, smallest)[torch.arange(N), COND].mean().item()
-    return log_p, torch.stack([x[k == COND].std(0).mean() for k in (0, 1)]).mean().item()
+@pytest.mark.parametrize("arms", [2, 5])  # 2: a Bernoulli variable
+def test_the_score_function_gradient_is_unbiased(arms):
+    logits, reward = torch.randn(2, arms, generator=generator(arms, "bandit"), dtype=torch.float64)
+    logits.requires_grad_()
+    p = 0.7 * logits.softmax(0) + 0.3 / arms
+    (exact,) = torch.autograd.grad((p * reward).sum(), logits)
+    logits = logits.detach()
+    for baseline in (0.0, 2.0):
+        each = [
+            policy_gradient(logits, torch.tensor([k]), (reward[k] - baseline)[None], explore=0.3)
+            for k in range(arms)
+        ]
+        torch.testing.assert_close(p.detach() @ torch.stack(each), exact)
 
 
-def test_pairs_and_the_network_raise_the_certainty_of_the_class_and_their_loss_of_diversity_is_reported():
-    target = noise_pairs(MODEL, Z, COND, GRID, high=3.0)
-    network, law = fit_noise_network(MODEL, (2,), GRID, pairs=600, high=3.0, steps=200, width=32, lr=1e-2)
-    plain, paired, learned = (certainty(z) for z in (Z, target, network(Z.float(), COND).double()))
-    print("log p(class), deviation:", plain, paired, learned, law)
-    assert plain[0] < paired[0] - 0.05
-    assert learned[0] == pytest.approx(paired[0], abs=0.03)
-    assert noise_law(Z, COND).is_normal
-    for found in (noise_law(target, COND), law):
-        assert not found.is_normal
-        assert found.spread == pytest.approx((paired[1] / plain[1]) ** 2, rel=0.1)
-    assert noise_law(target, 0 * COND).is_normal, "over the two classes together nothing is to be seen"
-    assert paired[1] < 0.95 * plain[1], "diversity is lost, which the law of the noise says"
+def played(law, best, steps=200):
+    """``law`` after noisy losses that fall in one of four arms with each of its samples; the others stay."""
+    level = torch.ones(4, dtype=torch.float64)
+    for step in range(steps):
+        t = law.sample(64, SCHEDULE, generator(0, "time", step))
+        arms = law._arms(t, SCHEDULE)
+        noise = 0.1 * torch.randn(64, generator=generator(0, "noise", step), dtype=torch.float64)
+        law.observe(t, level[arms] + noise, SCHEDULE)
+        level[best] -= 1e-4 * (arms == best).sum()
+    return law
 
 
-def test_with_one_weight_for_both_ways_the_noise_comes_back():
-    errors = []
-    for steps in (25, 50, 100):
-        again = noise_pairs(MODEL, Z[:100], COND[:100], QuadraticGrid(steps), high=2.0, low=2.0)
-        errors.append((again - Z[:100]).square().mean().sqrt().item())
-    print("errors", errors)
-    assert errors[1] < 0.6 * errors[0], "DDIM is of first order"
-    assert errors[2] < 0.6 * errors[1]
-    assert noise_law(again, COND[:100]).is_normal
+def test_the_arm_whose_loss_falls_is_drawn_most():
+    best = 2
+    found = played(LearnedNoise(arms=4, explore=0.1, rate=0.3), best).probabilities
+    assert found.argmax() == best
+    assert found[best] > 0.6
+    assert found.min() >= 0.1 / 4
+    assert torch.equal(played(LearnedNoise(arms=4, rate=0.0), best, 5).probabilities, torch.full((4,), 0.25))
 
 
-def test_the_law_of_noise():
-    assert noise_law(Z, COND).norm == pytest.approx(Z.square().mean().item(), rel=1e-12)
-    shrunk, shifted = noise_law(0.8 * Z, COND), noise_law(Z + 0.2, COND)
-    assert shrunk.norm_deviations < -3.3
-    assert shifted.p_value < 1e-3
-    assert not shrunk.is_normal
-    assert not shifted.is_normal
-    plain = OracleDenoiser(CLASSES[0], VP())
-    with pytest.raises(UserError, match="has no classes; train with"):
-        fit_noise_network(plain, (2,), GRID)
+@pytest.mark.parametrize("schedule", [EDM(), VP(), EDM(sigma_min=0.05, sigma_max=0.5)])
+def test_importance_keeps_the_expectation_and_its_absence_does_not(schedule):
+    start, law = LearnedNoise(arms=8), LearnedNoise(arms=8)
+    law.logits = torch.linspace(-2, 2, 8, dtype=torch.float64)
+    n = 100_000
+    t, drawn = (one.sample(n, schedule, generator(1, "t")) for one in (start, law))
+    weights = law.weights(drawn, schedule)
+    share = torch.stack([weights[law._arms(drawn, schedule) == k].sum() / n for k in range(8)])
+    torch.testing.assert_close(share, torch.full((8,), 1 / 8, dtype=torch.float64), atol=6e-3, rtol=0)
+    logs, plain = schedule.noise_level(drawn).log(), schedule.noise_level(t).log()
+    assert (weights * logs).mean() == pytest.approx(plain.mean().item(), abs=0.03)
+    assert logs.mean() > plain.mean() + 0.1
+    assert 8 * law.probabilities.min() * weights.max() == pytest.approx(1)
+    law.importance = False
+    assert torch.equal(law.weights(drawn, schedule), torch.ones(n, dtype=torch.float64))
+
+
+def test_it_begins_as_the_log_normal_law_and_one_level_leaves_nothing_to_learn():
+    t = [law.sample(20_000, SCHEDULE, generator(0, "t")) for law in (LearnedNoise(), LogNormalNoise())]
+    for one in t:
+        logs = SCHEDULE.noise_level(one).log()
+        assert logs.mean().item() == pytest.approx(-1.2, abs=0.03)
+        assert logs.std().item() == pytest.approx(1.2, abs=0.03)
+    law, one = LearnedNoise(), ConstantNoise(0.5)
+    t = law.sample(4, one, generator(0, "t"))
+    law.observe(t, torch.ones(4), one)
+    assert torch.equal(law.weights(t, one), torch.ones(4, dtype=torch.float64))
+    assert law.level.isnan().all()
+
+
+def test_its_state_is_restored_and_a_converted_network_leaves_it():
+    law = played(LearnedNoise(arms=4), 1, steps=20)
+    other = LearnedNoise(arms=4)
+    other.load_state_dict(law.bfloat16().state_dict())
+    for one in (law, other):
+        assert one.logits.dtype == torch.float64
+        t = one.sample(8, SCHEDULE, generator(3, "t"))
+        one.observe(t, t, SCHEDULE)
+    assert torch.equal(law.logits, other.logits)
+    assert torch.equal(law.level, other.level)
+    assert torch.equal(law.moments, other.moments)
+    assert not torch.equal(law.logits, torch.zeros(4, dtype=torch.float64))
+
+
+def test_a_loss_without_decrease_leaves_the_policy_near_its_start():
+    oracle = Gaussian(torch.zeros(2), torch.zeros(2))
+    model, objective, law = (
+        OracleDenoiser(oracle, SCHEDULE),
+        DenoisingScoreMatching(EDMWeighting()),
+        LearnedNoise(),
+    )
+    for step in range(50):
+        t = law.sample(64, SCHEDULE, generator(0, "time", step))
+        noise = torch.randn(64, 2, generator=generator(0, "noise", step))
+        law.observe(t, objective(model, Batch(x=torch.full((64, 2), 0.1)), t, noise), SCHEDULE)
+    assert (law.probabilities - 1 / 16).abs().max() < 0.02
