@@ -14,7 +14,7 @@ weights or for class embeddings, which are rounded again at each trial.
 
 from collections.abc import Callable
 from copy import deepcopy
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -184,8 +184,8 @@ def _parameters(
     network: nn.Module, tune: str, cond: Tensor | None
 ) -> tuple[Tensor, Callable[[Tensor], None]]:
     """The tuned values ``[d]`` of a quantised network, and how they are put into it."""
-    held = [m for m in network.modules() if hasattr(m, "weight_codes")]
-    embeddings = [m for m in held if isinstance(m, nn.Embedding)]
+    held: list[Any] = [m for m in network.modules() if hasattr(m, "weight_codes")]
+    embeddings: list[Any] = [m for m in held if isinstance(m, nn.Embedding)]
     if tune == "scales":
         layers = [m for m in held if not isinstance(m, nn.Embedding)]
         first = [m.weight_scale.clone() for m in layers]
