@@ -1,9 +1,10 @@
-"""``python -m scoreexp.compare sweep=NAME``: compare methods under equal conditions, or ``restorers=[...]`` of a model."""
+"""``python -m scoreexp.compare sweep=NAME``: compare methods under equal conditions, or ``restorers=[...]``."""
 
 import re
 import sys
 
 from scoreexp.app.launch import run_app
+from scoreexp.app.restorer_table import is_asked_for, main
 
 SCHEMA = {
     **dict.fromkeys(("experiments", "methods"), "list[str] | None"),
@@ -39,9 +40,7 @@ def arguments(argv: list[str]) -> list[str]:
 
 
 if __name__ == "__main__":
-    if any(word.startswith("restorers=") for word in sys.argv[1:]):
-        from scoreexp.app.restorer_table import main
-
-        sys.exit(main())
+    if is_asked_for(sys.argv[1:]):
+        sys.exit(main(sys.argv[1:]))
     task = "scoreexp.app.commands.compare:compare"
     sys.exit(run_app("compare", task, schema=SCHEMA, argv=arguments(sys.argv[1:])))

@@ -35,9 +35,11 @@ def run(cfg: Any) -> Any:
     require_device_name(cfg.device)
     require_model(cfg.ckpt)
     require_output(require_input(cfg.input), cfg.output)
+    from hydra.core.hydra_config import HydraConfig
+
     from scoreexp.app.commands.denoise import denoise
 
-    return denoise(cfg)
+    return denoise(cfg, HydraConfig.get().overrides.task)
 
 
 if __name__ == "__main__":

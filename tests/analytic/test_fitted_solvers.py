@@ -124,6 +124,29 @@ def test_it_is_kept_beside_the_checkpoint_and_a_stale_one_is_named(tmp_path, fas
         solver_beside(checkpoint, model, Auto(3), settings={"guidance": {}})
 
 
+def test_a_fit_that_is_further_from_the_flow_than_no_fit_is_said_and_not_taken(tmp_path, monkeypatch, caplog):
+    # many evaluations fitted to three starts, of which one is held out
+    model, checkpoint = OracleDenoiser(MIXTURE, VP()), tmp_path / "best.ckpt"
+    checkpoint.write_bytes(b"weights")
+    fitted = fit_solver(model, 16, reference=trajectories(model, 4), iterations=1)
+    assert fitted.base_error < fitted.error
+    assert fitted.better is fitted.base
+    monkeypatch.setattr("scoreexp.runs.solvers.fit_solver", lambda *_, **__: fitted)
+    auto = Auto(16)
+    for said in ("fitted, in", "as fitted before"):
+        stored = solver_beside(checkpoint, model, auto)
+        assert stored.sampler is auto
+        assert stored.error == fitted.base_error
+        assert stored.said.startswith(said)
+        assert "not taken: over held-out starts its error is" in stored.said
+    monkeypatch.setattr("scoreexp.api.sample.fit_solver", lambda *_, **__: fitted)
+    drawn = se.sample(model, 2, sampler=Auto(16))
+    assert torch.equal(drawn, se.samplers.draw(model, auto, [0, 1]).x)
+    assert "the fitted solver was not taken" in caplog.text
+    good = fit_solver(model, 4, reference=trajectories(model, 32), iterations=5)
+    assert good.better is good.sampler, "and a better one is"
+
+
 @pytest.mark.parametrize("steps", [1, 5, 19, 20, 21, 30])
 @pytest.mark.parametrize("denoise_last", [True, False])
 def test_auto_without_a_fit_stays_within_its_evaluations(steps, denoise_last):

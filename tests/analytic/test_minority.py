@@ -9,7 +9,7 @@ from scoreexp.core.errors import UserError
 from scoreexp.core.streams import ImageStreams
 from scoreexp.denoisers import OracleDenoiser
 from scoreexp.guidance import Minority, fit_quantile_classifier, load_classifier, save_classifier
-from scoreexp.metrics.minority import minority_scores
+from scoreexp.metrics.minority import MinorityScore, minority_scores
 from scoreexp.numerics.oracles import Gaussian, GaussianMixture
 from scoreexp.samplers import DDIM, UniformGrid, draw
 from scoreexp.schedules import VP, FlowMatching
@@ -40,6 +40,26 @@ def test_the_score_of_a_gaussian_has_its_closed_form_and_ranks_as_the_density():
     assert (found / expected).mean().item() == pytest.approx(1, abs=0.01)
     assert ranks[0] < ranks[1] < ranks[2]
     assert ranks[2] > 0.98
+
+
+def test_the_metric_is_the_mean_score_and_states_that_of_real_samples():
+    oracle = Gaussian(torch.zeros(8), torch.full((8,), 0.2))
+    model = OracleDenoiser(oracle, VP())
+    samples, real = (
+        s * oracle.sample(150, torch.Generator().manual_seed(i)).float() for i, s in ((0, 2.0), (1, 1.0))
+    )
+    alpha, sigma = scales(model)
+    k = alpha * 0.2 / (alpha**2 * 0.2 + sigma**2)
+    expected = [
+        (1 - alpha * k) ** 2 * x.square().sum(1).mean() + 8 * (k * sigma) ** 2 for x in (samples, real)
+    ]
+    (found,) = MinorityScore()(model, samples, real, seed=0)
+    assert found.name == "minority_score"
+    assert found.value == pytest.approx(expected[0].item(), rel=0.05)
+    assert float(found.caveat.removeprefix("150 real samples have ")) == pytest.approx(
+        expected[1].item(), rel=0.05
+    )
+    assert (found,) == MinorityScore()(model, samples, real, seed=0)
 
 
 def test_the_score_of_a_mixture_by_quadrature():

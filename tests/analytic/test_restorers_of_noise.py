@@ -26,6 +26,7 @@ from scoreexp.restorers import (
     Bilateral,
     Binned,
     BySampling,
+    Declipped,
     NonLocalMeans,
     PnPColoured,
     PosteriorMean,
@@ -33,6 +34,7 @@ from scoreexp.restorers import (
     Restorer,
     Stabilised,
 )
+from scoreexp.restorers.declipped import clipped_mean
 from scoreexp.samplers import DDIM, DDPM, UniformGrid
 from scoreexp.schedules import VE, VP
 
@@ -452,3 +454,29 @@ def test_the_law_of_a_mean_has_its_variance_and_its_stabilised_mean(noise):
     assert float(mean.var()) == pytest.approx(float(law.variance(x[0, 0, 0])), rel=0.04)
     if not isinstance(noise, GaussianNoise):
         assert float(law.unstabilise(law.stabilise(mean).mean())) == pytest.approx(0.2, abs=0.03)
+
+
+class Constant(Restorer):
+    """An estimate that is known."""
+
+    needs_model = False
+
+    def __init__(self, x):
+        self.x = x
+
+    def restore(self, observation, *arguments):
+        return self.x, []
+
+
+@pytest.mark.parametrize("ends", ["black", "white", "both"])
+@pytest.mark.parametrize("noise", [GaussianNoise(0.3), PoissonGaussianNoise(30.0, 0.2)])
+def test_the_mean_of_clipped_noise_is_that_of_a_quadrature_and_its_inverse_exact(noise, ends):
+    x = torch.linspace(-1, 1, 41, dtype=torch.float64)
+    z = torch.linspace(-9, 9, 20001, dtype=torch.float64)
+    y = x[:, None] + noise.variance(x[None])[0].sqrt()[:, None] * z
+    y = y.clamp(*{"black": (-1, None), "white": (None, 1), "both": (-1, 1)}[ends])
+    mean = torch.trapezoid(y * torch.exp(-(z**2) / 2) / (2 * torch.pi) ** 0.5, z, dim=1)
+    torch.testing.assert_close(clipped_mean(x, noise, ends), mean, rtol=0, atol=1e-6)
+    observation = Observation(torch.zeros(1, 1, 1, 41), Identity(), noise)
+    back = Declipped(Constant(mean.view(1, 1, 1, 41)), ends)(observation, streams=ImageStreams([0])).x
+    torch.testing.assert_close(back.flatten(), x, rtol=0, atol=1e-5)

@@ -10,10 +10,12 @@ from conftest import composed
 import scoreexp as se
 from scoreexp import prior
 from scoreexp.app.commands.denoise import denoise
+from scoreexp.app.launch import run_app
 from scoreexp.core.errors import UserError
 from scoreexp.core.ranges import to_model, to_unit
 from scoreexp.core.streams import ImageStreams
 from scoreexp.data.image_io import Picture, read_image, write_image
+from scoreexp.denoise import SCHEMA
 from scoreexp.denoisers import DenoiserBase
 from scoreexp.observations import (
     CorrelatedNoise,
@@ -118,6 +120,44 @@ def test_what_is_known_is_not_estimated(tmp_path, capsys):
     assert "estimated" not in capsys.readouterr().out
 
 
+def asked(*words):
+    """The command as a user types it; its exit code."""
+    return run_app("denoise", "scoreexp.denoise:run", schema=SCHEMA, argv=[*words, "device=cpu"])
+
+
+def test_a_law_that_is_named_without_its_parameters_is_estimated(tmp_path, capsys):
+    y = noisy(PoissonNoise(20.0), 64, 1).astype(np.float32)
+    path, out = saved(tmp_path / "a.tif", y, bit_depth=32), tmp_path / "b.tif"
+    found = {}
+    for words in ("noise=poisson", "noise=gaussian", "noise=poisson noise.peak=10"):
+        assert asked(f"input={path}", f"output={out}", *words.split(), "overwrite=true") == 0
+        (values,) = json.loads((tmp_path / "b.json").read_text())["pictures"]
+        found[words] = values["noise"]
+    assert found["noise=poisson"] == {"kind": "PoissonNoise", "peak": pytest.approx(20, rel=0.1), "sigma": 0}
+    assert found["noise=gaussian"]["kind"] == "GaussianNoise"
+    assert found["noise=poisson noise.peak=10"] == {"kind": "PoissonNoise", "peak": 10, "sigma": 0}
+    assert "10 counts at white, as given" in capsys.readouterr().out
+    assert asked(f"input={path}", "noise=poisson_gaussian", "noise.peak=10") == 1
+    assert "noise=poisson_gaussian: give noise.sigma too, or no parameter" in capsys.readouterr().err
+    by_class, by_object = (
+        se.denoise(y, noise=noise) for noise in (PoissonNoise, PoissonNoise(found["noise=poisson"]["peak"]))
+    )
+    np.testing.assert_allclose(by_class, by_object, atol=1e-4)
+
+
+def test_the_bias_of_clipped_noise_is_taken_off_and_said():
+    noise, clean = GaussianNoise(0.3), np.clip(4 * scene(64) - 2, 0, 1)
+    x = to_model(torch.from_numpy(np.moveaxis(clean, -1, 0))[None])
+    y = np.moveaxis(to_unit(noise.sample(x, ImageStreams([0])))[0].numpy(), 0, -1).clip(0, 1)
+    said = []
+    corrected = se.denoise(y, noise=noise, say=said.append)
+    as_it_is = se.denoise(y, noise=noise, restorer=se.restorers.PosteriorMean(8))
+    off = [float(np.abs((made - clean)[clean == 0].mean())) for made in (corrected, as_it_is)]
+    assert off[0] < 0.6 * off[1]
+    assert "posterior mean in 8 evaluations, without the bias of clipping at black and white" in said[1]
+    assert np.mean((corrected - clean) ** 2) < 0.8 * np.mean((as_it_is - clean) ** 2)
+
+
 def test_a_folder_goes_on_and_is_counted(tmp_path, capsys):
     folder = tmp_path / "in"
     folder.mkdir()
@@ -156,7 +196,7 @@ def test_depth_gray_and_transparency_survive(tmp_path):
         (noisy(PoissonNoise(0.3)).clip(0, 1), [], r"less than one count per pixel.* give noise=poisson noise\.peak="),
         (noisy(GaussianNoise(0.2)), ["sigma=0.1", "noise=poisson"], "two answers"),
         (noisy(GaussianNoise(0.2)), ["sigma=0.6"], r"sigma=1\.2 .* is outside"),
-        (noisy(CorrelatedNoise(0.2)), ["restorer=tv"], "TV is for white Gaussian noise, not CorrelatedNoise"),
+        (noisy(CorrelatedNoise(0.2)), ["restorer=tv"], "TV is for white Gaussian noise, not CorrelatedNoise: take PnP"),
     ],
 )  # fmt: skip
 def test_bad_input_is_one_clear_line_and_writes_nothing(pixels, keys, message, tmp_path):

@@ -117,7 +117,9 @@ def test_choices_named_in_commands_exist(path):
     groups = {p.name for p in conf_dir().iterdir() if p.is_dir()}
     commands = re.sub(r"```python.*?```", "", path.read_text(), flags=re.S)
     shown_errors = re.compile(r"^(\$ |error: ).*$", re.M)  # a session with a mistake in it
-    for group, values in re.findall(r"(?<![\w-])([a-z_]+)=([a-z0-9_,]+)", shown_errors.sub("", commands)):
+    for group, values in re.findall(
+        r"(?<![\w-])([a-z_]+)=([a-z0-9_]+(?:,[a-z0-9_]+)*)", shown_errors.sub("", commands)
+    ):
         if group in groups:
             for value in values.split(","):
                 known = {p.stem for p in (conf_dir() / group).glob("*.yaml")} | {"null"}

@@ -143,7 +143,7 @@ def test_evaluate_measures_the_guided_model_and_its_cards_say_so(of_classes, tmp
     values, cards = {}, {}
     for name, guidance in (("plain", []), ("guided", ["guidance=classifier_free", "guidance.weight=40"])):
         out = tmp_path / name
-        metrics = "metrics=[nearest_neighbour,bits_per_dim]" if guidance else "metrics=[nearest_neighbour]"
+        metrics = f"metrics=[nearest_neighbour,minority_score{',bits_per_dim' * bool(guidance)}]"
         values[name] = evaluate(composed("evaluate", *asked, metrics, *guidance, f"out={out}"))
         cards[name] = json.loads((out / "evaluation.json").read_text())["cards"]
     (measured,) = {key for key in values["plain"] if key.startswith("nearest")}
@@ -152,6 +152,9 @@ def test_evaluate_measures_the_guided_model_and_its_cards_say_so(of_classes, tmp
     assert "guidance" not in plain
     assert guided["guidance"] == CLASSIFIER_FREE
     assert (plain["nfe"], guided["nfe"]) == (3, 6)
+    scores = [values[name]["minority_score_4"] for name in ("plain", "guided")]
+    assert scores[0] != scores[1]
+    assert cards["guided"]["minority_score_4"]["level"] == 0.7
     assert "bits_per_dim: a guided model" in capsys.readouterr().out
 
 

@@ -11,6 +11,7 @@ from scoreexp.core.errors import UserError
 from scoreexp.metrics import MetricSpec, catalogue
 from scoreexp.metrics.catalogue import METRICS, metric_named, spec_of, specs
 from scoreexp.metrics.likelihood_metrics import LikelihoodMetric
+from scoreexp.metrics.minority import ModelMetric
 from scoreexp.metrics.picture_metrics import PictureMetric
 from scoreexp.metrics.sample_metrics import SampleMetric
 from scoreexp.metrics.score_error import OracleMetric
@@ -21,6 +22,7 @@ CALLED_AS = {
     "pictures": SampleMetric,
     "points": SetMetric,
     "training set": SetMetric,
+    "model": ModelMetric,
     "oracle": OracleMetric,
     "likelihood": LikelihoodMetric,
 }

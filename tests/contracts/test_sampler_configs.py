@@ -174,6 +174,19 @@ def test_the_grid_of_a_call_replaces_the_samplers_own(sampler):
     assert replaced.nfe <= drawn(sampler, [0, 1]).nfe
 
 
+def test_a_grid_of_one_time_is_sampled_or_refused_in_one_line():
+    refused = set()
+    for node in NODES.values():
+        if "grid" in node:
+            last = {"denoise_last": False} if "denoise_last" in node else {}
+            made = construct(with_steps(node, 1) | last)
+            try:
+                samplers.draw(MIXTURE, made, [0])
+            except ValueError as error:
+                refused.add(str(error).partition(": ")[2])
+    assert refused == {"one time and denoise_last=False make no step: choose grid.steps >= 2"}
+
+
 def test_a_network_that_fails_is_reported(sampler):
     model = Denoiser(Affine(nan_below=0.0), EpsPrediction(), VP())
     with pytest.raises(FloatingPointError, match=r"not finite .* t = "):

@@ -11,10 +11,17 @@ from scoreexp.observations import (
     CorrelatedNoise,
     GammaNoise,
     GaussianNoise,
+    NoiseModel,
     PoissonGaussianNoise,
     PoissonNoise,
 )
-from scoreexp.observations.noise.estimate import LENGTHS, _levels_of_filtered, concomitant_scale, estimate
+from scoreexp.observations.noise.estimate import (
+    LENGTHS,
+    _levels_of_filtered,
+    clipped_ends,
+    concomitant_scale,
+    estimate,
+)
 
 
 def scene(height=256, width=320):
@@ -66,6 +73,47 @@ def test_each_model_is_told_from_the_others_with_its_parameters(noise, within):
     assert parameters(found) == pytest.approx(parameters(noise), rel=within)
 
 
+@pytest.mark.parametrize(
+    ("noise", "law", "expected", "within"),
+    [
+        (
+            GaussianNoise(0.2),
+            PoissonGaussianNoise,
+            {"sigma": 0.2},
+            0.05,
+        ),  # the counts that it does not show are few
+        (GaussianNoise(0.2), CorrelatedNoise, {"sigma": 0.2, "length": LENGTHS[0]}, 0.1),
+        (
+            PoissonNoise(30.0),
+            GaussianNoise,
+            {"sigma": 2 * (0.44 / 30) ** 0.5},
+            0.1,
+        ),  # 0.44: mean of the scene
+        (PoissonNoise(4.0), PoissonGaussianNoise, {"peak": 4.0}, 0.02),
+        (PoissonNoise(200.0), PoissonNoise, {"peak": 200.0}, 0.05),
+        (GammaNoise(10.0), GammaNoise, {"looks": 10.0}, 0.08),
+        (CorrelatedNoise(0.2, 1.0), CorrelatedNoise, {"sigma": 0.2, "length": 1.0}, 0.1),
+    ],
+)
+def test_of_a_law_that_is_named_the_parameters_alone_are_estimated(noise, law, expected, within):
+    found, _, why = estimate(not_whole(noisy(scene(), noise)), law)
+    assert type(found) is law, why
+    assert {name: getattr(found, name) for name in expected} == pytest.approx(expected, rel=within)
+
+
+def test_a_law_that_is_named_and_does_not_fit_is_doubted():
+    speckled = noisy(scene(), GammaNoise(10.0))
+    assert estimate(speckled, GammaNoise).trust == "good"
+    assert "GaussianNoise does not fit its noise" in (why := estimate(speckled, GaussianNoise).why)
+    assert "GammaNoise is nearer" in why
+    shared = noisy(scene(), CorrelatedNoise(0.2, 1.0))
+    assert "neighbours share its noise" in estimate(shared, PoissonNoise).why
+    with pytest.raises(
+        ValueError, match="the parameters of NoiseModel cannot be estimated, those of GaussianNoise"
+    ):
+        estimate(speckled, NoiseModel)
+
+
 @pytest.mark.parametrize("name", ["camera", "coffee"])
 @pytest.mark.parametrize("peak", [0.5, 1.0, 30.0])
 def test_counts_of_photographs_within_a_tenth_or_doubtful(name, peak):
@@ -85,6 +133,22 @@ def test_clipping_to_eight_bits_is_undone_by_the_second_measurement():
     found, _, why = estimate(eight_bits(noisy(scene(), GaussianNoise(0.7))))
     assert isinstance(found, GaussianNoise), why
     assert found.sigma == pytest.approx(0.7, rel=0.07)  # 0.60 without it
+
+
+def test_noise_with_black_pixels_is_no_speckle_however_its_variance_grows():
+    clean = scene()
+    clipped = (clean * (1 + 0.45 * np.random.default_rng(0).standard_normal(clean.shape))).clip(0, None)
+    assert not isinstance(estimate(clipped).noise, GammaNoise)
+    assert "darker than speckle can be" in estimate(clipped, GammaNoise).why
+
+
+def test_values_at_the_ends_are_clipped_noise_where_there_are_as_many_as_the_law_brings():
+    y = noisy(scene(), GaussianNoise(0.2))
+    assert clipped_ends(y, GaussianNoise(0.2)) == (False, False)
+    assert clipped_ends(eight_bits(y), GaussianNoise(0.2)) == (True, True)
+    dark = 0.03 + 0.004 * noisy(0 * scene(), GaussianNoise(2.0))  # less noise in the dark than is assumed
+    assert clipped_ends(dark.clip(0, 1), GaussianNoise(0.1)) == (False, False)
+    assert clipped_ends(eight_bits(noisy(scene(), PoissonNoise(2.0))), PoissonNoise(2.0)) == (False, True)
 
 
 def test_large_pictures_are_looked_at_in_tiles():

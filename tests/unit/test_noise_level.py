@@ -40,6 +40,12 @@ def test_photographs_trusted_within_a_quarter_and_strong_noise_within_a_twentiet
         assert estimate.sigma == pytest.approx(sigma, rel=0.25)
 
 
+def test_brightness_and_a_ramp_do_not_count_as_noise():
+    y, ramp = noise((40, 50, 1), 0.05), 0.3 + 0.01 * np.arange(50)[:, None]
+    # a window that reached over the border would see a step there
+    assert estimate_sigma(y + ramp).sigma == pytest.approx(estimate_sigma(y).sigma, rel=1e-12)
+
+
 def test_unclipped_strong_noise_on_a_mid_gray_photograph_is_trusted():
     clean = 0.25 + 0.5 * data.chelsea() / 255.0
     estimate = estimate_sigma(clean + noise(clean.shape, 0.1))

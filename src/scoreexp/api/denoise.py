@@ -24,8 +24,16 @@ from scoreexp.diagnostics.without_reference import (
     sure_of_noise,
 )
 from scoreexp.observations import GaussianNoise, Identity, NoiseModel, Observation
-from scoreexp.observations.noise.estimate import Estimate, estimate
-from scoreexp.restorers import Binned, BySampling, PnPColoured, PosteriorMean, Restorer, Stabilised
+from scoreexp.observations.noise.estimate import Estimate, clipped_ends, estimate
+from scoreexp.restorers import (
+    Binned,
+    BySampling,
+    Declipped,
+    PnPColoured,
+    PosteriorMean,
+    Restorer,
+    Stabilised,
+)
 from scoreexp.restorers.filtering import ImageFilter
 from scoreexp.restorers.images import Tiles, as_observed, restore_pixels
 from scoreexp.restorers.usual import serving, usual_restorer
@@ -36,7 +44,7 @@ Array = TypeVar("Array", np.ndarray, Tensor)
 
 GIVEN = "as given"  # in the place of what an estimate rests on
 LOOKED_AT = 160  # side of the part of an image by which the result is judged
-LEAST = 0.002  # of a noise level that is more than rounding, in the units of the model
+LEAST = 0.002  # of a noise level at the mean brightness that is more than rounding, in the units of the model
 SMALLEST = 8  # side of an image whose residual tells anything
 WHITE = 0.05  # deviation of the residual's correlations from the noise's
 
@@ -74,7 +82,7 @@ def denoise(
     model: DenoiserBase | str | Path | None = None,
     sigma: FiniteNonNegativeFloat | None = None,
     *,
-    noise: NoiseModel | None = None,
+    noise: NoiseModel | type[NoiseModel] | None = None,
     restorer: Restorer | None = None,
     sampler: Sampler | None = None,
     label: Label = None,
@@ -98,7 +106,8 @@ def denoise(
             ``[H, W]`` or ``[C, H, W]``; C is 1 or 3, any H and W.
         model: a denoiser of images in [-1, 1], or the path of a checkpoint; None: the bundled prior.
         sigma: standard deviation of white Gaussian noise, in units of [0, 1] (25/255 = 0.098).
-        noise: its law instead, in the units of the model ([-1, 1]).
+        noise: its law instead, in the units of the model ([-1, 1]); a class of noise, such as ``PoissonNoise``, has its
+            parameters estimated.
         restorer: how; by default a sampler for a model that is given, and for the bundled prior what serves the noise.
         sampler: instead of a restorer; by default that of the model's run, or DDIM with 50 steps.
         label: class of the image, for a model with classes; ``"none"``, the null label, is the default where it was trained.
@@ -113,13 +122,15 @@ def denoise(
     """
     pixels = _pixels(image)
     if sigma is not None and noise is not None:
-        raise ValueError(f"sigma={sigma:g} and noise={noise} are two answers: give one of them")
+        name = noise.__name__ if isinstance(noise, type) else noise
+        raise ValueError(f"sigma={sigma:g} and noise={name} are two answers: give one of them")
     if restorer is not None and sampler is not None:
         raise ValueError("restorer and sampler are two ways: give one of them")
     if sigma is not None:
         noise = GaussianNoise(sigma_to_model(sigma))
-    found = Estimate(noise, "good", GIVEN) if noise is not None else estimated(pixels)
-    noise = found.noise
+    is_given = isinstance(noise, NoiseModel)
+    found = Estimate(noise, "good", GIVEN) if isinstance(noise, NoiseModel) else estimated(pixels, noise)
+    law = found.noise
     if restorer is not None and not restorer.needs_model:
         if model is not None:
             raise ValueError(f"{type(restorer).__name__} takes no model: leave it out")
@@ -133,39 +144,54 @@ def denoise(
     if restorer is None and (model is not None or sampler is not None):
         assert denoiser is not None
         restorer = BySampling(sampler or usual_sampler(denoiser))
-    height, width = pixels.shape[:2]
-    restorer = usual_restorer(noise, height * width) if restorer is None else serving(restorer, noise)
+    restorer = chosen_restorer(restorer, law, pixels)
     chosen, _ = label_of_observed({} if denoiser is None else denoiser.record, seed, label)
-    result = restore_pixels(restorer, denoiser, pixels, noise, label=chosen, seed=seed, tiles=Tiles(tile))
+    result = restore_pixels(restorer, denoiser, pixels, law, label=chosen, seed=seed, tiles=Tiles(tile))
     clean = result.states[-1]
     if say is not None:
-        say(f"noise: {noise} ({found.trust}: {found.why})")
+        say(f"noise: {law} ({found.trust}: {found.why})")
         say(f"restorer: {name_of(restorer)}, {result.seconds:.1f} s")
-        known = found.why == GIVEN
-        told = judged(restorer, denoiser, pixels, clean, noise, is_known=known, label=chosen, seed=seed)
+        told = judged(restorer, denoiser, pixels, clean, law, is_known=is_given, label=chosen, seed=seed)
         say(f"residual: {told}")
     return _like(clean, image)
 
 
-def estimated(pixels: np.ndarray) -> Estimate:
-    """The noise of an image ``[H, W, C]`` in [0, 1].
+def estimated(pixels: np.ndarray, law: type[NoiseModel] | None = None) -> Estimate:
+    """The noise of an image ``[H, W, C]`` in [0, 1], where ``law`` says so of this law.
 
     Raises:
         ValueError: it is too small, no noise was found, or it has less than one count per pixel and cannot be relied on.
     """
-    found = estimate(pixels)
+    found = estimate(pixels, law)
     peak = found.noise.parameters().get("peak", math.inf)
     if found.trust == "doubtful" and peak * float(pixels.mean()) < 1:
         raise ValueError(
             f"less than one count per pixel, and an estimate of {peak:.2g} counts at white that is not to be relied on "
             f"({found.why}): give noise=poisson noise.peak=... (PoissonNoise(peak)), best with counts that are not clipped"
         )
-    if isinstance(found.noise, GaussianNoise) and found.noise.sigma < LEAST:
+    gray = torch.full((1, 1), 2 * float(pixels.mean()) - 1).clamp(min=-1)
+    if float(found.noise.variance(gray)) < LEAST**2:
         same = float(np.ptp(pixels)) == 0
         raise ValueError(
             f"no noise was found{', all pixels are equal' * same}: give sigma=... to denoise it all the same"
         )
     return found
+
+
+def chosen_restorer(restorer: Restorer | None, noise: NoiseModel, pixels: np.ndarray) -> Restorer:
+    """The restorer of an image ``[H, W, C]`` in [0, 1]: as it serves the noise, or the usual one, ``declipped``."""
+    if restorer is not None:
+        return serving(restorer, noise)
+    height, width = pixels.shape[:2]
+    return declipped(usual_restorer(noise, height * width), noise, pixels)
+
+
+def declipped(restorer: Restorer, noise: NoiseModel, pixels: np.ndarray) -> Restorer:
+    """The restorer, ``Declipped`` where the noise of an image ``[H, W, C]`` in [0, 1] was cut off at its ends."""
+    black, white = clipped_ends(pixels, noise)
+    if not (black or white):
+        return restorer
+    return Declipped(restorer, "both" if black and white else "black" if black else "white")
 
 
 def name_of(restorer: Restorer) -> str:
@@ -176,6 +202,9 @@ def name_of(restorer: Restorer) -> str:
     """
     if isinstance(restorer, Stabilised):
         return f"{name_of(restorer.restorer)}, of the stabilised image"
+    if isinstance(restorer, Declipped):
+        ends = "black and white" if restorer.ends == "both" else restorer.ends
+        return f"{name_of(restorer.restorer)}, without the bias of clipping at {ends}"
     if isinstance(restorer, Binned):
         return f"{name_of(restorer.restorer)}, of means of {restorer.factor} x {restorer.factor} pixels"
     if isinstance(restorer, PosteriorMean):
@@ -184,6 +213,12 @@ def name_of(restorer: Restorer) -> str:
     if isinstance(restorer, PnPColoured):
         return f"plug-and-play in {restorer.steps} evaluations"
     return type(restorer).__name__
+
+
+def middle(pixels: np.ndarray) -> tuple[slice, slice]:
+    """That part of an image ``[H, W, C]`` by which a result is judged: its middle of at most 160 x 160 pixels."""
+    rows, columns = (slice((n - m) // 2, (n + m) // 2) for n in pixels.shape[:2] for m in [min(n, LOOKED_AT)])
+    return rows, columns
 
 
 def judged(
@@ -209,10 +244,10 @@ def judged(
         label: see there.
         seed: see there.
     """
-    middle = tuple(slice((n - m) // 2, (n + m) // 2) for n in pixels.shape[:2] for m in [min(n, LOOKED_AT)])
+    cut = middle(pixels)
     if min(pixels.shape[:2]) < SMALLEST:
         return Judgement(None)
-    y, x = as_observed(pixels[middle]), as_observed(clean[middle])
+    y, x = as_observed(pixels[cut]), as_observed(clean[cut])
     removed = y - x
     if float((removed - removed.mean((-1, -2), keepdim=True)).abs().max()) < 1e-6:
         return Judgement(None)
@@ -225,7 +260,7 @@ def judged(
 
     residual = check_residual(observation, x)
     inner = restorer
-    while isinstance(inner, Binned | Stabilised):
+    while isinstance(inner, Binned | Declipped | Stabilised):
         inner = inner.restorer
     if is_known and isinstance(inner, PosteriorMean | ImageFilter | PnPColoured):
         error = float(sure_of_noise(again, y, noise, ImageStreams([seed], "sure"))) / 4

@@ -1,5 +1,6 @@
 """Draw samples in memory."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,9 +13,11 @@ from scoreexp.core.kinds import Images, kind_of
 from scoreexp.core.ranges import to_unit
 from scoreexp.core.types import PositiveInt
 from scoreexp.denoisers import DenoiserBase
-from scoreexp.runs.solvers import solver_beside
+from scoreexp.runs.solvers import not_taken, solver_beside
 from scoreexp.samplers import Auto, Sampler, draw, fit_solver, labels_for
 from scoreexp.samplers.labels import Label
+
+_log = logging.getLogger(__name__)
 
 
 @checked
@@ -70,5 +73,11 @@ def sample(
 def _fitted(auto: Auto, model: DenoiserBase | str | Path, denoiser: DenoiserBase, label: Label) -> Sampler:
     if isinstance(model, (str, Path)):
         settings = {"weights": "averaged", "guidance": None}
-        return solver_beside(model, denoiser, auto, label=label, settings=settings).sampler
-    return fit_solver(denoiser, auto.steps, denoise_last=auto.denoise_last, label=label).sampler
+        stored = solver_beside(model, denoiser, auto, label=label, settings=settings)
+        if stored.sampler is auto:
+            _log.warning("%s: %s", stored.path, stored.said)
+        return stored.sampler
+    fitted = fit_solver(denoiser, auto.steps, denoise_last=auto.denoise_last, label=label)
+    if fitted.better is not fitted.sampler:
+        _log.warning("the fitted solver was %s", not_taken(fitted.error, fitted.base_error))
+    return fitted.better

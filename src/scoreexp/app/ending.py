@@ -91,7 +91,9 @@ def conclude(
         },
     )
     _say_conclusion(result, trainer.global_step, callbacks, run)
-    _say_next(result.checkpoint, callbacks, foreign_packages(module.record["config"]))
+    _say_next(
+        result.checkpoint, callbacks, foreign_packages(module.record["config"]), _usual_commands(module)
+    )
     return result
 
 
@@ -142,13 +144,23 @@ def _say_where(callback: RunCallback, run: RunDirectory) -> None:
             say_labelled(label, f"{shown(path)}{more}")
 
 
-def _say_next(checkpoint: Path, callbacks: Sequence[RunCallback], foreign: Sequence[str]) -> None:
+def _usual_commands(module: ScoreModule) -> Sequence[NextCommand]:
+    """What any such model can be used for; a generator cannot denoise, and has its own steps."""
+    if not module.denoiser.latent_channels:
+        return USUAL_COMMANDS
+    steps = {"sampler.steps": steps} if (steps := getattr(module.time_law, "steps", None)) else {}
+    return [NextCommand("sample", {"n": 16, "sampler": "ddgan", **steps})]
+
+
+def _say_next(
+    checkpoint: Path, callbacks: Sequence[RunCallback], foreign: Sequence[str], usual: Sequence[NextCommand]
+) -> None:
     """The commands that read the checkpoint; ``foreign``: packages of the user's own, which they must be told to trust."""
     say_labelled("checkpoint", shown(checkpoint))
     trust = [f"trust=[{','.join(foreign)}]"] if foreign else []
     asked = [command for callback in callbacks for command in callback.next_commands()]
     lines = [
         shell_command(f"scoreexp.{command.name}", trust, ckpt=shown(checkpoint), **command.settings)
-        for command in asked or USUAL_COMMANDS
+        for command in asked or usual
     ]
     say_labelled("try next", f"\n{' ' * LABEL_WIDTH}".join(lines))

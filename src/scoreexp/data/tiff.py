@@ -211,10 +211,13 @@ def _mode(page: Any) -> str:
 
 def _check_float(path: Path, pixels: np.ndarray) -> None:
     low, high, mean = float(pixels.min()), float(pixels.max()), float(pixels.mean(dtype=np.float64))
-    if not (low >= -10 and high <= 10 and 0 <= mean <= 1):  # also false for NaN
+    if not math.isfinite(mean):
+        raise ImageError(f"{path} has values that are not finite, such as NaN: replace them")
+    if not (low >= -10 and high <= 10 and 0 <= mean <= 1):
+        whole = bool((pixels == np.round(pixels)).all())
         raise ImageError(
-            f"{path} has floating point values in [{low:.4g}, {high:.4g}] with mean {mean:.4g}; they must be "
-            "in [0, 1] apart from noise: rescale them"
+            f"{path} has floating point values in [{low:.4g}, {high:.4g}] with mean {mean:.4g}; they must be in [0, 1] "
+            f"apart from noise: {'divide the counts by their number at white' if whole else 'rescale them'}"
         )
 
 

@@ -136,8 +136,13 @@ class DenoiserBase(ABC):
         return 1
 
     @property
+    def latent_channels(self) -> int:
+        """Numbers in the latent ``z[B, L]`` of a model that draws x_0; 0 for one that has a posterior mean."""
+        return 0
+
+    @property
     def states_posterior_mean(self) -> bool:
-        """False for a consistency model, whose ``x0_hat`` is the end of a path."""
+        """False for a consistency model, whose ``x0_hat`` is the end of a path, and for a generator, whose is a draw."""
         return True
 
     def begin(self) -> "DenoiserBase":
@@ -152,7 +157,7 @@ class DenoiserBase(ABC):
             x_t: noisy data ``[B, *]``.
             t: times ``[B]`` in the schedule's range, best in float64 on the CPU.
             cond: class labels ``[B]`` (long), an image ``[B, C', H, W]`` (floating point) that the model is conditioned
-                on, or None.
+                on, the latent ``[B, L]`` of a model that draws x_0, or None.
 
         Returns:
             ``x0_hat [B, *]``, in the dtype and on the device of ``x_t``.
@@ -248,8 +253,13 @@ class Denoiser(nn.Module, DenoiserBase):
         return int(getattr(self.network, "downsampling_factor", 1))
 
     @property
+    def latent_channels(self) -> int:
+        """That of the network; 0 where it states none."""
+        return int(getattr(self.network, "latent_channels", 0))
+
+    @property
     def states_posterior_mean(self) -> bool:
-        return self.preconditioning.states_posterior_mean
+        return self.preconditioning.states_posterior_mean and not self.latent_channels
 
     def forward(self, x_t: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
         c = self._coefficients(t)
@@ -274,7 +284,7 @@ class Denoiser(nn.Module, DenoiserBase):
 
 
 class Wrapper(DenoiserBase, wraps=True):
-    """A denoiser around another, whose schedule, event shape, record, device and downsampling factor it has.
+    """A denoiser around another, whose schedule, event shape, record, device, downsampling factor and latent it has.
 
     A new wrapper writes ``__call__``; what it asks of ``self.model`` is counted there.
 
@@ -310,6 +320,10 @@ class Wrapper(DenoiserBase, wraps=True):
     @property
     def downsampling_factor(self) -> int:
         return self.model.downsampling_factor
+
+    @property
+    def latent_channels(self) -> int:
+        return self.model.latent_channels
 
     @property
     def states_posterior_mean(self) -> bool:

@@ -204,8 +204,10 @@ def curves(
 
 
 @freed_at_once()
-def comparison(pictures: Sequence[np.ndarray], titles: Sequence[str], path: str | Path) -> None:
-    """Images ``[H, W, C]`` in [0, 1] side by side.
+def comparison(
+    pictures: Sequence[np.ndarray], titles: Sequence[str], path: str | Path, columns: int | None = None
+) -> None:
+    """Images ``[H, W, C]`` in [0, 1] side by side, in rows of at most ``columns``.
 
     >>> import tempfile
     >>> noisy, clean = np.full((8, 8, 3), 0.6), np.full((8, 8, 3), 0.5)
@@ -214,9 +216,13 @@ def comparison(pictures: Sequence[np.ndarray], titles: Sequence[str], path: str 
     ...     Path(folder, "pair.png").is_file()
     True
     """
-    figure = Figure(figsize=(4.2 * len(pictures), 4.5), layout="constrained")
-    axes = figure.subplots(1, len(pictures), squeeze=False)
-    for axis, picture, title in zip(axes.flat, pictures, titles, strict=True):
+    wide = min(len(pictures), columns or len(pictures))
+    tall = -(-len(pictures) // wide)
+    figure = Figure(figsize=(4.2 * wide, 4.5 * tall), layout="constrained")
+    axes = figure.subplots(tall, wide, squeeze=False).flat
+    for axis in axes[len(pictures) :]:
+        axis.set_axis_off()
+    for axis, picture, title in zip(axes[: len(pictures)], pictures, titles, strict=True):
         axis.imshow(np.clip(visible(picture), 0, 1), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
         axis.set_title(title)
         axis.set_axis_off()

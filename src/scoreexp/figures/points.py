@@ -89,12 +89,12 @@ def points_picture(
         data: clean points ``[N, 2]``.
         log_density: exact log-density of the data ``[m, m]``, first axis upwards, or None.
         samples: drawn points ``[N, 2]``.
-        maps: one per noise level; one row each.
+        maps: one per noise level; one row each. None for a model without a score.
         trajectories: states ``x_t / sqrt(alpha^2 + sigma^2)`` of some samples, ``[K, B, 2]``, noise first.
         score_error: relative squared error of the score by noise level; empty where it is not known.
     """
-    exact = all(m.exact is not None for m in maps)
-    rows, columns = max(2, len(maps)), 3 + exact
+    exact = bool(maps) and all(m.exact is not None for m in maps)
+    rows, columns = max(2, len(maps)), 2 + bool(maps) + exact
     figure = Figure(figsize=(_SIDE * columns, _SIDE * rows + 0.6), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False)
     for axis in axes.flat:

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from scoreexp import on_first_use
 
 if TYPE_CHECKING:
+    from scoreexp.lit.ddgan import DDGAN as DDGAN
     from scoreexp.lit.elsewhere import PeerTraining as PeerTraining
     from scoreexp.lit.elsewhere import TrainedElsewhere as TrainedElsewhere
     from scoreexp.lit.ema import EMA as EMA

@@ -30,6 +30,7 @@ METRICS: tuple[str, ...] = (
     "scoreexp.metrics.set_metrics.MMD",
     "scoreexp.metrics.score_error.ScoreError",
     "scoreexp.metrics.set_metrics.NearestNeighbour",
+    "scoreexp.metrics.minority.MinorityScore",
     "scoreexp.metrics.likelihood_metrics.BitsPerDim",
     "scoreexp.metrics.likelihood_metrics.NLL",
 )  # in the order of tables
@@ -41,7 +42,7 @@ def specs(kind: Kind | None = None) -> tuple[MetricSpec, ...]:
     """What the metrics say of themselves, in the order of ``METRICS``; those for one kind of samples, or all.
 
     >>> [spec.name for spec in specs("points")]
-    ['sliced_wasserstein', 'mmd', 'score_error', 'nearest_neighbour', 'nll']
+    ['sliced_wasserstein', 'mmd', 'score_error', 'nearest_neighbour', 'minority_score', 'nll']
     """
     return tuple(spec for spec in map(_spec_in_source, METRICS) if kind is None or kind in spec.kinds)
 

@@ -11,13 +11,20 @@ Reference: S. Um, S. Lee, J. C. Ye, "Don't Play Favorites: Minority Guidance for
 https://arxiv.org/abs/2301.12334, with a perceptual distance in place of the squared one.
 """
 
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
 from scoreexp.core.checked import checked
-from scoreexp.core.streams import ImageStreams
+from scoreexp.core.streams import ImageStreams, stream_seed
 from scoreexp.core.types import FinitePositiveFloat, PositiveInt
 from scoreexp.denoisers.denoiser import DenoiserBase
+from scoreexp.metrics.spec import Measurement, MetricSpec
+
+LEVEL, DRAWS = 0.7, 5
+_BATCH = 64  # samples scored at once; does not change the scores
 
 
 @checked
@@ -27,8 +34,8 @@ def minority_scores(
     x_0: Tensor,
     *,
     streams: ImageStreams,
-    level: FinitePositiveFloat = 0.7,
-    draws: PositiveInt = 5,
+    level: FinitePositiveFloat = LEVEL,
+    draws: PositiveInt = DRAWS,
     cond: Tensor | None = None,
 ) -> Tensor:
     """The score of each sample, ``[B]``; large for samples that the model finds unlikely.
@@ -59,3 +66,78 @@ def minority_scores(
         x0_hat = model(alpha * x_0 + sigma * streams.normal(x_0), t, cond)
         total = total + (x_0 - x0_hat).flatten(1).square().sum(1)
     return total / draws
+
+
+class ModelMetric(ABC):
+    """What a model says of generated samples, beside what it says of real ones.
+
+    >>> import scoreexp as se
+    >>> class Correction(ModelMetric):  # at the last time
+    ...     spec = se.metrics.MetricSpec("correction", "lower", needs="model", kinds=("points",))
+    ...     def __call__(self, model, samples, real, *, seed):
+    ...         t = torch.full((len(samples),), model.schedule.t_min, dtype=torch.float64)
+    ...         distance = (model(samples, t) - samples).flatten(1).norm(dim=1)
+    ...         return (Measurement("correction", float(distance.mean())),)
+    >>> oracle = se.oracles.Gaussian(torch.zeros(2), torch.ones(2))
+    >>> model = se.denoisers.OracleDenoiser(oracle, se.schedules.VP())
+    >>> Correction()(model, torch.zeros(3, 2), torch.zeros(3, 2), seed=0)[0].value
+    0.0
+    """
+
+    spec: ClassVar[MetricSpec]
+
+    @abstractmethod
+    def __call__(
+        self, model: DenoiserBase, samples: Tensor, real: Tensor, *, seed: int
+    ) -> tuple[Measurement, ...]:
+        """Its values, in the order of ``spec.value_names``.
+
+        Args:
+            model: the denoiser, without guidance; its null label stands for all classes.
+            samples: generated, ``[n, *]`` in the range of the model.
+            real: data of the same range, ``[N, *]``.
+            seed: names the noise.
+
+        Raises:
+            ValueError: the model does not allow it.
+        """
+
+
+class MinorityScore(ModelMetric):
+    """The mean of ``minority_scores`` of generated samples at the noise level 0.7, 5 draws each.
+
+    Larger for rarer samples; minority guidance raises it. It is no quality: what it is to be compared with is the mean of
+    real samples, which the caveat has.
+
+    >>> from scoreexp.denoisers import OracleDenoiser
+    >>> from scoreexp.numerics.oracles import Gaussian
+    >>> from scoreexp.schedules import VP
+    >>> model = OracleDenoiser(Gaussian(torch.zeros(2), torch.full((2,), 0.1)), VP())
+    >>> usual, rare = (MinorityScore()(model, x * torch.ones(9, 2), torch.zeros(9, 2), seed=0) for x in (0.1, 1.0))
+    >>> usual[0].value < rare[0].value
+    True
+    """
+
+    spec = MetricSpec(
+        "minority_score", "neither", needs="model", kinds=("pictures", "points"), title="minority score"
+    )
+
+    def __call__(
+        self, model: DenoiserBase, samples: Tensor, real: Tensor, *, seed: int
+    ) -> tuple[Measurement, ...]:
+        of_samples, of_real = (
+            _mean_score(model, x, seed, whose) for x, whose in ((samples, "generated"), (real, "real"))
+        )
+        settings = {"level": LEVEL, "draws": DRAWS, "noise_seed": seed}
+        return (
+            Measurement(self.spec.name, of_samples, settings, f"{len(real)} real samples have {of_real:.4g}"),
+        )
+
+
+def _mean_score(model: DenoiserBase, x_0: Tensor, seed: int, whose: str) -> float:
+    total = 0.0
+    for start in range(0, len(x_0), _BATCH):
+        part = x_0[start : start + _BATCH].to(model.device)
+        seeds = [stream_seed(seed, "minority score", whose, start + i) for i in range(len(part))]
+        total += float(minority_scores(model, part, streams=ImageStreams(seeds)).double().sum())
+    return total / len(x_0)

@@ -10,7 +10,7 @@ from scoreexp.core.checked import checked
 Direction = Literal["higher", "lower", "neither"]
 Mode = Literal["max", "min"]
 Kind = Literal["pictures", "points"]
-Needs = Literal["pairs", "pictures", "points", "training set", "oracle", "likelihood"]
+Needs = Literal["pairs", "pictures", "points", "training set", "model", "oracle", "likelihood"]
 
 
 @checked
@@ -29,6 +29,7 @@ class MetricSpec:
             ``pairs``: ``update(denoised, clean)`` and ``compute()``, images ``[B, C, H, W]`` in [0, 1];
             ``pictures``: ``SampleMetric``, generated images and features of real ones;
             ``points``, ``training set``: ``SetMetric``, generated samples and real ones, or those trained on;
+            ``model``: ``ModelMetric``, the model and generated and real samples;
             ``oracle``: ``OracleMetric``, a model and the exact distribution;
             ``likelihood``: ``LikelihoodMetric``, log-densities.
         kinds: of samples that it is for.

@@ -2,14 +2,17 @@
 
 Every network takes the keywords ``event_shape`` and ``num_classes``, maps ``x[B, *]``, ``c_noise[B]`` and
 ``cond[B]`` or None to ``[B, *]``, and states in ``downsampling_factor`` what H and W must be divisible by. One that is
-conditioned on an image states in ``cond_shape`` of what shape ``(C', H, W)``; there ``cond`` is ``[B, C', H, W]``.
+conditioned on an image states in ``cond_shape`` of what shape ``(C', H, W)``; there ``cond`` is ``[B, C', H, W]``. A
+generator states ``(L,)``; there ``cond`` is its latent ``[B, L]``. Discriminators take two states and give logits ``[B]``.
 """
 
 from scoreexp.networks.autoencoder import ConvAutoencoder
 from scoreexp.networks.blind_spot import BlindSpot
 from scoreexp.networks.denoising_unet import DenoisingUNet
+from scoreexp.networks.discriminators import ImageDiscriminator, PointDiscriminator, WaveletDiscriminator
 from scoreexp.networks.dit import DiT
 from scoreexp.networks.exact import ExactPosteriorMean
+from scoreexp.networks.generator import Generator
 from scoreexp.networks.image_conditioned import ImageConditioned
 from scoreexp.networks.mlp import MLP
 from scoreexp.networks.ncsnpp import NCSNpp
@@ -34,10 +37,13 @@ __all__ = [
     "DenoisingUNet",
     "DiT",
     "ExactPosteriorMean",
+    "Generator",
     "ImageConditioned",
+    "ImageDiscriminator",
     "MagnitudePreservingUNet",
     "ModulatedUNet",
     "NCSNpp",
+    "PointDiscriminator",
     "Quantised",
     "RandomFeatures",
     "RegressionUNet",
@@ -48,6 +54,7 @@ __all__ = [
     "UNet3D",
     "UNetPublished",
     "UViT",
+    "WaveletDiscriminator",
     "WeightedConv2d",
     "WeightedConvolutions",
 ]

@@ -22,13 +22,15 @@ from torch import Tensor, nn
 from scoreexp.core.checked import checked
 from scoreexp.core.types import NonNegativeFloat, PositiveFloat, PositiveInt, ProbabilityBelowOne
 
+_NEGLIGIBLE = 1e-7
 _QUINTIC = (3.4445, -4.7750, 2.0315)  # steep at 0, so that five iterations bring singular values near 1
 
 
 def orthogonalised(matrix: Tensor, iterations: int = 5) -> Tensor:
     r"""The nearest semi-orthogonal matrix of ``matrix[m, n]``, roughly: singular values in about [0.7, 1.2].
 
-    Newton-Schulz iteration :math:`X \leftarrow a X + (b X X^T + c (X X^T)^2) X` from :math:`X = G / |G|_F`.
+    Newton-Schulz iteration :math:`X \leftarrow a X + (b X X^T + c (X X^T)^2) X` from :math:`X = G / (|G|_F + 10^{-7})`,
+    so that the faded gradient of a layer that takes no part is not blown up to a full step.
 
     >>> u = orthogonalised(torch.diag(torch.tensor([1.0, 2.0, 4.0])))
     >>> bool(((u.diagonal() - 1).abs() < 0.35).all()), bool((u - u.diagonal().diag()).abs().max() < 1e-6)
@@ -36,7 +38,7 @@ def orthogonalised(matrix: Tensor, iterations: int = 5) -> Tensor:
     """
     tall = matrix.shape[0] > matrix.shape[1]
     x = matrix.T if tall else matrix
-    x = x / x.norm().clamp_min(1e-30)
+    x = x / (x.norm() + _NEGLIGIBLE)
     a, b, c = _QUINTIC
     for _ in range(iterations):
         gram = x @ x.T

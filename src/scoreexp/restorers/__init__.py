@@ -9,6 +9,7 @@ from scoreexp.restorers.conditioned import Conditioned
 from scoreexp.restorers.ddnm import DDNM
 from scoreexp.restorers.ddrm import DDRM
 from scoreexp.restorers.dds import DDS
+from scoreexp.restorers.declipped import Declipped
 from scoreexp.restorers.destriped import Destriped
 from scoreexp.restorers.diffpir import DiffPIR
 from scoreexp.restorers.exposure import Exposure
@@ -46,6 +47,7 @@ __all__ = [
     "Binned",
     "BySampling",
     "Conditioned",
+    "Declipped",
     "Destriped",
     "DiffPIR",
     "Exposure",

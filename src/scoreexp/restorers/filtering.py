@@ -7,7 +7,7 @@ from torch import Tensor
 
 from scoreexp.core.kinds import Images, kind_of
 from scoreexp.core.streams import ImageStreams
-from scoreexp.observations import GaussianNoise, Identity, Observation
+from scoreexp.observations import CorrelatedNoise, GaussianNoise, Identity, Observation
 from scoreexp.restorers.base import Callback, Restorer
 
 
@@ -35,8 +35,10 @@ class ImageFilter(Restorer):
                 f"{name} denoises images [B, C, H, W], not data {tuple(y.shape)} of {type(observation.operator).__name__}"
             )
         if not isinstance(noise, GaussianNoise):
+            shared = isinstance(noise, CorrelatedNoise)
+            remedy = "take PnPColoured()" if shared else f"wrap it as Stabilised({name}())"
             raise ValueError(
-                f"{name} is for white Gaussian noise, not {type(noise).__name__}: wrap it as Stabilised({name}()), or give "
+                f"{name} is for white Gaussian noise, not {type(noise).__name__}: {remedy}, or give "
                 "GaussianNoise(sigma)"
             )
         observation.require_finite()

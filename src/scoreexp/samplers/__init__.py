@@ -4,6 +4,7 @@ from scoreexp.samplers.auto import Auto
 from scoreexp.samplers.base import Sampler, SampleResult
 from scoreexp.samplers.clamped_euler import ClampedEulerMaruyama
 from scoreexp.samplers.consistency import ConsistencySampler
+from scoreexp.samplers.ddgan import DDGAN
 from scoreexp.samplers.ddim import DDIM
 from scoreexp.samplers.ddpm import DDPM
 from scoreexp.samplers.deis import DEIS
@@ -50,6 +51,7 @@ from scoreexp.samplers.unipc import UniPC
 from scoreexp.samplers.unipc_velocity import UniPCVelocity
 
 __all__ = [
+    "DDGAN",
     "DDIM",
     "DDPM",
     "DEIS",

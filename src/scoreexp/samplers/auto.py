@@ -11,7 +11,8 @@ class Auto(UniPCVelocity):
     """``steps`` evaluations by the solver that is fitted to the model, where samples are drawn.
 
     ``scoreexp.sample``, the command and the function, fit a ``NonStationary`` solver with ``fit_solver`` and keep it beside
-    the checkpoint. Elsewhere, and from another time than ``t_max``, as when an observation is denoised, there is no such
+    the checkpoint; where it is further from the flow at held-out starts than what follows, they say so and take that.
+    Elsewhere, and from another time than ``t_max``, as when an observation is denoised, there is no such
     solver: there this is ``UniPCVelocity`` of order 3 on ``QuadraticGrid``, within the same number of evaluations.
 
     >>> import torch

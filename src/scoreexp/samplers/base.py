@@ -106,6 +106,10 @@ class Sampler(ABC):
         falling_noise_levels(model.schedule, times)
         return None
 
+    def asked(self, model: DenoiserBase, streams: ImageStreams) -> DenoiserBase:
+        """The denoiser that is asked at each time: ``model``, unless a sampler draws something for it."""
+        return model
+
     def start(self, schedule: Schedule, y: Tensor, sigma: float) -> tuple[Tensor, float]:
         """State and time at which denoising an observation begins; see ``start_from_observation``."""
         return start_from_observation(schedule, y, sigma)
@@ -163,7 +167,7 @@ class Sampler(ABC):
         """
         if keep < 0:
             raise ValueError(f"keep={keep}: choose how many states to keep, >= 0")
-        bound = _Bound(model.begin(), cond)
+        bound = _Bound(self.asked(model.begin(), streams), cond)
         grid = grid or self.grid
         times = grid(model.schedule, t_start=t_start)
         if grid.steps == 1 and len(times) == 1 and not self.denoise_last:

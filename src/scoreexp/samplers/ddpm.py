@@ -8,6 +8,7 @@ from torch import Tensor
 from scoreexp.core.checked import checked
 from scoreexp.core.streams import ImageStreams
 from scoreexp.denoisers.denoiser import DenoiserBase
+from scoreexp.denoisers.transitions import posterior
 from scoreexp.samplers.base import Sampler, batch_of
 from scoreexp.samplers.grids import TimeGrid
 from scoreexp.schedules import Schedule
@@ -78,8 +79,4 @@ class DDPM(Sampler):
 
 def posterior_coefficients(schedule: Schedule, t: float, s: float) -> tuple[float, float, float]:
     """Of ``x_t`` and of ``x_0`` in the mean of ``x_s`` given both, and ``beta``, the variance of the forward step."""
-    alpha_t, sigma_t = schedule.at(t)
-    alpha_s, sigma_s = schedule.at(s)
-    alpha_ts = alpha_t / alpha_s
-    beta = sigma_t**2 - (alpha_ts * sigma_s) ** 2
-    return alpha_ts * sigma_s**2 / sigma_t**2, alpha_s * beta / sigma_t**2, beta
+    return posterior(*schedule.at(t), *schedule.at(s))

@@ -1,6 +1,7 @@
 """Denoise the user's own images: any size, depth and number of channels."""
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
 from scoreexp import prior
-from scoreexp.api.denoise import GIVEN, estimated, judged, name_of
+from scoreexp.api.denoise import GIVEN, chosen_restorer, estimated, judged, name_of
 from scoreexp.app.picture_files import (
     input_and_output,
     output_folder,
@@ -32,7 +33,7 @@ from scoreexp.app.run_settings import (
     sampler_settings,
 )
 from scoreexp.app.terminal import say, say_labelled
-from scoreexp.core.construct import construct
+from scoreexp.core.construct import construct, locate
 from scoreexp.core.errors import UserError
 from scoreexp.core.ranges import sigma_to_model, sigma_to_unit, to_uint8
 from scoreexp.data.image_io import few_bits, read_image, write_image
@@ -40,11 +41,9 @@ from scoreexp.data.image_writing import check_place
 from scoreexp.data.suffixes import named_after, scan_format
 from scoreexp.denoisers import DenoiserBase
 from scoreexp.observations import GaussianNoise, NoiseModel
-from scoreexp.observations.noise.estimate import Estimate
-from scoreexp.observations.noise.level import estimate_sigma
+from scoreexp.observations.noise.estimate import LAWS, Estimate
 from scoreexp.restorers import BySampling, Restorer
 from scoreexp.restorers.images import Tiles, restore_pixels
-from scoreexp.restorers.usual import serving, usual_restorer
 from scoreexp.runs.directory import shown
 from scoreexp.samplers import sampler_of_one_level
 from scoreexp.samplers.labels import Label
@@ -74,23 +73,27 @@ class Task(NamedTuple):
         restorer: None where the noise decides.
         model: None for a restorer without one.
         noise: None where it is to be estimated.
-        gaussian: whether it is white Gaussian noise of which only the level is estimated.
+        law: of the noise, where that is known and its parameters are to be estimated.
         extras: whether to write a comparison and the residual, where nothing is said of them.
     """
 
     restorer: Restorer | None
     model: DenoiserBase | None
     noise: NoiseModel | None
-    gaussian: bool
+    law: type[NoiseModel] | None
     label: Label
     extras: bool
     cfg: DictConfig
 
 
-def denoise(cfg: DictConfig) -> list[Denoised]:
+def denoise(cfg: DictConfig, words: Sequence[str] = ()) -> list[Denoised]:
     """Denoise ``cfg.input``, an image or a folder; see ``conf/denoise.yaml``.
 
     One bad file in a folder does not end the batch; it is named at the end and makes the exit code 1.
+
+    Args:
+        cfg: its values.
+        words: the command line that ``cfg`` was made of, see ``named_law``; without one all values are as given.
     """
     source = Path(cfg.input).expanduser()
     pairs = input_and_output(source, cfg.output, DONE, scans=True)
@@ -103,7 +106,7 @@ def denoise(cfg: DictConfig) -> list[Denoised]:
     folder = output_folder(source, cfg.output, DONE) if source.is_dir() else None
     values = named_after(pairs[0][1], "", ".json") if folder is None else folder / "denoised.json"
     require_absent(values, cfg.overwrite)
-    task = _task(cfg, extras=folder is None)
+    task = _task(cfg, words, extras=folder is None)
     written: list[dict[str, Any]] = []
 
     def work(source: Path, target: Path) -> Denoised:
@@ -137,12 +140,12 @@ def is_scan(path: Path, cfg: DictConfig) -> bool:
     return is_stack or scan_format(path) is not None
 
 
-def _task(cfg: DictConfig, extras: bool) -> Task:
+def _task(cfg: DictConfig, words: Sequence[str], extras: bool) -> Task:
     """What restores, and its model: used as its run says, as far as ``cfg`` does not."""
     restorer = restorer_of(cfg)
     if restorer is not None and not restorer.needs_model:
-        noise, gaussian = _noise(cfg, {})
-        return Task(restorer, None, noise, gaussian, None, extras, cfg)
+        noise, law = _noise(cfg, words, {})
+        return Task(restorer, None, noise, law, None, extras, cfg)
     if cfg.ckpt is None:
         if given := [key for key in ("guidance", "label") if cfg.get(key) is not None]:
             raise UserError(
@@ -155,35 +158,66 @@ def _task(cfg: DictConfig, extras: bool) -> Task:
     if restorer is None and (cfg.ckpt is not None or cfg.get("sampler")):
         sampler = None if cfg.get("sampler") else sampler_of_one_level(model.schedule)
         restorer = BySampling(sampler or instantiate(sampler_settings(cfg, record)))
-    noise, gaussian = _noise(cfg, record)
+    noise, law = _noise(cfg, words, record)
     if isinstance(noise, GaussianNoise) and isinstance(restorer, BySampling):
         require_reachable(restorer.sampler, model.schedule, sigma_to_unit(noise.sigma))
     label = None if cfg.ckpt is None else label_of_pictures(cfg, model)
-    return Task(restorer, model, noise, gaussian, label, extras, cfg)
+    return Task(restorer, model, noise, law, label, extras, cfg)
 
 
-def _noise(cfg: DictConfig, record: Mapping[str, Any]) -> tuple[NoiseModel | None, bool]:
-    """The noise of all images, None where it is to be estimated; and whether that is white Gaussian noise of some level."""
+def named_law(node: Mapping[str, Any], words: Sequence[str]) -> type[NoiseModel] | None:
+    """The law that a command line names without its parameters, so that they are to be estimated; None: they are given.
+
+    >>> named_law({"_target_": "scoreexp.observations.PoissonNoise", "peak": 30.0}, ["noise=poisson"]).__name__
+    'PoissonNoise'
+
+    Args:
+        node: the noise of the configuration.
+        words: the command line.
+
+    Raises:
+        UserError: some of its parameters are given and others not.
+    """
+    given = dict(word.lstrip("+").partition("=")[::2] for word in words)
+    if not re.fullmatch(r"\w+", given.get("noise", "")) or (law := locate(node["_target_"])) not in LAWS:
+        return None
+    missing = [f"noise.{key}" for key in node if key != "_target_" and f"noise.{key}" not in given]
+    if not any(key.startswith("noise.") for key in given):
+        return law
+    if missing:
+        raise UserError(
+            f"noise={given['noise']}: give {' and '.join(missing)} too, or no parameter, and all are estimated"
+        )
+    return None
+
+
+def _noise(
+    cfg: DictConfig, words: Sequence[str], record: Mapping[str, Any]
+) -> tuple[NoiseModel | None, type[NoiseModel] | None]:
+    """The noise of all images, None where it is to be estimated; and its law where that is known all the same."""
     if cfg.get("noise"):
         if cfg.sigma is not None:
             raise UserError(f"sigma={cfg.sigma} and noise=... are two answers: give one of them")
-        return construct(OmegaConf.to_container(cfg.noise, resolve=True), "noise"), False
+        node: Any = OmegaConf.to_container(cfg.noise, resolve=True)
+        if (law := named_law(node, words)) is not None:
+            return None, law
+        return construct(node, "noise"), None
     if cfg.sigma == "auto" or (cfg.sigma is None and cfg.ckpt is None):
-        return None, cfg.sigma == "auto"
+        return None, GaussianNoise if cfg.sigma == "auto" else None
     sigma = own_sigma(record) if cfg.sigma is None else float(cfg.sigma)
     if sigma is None:
         say_labelled(
             "note",
             "the run denoised no images, so it has no noise level of its own: estimates that of each",
         )
-        return None, True
+        return None, GaussianNoise
     if not sigma > 0:
         raise UserError(
             f"sigma={cfg.sigma}: allowed is > 0 in units of the [0, 1] range (25/255 = 0.098), or auto"
         )
     if cfg.sigma is None:
         say_labelled("noise level", f"sigma = {sigma:g}, that of the model's run (sigma=auto estimates it)")
-    return GaussianNoise(sigma_to_model(sigma)), True
+    return GaussianNoise(sigma_to_model(sigma)), GaussianNoise
 
 
 def _denoise_file(task: Task, source: Path, target: Path) -> Denoised:
@@ -208,10 +242,7 @@ def _denoise_file(task: Task, source: Path, target: Path) -> Denoised:
             require_absent(path, cfg.overwrite)
     found = noise_of(task, picture.pixels, source.name)
     noise = found.noise
-    height, width = picture.pixels.shape[:2]
-    restorer = (
-        usual_restorer(noise, height * width) if task.restorer is None else serving(task.restorer, noise)
-    )
+    restorer = chosen_restorer(task.restorer, noise, picture.pixels)
     kept = cfg.intermediate or GIF_STATES * cfg.gif
     with StepProgress(f"denoising {source.name}", part="tile") as progress:
         restored = restore_pixels(
@@ -267,11 +298,13 @@ def _denoise_file(task: Task, source: Path, target: Path) -> Denoised:
     if cfg.gif:
         _write_gif(gif, states)
         say_labelled("animation", f"{shown(gif)} ({len(states)} frames)")
-    return Denoised(source, target, level(noise, clean), {
+    sigma = level(noise, clean)
+    return Denoised(source, target, sigma, {
         "input": str(source),
         "output": str(target),
         "noise": {"kind": type(noise).__name__, **noise.parameters()},
         "noise_in_words": str(noise),
+        "sigma": sigma,
         "trust": found.trust,
         "why": found.why,
         "restorer": name_of(restorer),
@@ -314,25 +347,20 @@ def noise_of(
         ValueError: the image is too small to estimate it.
     """
     if task.noise is not None:
-        if not task.gaussian:
+        if task.law is None:
             tell("noise", f"{task.noise}, {GIVEN}")
         return Estimate(task.noise, "good", GIVEN)
-    if not task.gaussian:
-        found = estimated(pixels)
+    found = estimated(pixels, task.law)
+    if not isinstance(found.noise, GaussianNoise) or task.law is None:
         tell("noise", f"{found.noise}; estimated from {name} ({found.trust}: {found.why})")
         return found
-    white = estimate_sigma(pixels)
-    if not white.sigma > 0:
-        raise UserError(f"no noise was found in {name}: give sigma=... to denoise it all the same")
-    sigma = white.sigma
+    sigma = white = sigma_to_unit(found.noise.sigma)
     if task.model is not None and isinstance(task.restorer, BySampling):
         sigma = nearest_level(task.model.schedule, sigma)
         require_reachable(task.restorer.sampler, task.model.schedule, sigma)
-    taken = "" if sigma == white.sigma else f"; denoises {sigma:.3f}, the model's nearest level"
-    tell(
-        "noise level", f"sigma = {white.sigma:.3f} estimated from {name} ({white.trust}: {white.why}){taken}"
-    )
-    return Estimate(GaussianNoise(sigma_to_model(sigma)), white.trust, white.why)
+    taken = "" if sigma == white else f"; denoises {sigma:.3f}, the model's nearest level"
+    tell("noise level", f"sigma = {white:.3f} estimated from {name} ({found.trust}: {found.why}){taken}")
+    return found._replace(noise=GaussianNoise(sigma_to_model(sigma)))
 
 
 def _write_gif(path: Path, states: Sequence[np.ndarray]) -> None:

@@ -15,6 +15,7 @@ from scoreexp.app.evaluation.of_model import measure_against_oracle, measure_lik
 from scoreexp.app.evaluation.of_samples import (
     collectors_of,
     generate,
+    measure_by_model,
     measure_copies,
     measure_pictures,
     measure_points,
@@ -34,6 +35,8 @@ from scoreexp.runs.directory import new_folder, shown
 from scoreexp.runs.model import load
 from scoreexp.system.devices import choose_device
 
+NEED_THE_MEAN: tuple[Needs, ...] = ("pairs", "likelihood", "oracle", "model")
+
 
 def evaluate(cfg: DictConfig) -> dict[str, float]:
     """Measure the model of ``cfg.ckpt``, see ``conf/evaluate.yaml``; returns the values by name.
@@ -50,6 +53,11 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     def needing(needs: Needs) -> dict[str, Any]:
         return {name: metric for name, metric in metrics.items() if metric.spec.needs == needs}
 
+    if model.latent_channels:  # what it is asked for itself, not its samples
+        asked = [name for name, metric in metrics.items() if metric.spec.needs in NEED_THE_MEAN]
+        reason = "the model draws x_0 and has no posterior mean"
+        subject.unmeasured.update(dict.fromkeys(asked, reason))
+        metrics = {name: metric for name, metric in metrics.items() if name not in asked}
     if own_task(model.record) is not None:
         asked = [name for name, metric in metrics.items() if metric.spec.needs != "pairs"]
         reason = "the model restores observations and is the score of no images of its own"
@@ -62,11 +70,12 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
         measured = measure_denoised(subject, needing("pairs"))
         measured += measure_likelihood(subject, needing("likelihood"))
         measured += measure_against_oracle(subject, needing("oracle"))
-        if collectors or needing("points") or needing("training set"):
+        if collectors or needing("points") or needing("training set") or needing("model"):
             generated = generate(subject, folder)
             measured += measure_pictures(subject, collectors, generated)
             measured += measure_points(subject, needing("points"), generated)
             measured += measure_copies(subject, needing("training set"), generated, folder)
+            measured += measure_by_model(subject, needing("model"), generated)
         reasons = results.by_reason(subject.unmeasured)
         if not measured:
             raise UserError("; ".join(reasons))

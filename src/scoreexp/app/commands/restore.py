@@ -219,7 +219,7 @@ def _restore_file(task: _Task, source: Path, target: Path) -> Restored:
     values = {"nfe": restored.nfe, "seconds": restored.seconds}
     values["residual"] = sigma_to_unit(float(residual.square().mean().sqrt()))
     if reference is not None:
-        values |= _measured(clean, reference)
+        values |= measured(clean, reference)
     made = dataclasses.replace(picture, pixels=clean)
     if clean.shape != picture.pixels.shape:
         made = Picture(clean, bit_depth=picture.bit_depth, white=picture.white)
@@ -282,8 +282,11 @@ def _frame(task: _Task, picture: Picture, size: Size) -> tuple[Size, Size]:
 
 def _reference(cfg: DictConfig, source: Path, picture: Picture) -> np.ndarray | None:
     """The clean image that the result is measured against."""
-    if cfg.simulate:
-        return picture.pixels
+    return picture.pixels if cfg.simulate else reference_of(cfg, source)
+
+
+def reference_of(cfg: DictConfig, source: Path) -> np.ndarray | None:
+    """The pixels of ``cfg.reference``, or of the file there that has the name of ``source`` of ``cfg.input``."""
     if cfg.reference is None:
         return None
     path = Path(cfg.reference).expanduser()
@@ -296,7 +299,7 @@ def _reference(cfg: DictConfig, source: Path, picture: Picture) -> np.ndarray | 
 # ------------------------------------------------------------------------------------------ what is said of it
 
 
-def _measured(clean: np.ndarray, reference: np.ndarray) -> dict[str, float]:
+def measured(clean: np.ndarray, reference: np.ndarray) -> dict[str, float]:
     """PSNR, and SSIM where the image is large enough for its window."""
     if clean.shape != reference.shape:
         raise UserError(

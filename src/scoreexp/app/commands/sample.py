@@ -95,7 +95,7 @@ def _draw_into(
         "checkpoint": str(cfg.ckpt),
         "weights": cfg.weights,
         "sampler": _plain(cfg.sampler),
-        "solver": {"path": str(solver.path), "error": solver.error} if solver else None,
+        "solver": _of_solver(solver, sampler) if solver else None,
         "guidance": _plain(cfg.get("guidance")),
         "seeds": seeds,
         "label": cfg.label,
@@ -114,12 +114,17 @@ def _draw_into(
     if overview is not None:
         part = f" (the first {SHOWN} of {len(samples)})" if are_images and len(samples) > SHOWN else ""
         print(f"overview       {shown(overview)}{part}")
-    other = "" if cfg.seeds is not None else ", other samples (seeds=100)"
+    other = ["other samples (seeds=100)"] if cfg.seeds is None else []
     steps = f"sampler.steps={2 * sampler.steps}" if isinstance(sampler, Auto) else "sampler.grid.steps=100"
-    print(
-        f"try next       another sampler (sampler=heun), more steps ({steps}){other}",
-        flush=True,
-    )
+    # a generator has its own sampler and steps
+    others = [] if model.latent_channels else ["another sampler (sampler=heun)", f"more steps ({steps})"]
+    if others + other:
+        print(f"try next       {', '.join(others + other)}", flush=True)
+
+
+def _of_solver(solver: StoredSolver, auto: Sampler) -> dict[str, Any]:
+    taken = "fitted" if solver.sampler is not auto else "without a fit"
+    return {"path": str(solver.path), "taken": taken, "error": solver.error}
 
 
 def _write_pictures(folder: Path, seeds: list[int], samples: Tensor) -> tuple[str, Path | None, str | None]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from scoreexp.app.evaluation.subject import Measured, Subject
 from scoreexp.app.progress import StepProgress
 from scoreexp.core.errors import UserError
-from scoreexp.core.ranges import to_uint8, to_unit
+from scoreexp.core.ranges import to_model, to_uint8, to_unit
 from scoreexp.data.split import Split
 from scoreexp.figures.images import GRID, image_grid, save_pixels
 from scoreexp.figures.points import scatter
@@ -27,7 +27,7 @@ from scoreexp.metrics import (
 )
 from scoreexp.metrics.real_samples import TooFewPicturesError, data_recipe, real_samples, reference_of
 from scoreexp.metrics.spec import Measurement, MetricSpec
-from scoreexp.samplers import draw, labels_for
+from scoreexp.samplers import draw, knows_null_label, labels_for
 from scoreexp.system.atomic import atomic_write
 
 NEIGHBOUR_SIDE = 32  # pixels a side by which generated and training images are compared
@@ -177,6 +177,32 @@ def measure_copies(
     for metric in metrics.values():
         values = metric()(samples, real)
         found += [_of_set(metric.spec, value, f"{value.name}_{by}_{n}", n, by, card) for value in values]
+    return _drawn(subject, found, generated.nfe)
+
+
+def measure_by_model(subject: Subject, metrics: Mapping[str, Any], generated: Generated) -> list[Measured]:
+    """The values of what the model itself, without guidance, says of generated samples and of those of ``cfg.reference``."""
+    if not metrics:
+        return []
+    record, n = subject.model.record, len(generated.samples)
+    if record.get("num_classes") is not None and not knows_null_label(record):
+        reason = "the model needs a class and was trained without label dropout"
+        subject.unmeasured.update(dict.fromkeys(metrics, reason))
+        return []
+    split, positions = real_samples(subject.data, subject.cfg.reference, subject.cfg.reference_n)
+    positions = positions[:n]
+    samples = generated.samples
+    if subject.is_of_pictures:
+        samples = to_model(samples.float() / 255)
+    card = _set_card(subject, subject.cfg.reference, split, positions, n)
+    found = []
+    for name, metric in metrics.items():
+        try:
+            values = metric()(subject.bare_model, samples, split.samples(positions), seed=subject.seed)
+        except ValueError as error:  # a schedule that does not suit
+            subject.unmeasured[name] = str(error)
+            continue
+        found += [_of_set(metric.spec, value, f"{value.name}_{n}", n, "the model", card) for value in values]
     return _drawn(subject, found, generated.nfe)
 
 

@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from scoreexp.core.kinds import Images, kind_of
 from scoreexp.data import DataModule
-from scoreexp.denoisers import DenoiserBase
+from scoreexp.denoisers import DenoiserBase, Wrapper
 from scoreexp.metrics.real_samples import data_recipe
 from scoreexp.metrics.spec import Direction, Kind
 from scoreexp.samplers import Sampler
@@ -58,6 +58,14 @@ class Subject:
     device: torch.device
     cfg: DictConfig
     unmeasured: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def bare_model(self) -> DenoiserBase:
+        """The model without its guidance."""
+        model = self.model
+        while isinstance(model, Wrapper):
+            model = model.model
+        return model
 
     @property
     def seed(self) -> int:

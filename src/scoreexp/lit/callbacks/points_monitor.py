@@ -48,7 +48,7 @@ class PointsMonitor(Monitor):
     data units of drawn samples from as many fresh exact ones; that of two exact sets is
     ``val/sliced_wasserstein_floor``, and a value near it cannot be told from a perfect model's. Samples, exact samples
     and noisy points are the same at every evaluation. Data without an oracle are compared with their validation points,
-    and have no score error.
+    and have no score error, nor has a generator.
 
     The figure ``<data set>.png`` is that of the evaluation with the smallest ``val/score_error`` (the smallest distance
     where there is none): the distance of a trained model differs from the floor by chance only.
@@ -98,6 +98,7 @@ class PointsMonitor(Monitor):
         self.levels, self.shown_levels = tuple(levels), tuple(shown_levels)
         self.best = float("inf")
         self._truth: _Truth | None = None
+        self._is_drawn = False  # by a generator, which has no score
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best}
@@ -133,6 +134,7 @@ class PointsMonitor(Monitor):
         }
         if truth.floor is not None:
             values["sliced_wasserstein_floor"] = truth.floor
+        if truth.scores and not model.latent_channels:
             errors = score_errors(model, truth.scores, device)
             values["score_error"] = sum(errors.values()) / len(errors)
             values |= {_error_name(level): error for level, error in errors.items()}
@@ -154,6 +156,7 @@ class PointsMonitor(Monitor):
                 "set callbacks=default"
             )
         self.require_reachable(module.denoiser.schedule)
+        self._is_drawn = module.denoiser.latent_channels > 0
 
     def conclusion(self, metrics: Mapping[str, float]) -> str | None:
         if self.picture is None:  # nothing was evaluated
@@ -167,6 +170,9 @@ class PointsMonitor(Monitor):
         return text
 
     def next_commands(self) -> Sequence[NextCommand]:
+        if self._is_drawn:
+            steps = {"sampler.steps": self.sampler.grid.steps}
+            return [NextCommand("sample", {"n": 2000, "sampler": "ddgan", **steps})]
         return [NextCommand("sample", {"n": 2000, "sampler": "heun"})]
 
     def _distance_in_words(self, values: Mapping[str, float]) -> str:
@@ -181,6 +187,7 @@ class PointsMonitor(Monitor):
         truth, model, device = self._truth, pl_module.evaluation_denoiser, pl_module.device
         if truth is None:
             return
+        maps = [] if model.latent_channels else truth.maps
         points_picture(
             path,
             title=f"step {step}: {self._distance_in_words(values)}",
@@ -188,9 +195,9 @@ class PointsMonitor(Monitor):
             data=truth.reference,
             log_density=truth.log_density,
             samples=result.x.cpu(),
-            maps=[m._replace(learned=score_at(model, m.points, m.level, device)) for m in truth.maps],
+            maps=[m._replace(learned=score_at(model, m.points, m.level, device)) for m in maps],
             trajectories=_unit_scale(result, model.schedule),
-            score_error={level: values[_error_name(level)] for level in truth.scores},
+            score_error={level: values[_error_name(level)] for level in truth.scores if maps},
         )
 
     def _keep_best(self, picture: Path, name: str, error: float) -> None:

@@ -21,6 +21,8 @@ scale to the next, by 2 at least, and what a geometric series leaves at the fine
 **Check.** The residual of the smoothed image over the standard deviation that the model predicts for it has the
 concomitant scale 1, at all frequencies and not in the wavelet's band alone.
 
+**One law.** Where the user names it, it is the only candidate, and a law that is nearer is a doubt.
+
 On photographs (``benchmarks/results/noise_estimation.json``) 186 of the 190 estimates called good named the right model, the
 others a Poisson-Gaussian one for Gaussian noise. The parameters were then within about 10 % for Gaussian, Gamma and Poisson
 noise (3 % at one count per pixel and below), within 20 % for correlated, the gain of weak Poisson-Gaussian within a third.
@@ -44,6 +46,7 @@ import numpy as np
 import torch
 from scipy.ndimage import gaussian_filter
 from scipy.optimize import nnls
+from scipy.special import gammainc, ndtr
 from scipy.stats import poisson
 
 from scoreexp.core.ranges import sigma_to_model, to_model, to_unit
@@ -60,6 +63,7 @@ from scoreexp.observations.noise.level import (
     MEDIAN_MAGNITUDE,
     TRUSTED_SIDE,
     correlate,
+    estimate_sigma,
     require_picture,
 )
 from scoreexp.observations.noise.poisson import PoissonGaussianNoise, PoissonNoise
@@ -82,6 +86,18 @@ SURE = 0.02  # deviation that no fit is better than
 AGREES = 0.25  # deviation of the check
 NARROW = 0.25  # share of the noise in the variance of the smoothed image
 MOST_COUNTS, NEAR_STEP, ROUNDED = 400, 0.3, 0.51 / 255
+LEAST_GAIN = (
+    0.01  # share of the variance that is of counts where a Poisson-Gaussian law is named and shows none
+)
+BRIGHT, NEARLY_BLACK, DARKER = 0.2, 0.2, 0.002  # of white; of the smoothed image; a share of the pixels
+LEAST_CLIPPED = 1e-4  # share of the values
+LAWS: tuple[type[NoiseModel], ...] = (
+    GaussianNoise,
+    PoissonNoise,
+    GammaNoise,
+    PoissonGaussianNoise,
+    CorrelatedNoise,
+)
 
 
 class Estimate(NamedTuple):
@@ -125,7 +141,7 @@ class _Fit(NamedTuple):
 _Parts = list[list[np.ndarray]]  # for each channel, pieces [h, w] of it
 
 
-def estimate(pixels: np.ndarray) -> Estimate:
+def estimate(pixels: np.ndarray, law: type[NoiseModel] | None = None) -> Estimate:
     """The noise model of one picture.
 
     >>> counts = np.random.default_rng(0).poisson(np.linspace(1, 20, 128), (128, 128))
@@ -135,44 +151,96 @@ def estimate(pixels: np.ndarray) -> Estimate:
 
     Args:
         pixels: ``[H, W, C]`` floating point, nominally in [0, 1], best not clipped; H and W at least 16.
+        law: the one of ``LAWS`` whose parameters alone are to be found; None: whichever fits best.
 
     Raises:
-        ValueError: another shape or type, an image that is too small, or values that are not finite.
+        ValueError: another shape or type, an image that is too small, values that are not finite, or another law.
     """
+    if law is not None and law not in LAWS:
+        allowed = ", ".join(each.__name__ for each in LAWS)
+        raise ValueError(
+            f"the parameters of {law.__name__} cannot be estimated, those of {allowed} can: give them"
+        )
     require_picture(pixels)
+    if law is GaussianNoise and min(pixels.shape[:2]) < TRUSTED_SIDE:  # there are no pixels to leave out
+        white = estimate_sigma(pixels)
+        return Estimate(GaussianNoise(sigma_to_model(white.sigma)), white.trust, white.why)
     parts = _parts(pixels)
     smooth = _smoothed(parts)
     doubts = _doubts_of_the_data(pixels)
-    if (step := _step_of_counts(parts, smooth)) is not None:
+    counted = law in (None, PoissonNoise, PoissonGaussianNoise)
+    if counted and (step := _step_of_counts(parts, smooth)) is not None:
         if pixels.max() <= 1 and _clipped_counts(step, smooth) > 10:
             doubts.append("counts above white are missing: it is clipped")
-        return _estimate(PoissonNoise(1 / step), doubts, "its values are whole multiples of one count")
+        counts = PoissonGaussianNoise(1 / step) if law is PoissonGaussianNoise else PoissonNoise(1 / step)
+        return _estimate(counts, doubts, "its values are whole multiples of one count")
     bins = _measure(parts, smooth, smooth)
     if not np.median(bins.variance[:, 0]) > 1e-12:
         return Estimate(GaussianNoise(0.0), "doubtful", "no noise was found")
-    noise, refined = _nearest(bins._replace(variance=bins.square)), bins  # few counts deceive the median
+    line = GaussianNoise if law is CorrelatedNoise else law
+    squares = bins._replace(variance=bins.square)  # few counts deceive the median
+    noise, refined = _nearest(squares, line), bins
     for _ in range(PASSES):
         found = _measure_drawn(noise, smooth, clipped=bool(pixels.min() >= 0 and pixels.max() <= 1))
         refined = _refined(bins, found, noise)
         if len(refined.mean) < 0.5 * len(bins.mean):
             return _estimate(noise, [*doubts, "too few of its pixels show their noise"], "")
-        noise = _nearest(refined)
+        noise = _nearest(refined, line)
     levels = _levels(refined, noise)
     first, second = levels[1] / levels[0], levels[2] / levels[1]
-    if first > WHITE and first > STEEPER * second:
+    shared = first > WHITE and first > STEEPER * second
+    if law is CorrelatedNoise or (shared and law is None):
         return _correlated(levels, refined, doubts)
-    texture = _share_of_texture(levels)
-    if texture > TEXTURE:
+    texture = 0.0 if shared else _share_of_texture(levels)
+    if shared:
+        doubts.append("neighbours share its noise, as CorrelatedNoise has it")
+    elif texture > TEXTURE:
         doubts.append("its noise is not white or is weaker than its texture")
     elif first < BLUE:
         doubts.append("its noise is not white, and the nearest model is")
     kept = refined._replace(variance=refined.variance * (1 - min(texture, TEXTURE)))
-    noise = _nearest(kept)
-    doubts += _doubts_of_the_fit(kept, noise)
+    fits = _fits(kept, line)
+    noise = _best(fits, law)
+    if isinstance(noise, GammaNoise) and _is_darker(parts, smooth, noise):
+        if law is None:
+            fits = [fit for fit in fits if fit.noise is not noise]
+            noise = _best(fits, law)
+        else:
+            doubts.append("it has pixels that are darker than speckle can be")
+    doubts += _doubts_of_the_fit(kept, noise, fits) if law is None else _doubts_of_the_law(kept, noise)
+    doubts += _doubts_of_the_channels(kept, noise)
     scale = _scale_of_residual(noise, parts, smooth)
     if not abs(scale - 1) < AGREES and not doubts:
         doubts.append(f"the residual of the smoothed image has {scale:.2f} of the noise of this model")
     return _estimate(noise, doubts, f"the variance of {len(kept.mean)} levels of brightness fits it")
+
+
+def clipped_ends(pixels: np.ndarray, noise: NoiseModel) -> tuple[bool, bool]:
+    """Whether noise of this law was cut off at black and at white: as many values lie there as it should bring there.
+
+    >>> noisy = np.random.default_rng(0).normal(0.9, 0.1, (64, 64, 1))
+    >>> [clipped_ends(pixels, GaussianNoise(0.2)) for pixels in (noisy, noisy.clip(0, 1))]
+    [(False, False), (False, True)]
+
+    Args:
+        pixels: ``[H, W, C]`` floating point, nominally in [0, 1].
+        noise: of the image; of a law that is none of ``LAWS`` nothing is said.
+    """
+    if type(noise) not in LAWS:
+        return False, False
+    parts = _parts(pixels)
+    smooth = np.concatenate([part.ravel() for part in chain(*_smoothed(parts))])
+    sigma = np.sqrt(np.maximum(_variance(noise, smooth), 1e-12))
+    values = np.concatenate([part.ravel() for part in chain(*parts)])
+    found = []
+    for there, beyond, distance in (
+        (values == 0, pixels.min() < 0, smooth),
+        (values == 1, pixels.max() > 1, 1 - smooth),
+    ):
+        expected = float(ndtr(-distance / sigma).mean())
+        found.append(not beyond and expected > LEAST_CLIPPED and bool(there.mean() > expected / 2))
+    at_zero = float(noise.variance(torch.tensor([-1.0]))) > 0  # else black has no noise that could be cut off
+    return found[0] and at_zero, found[1]
 
 
 def concomitant_scale(residual: np.ndarray) -> float:
@@ -205,8 +273,8 @@ def _doubts_of_the_data(pixels: np.ndarray) -> list[str]:
     return doubts
 
 
-def _doubts_of_the_fit(bins: _Bins, noise: NoiseModel) -> list[str]:
-    doubts, fits = [], _fits(bins)
+def _doubts_of_the_fit(bins: _Bins, noise: NoiseModel, fits: Sequence[_Fit]) -> list[str]:
+    doubts = []
     mine = next(fit for fit in fits if type(fit.noise) is type(noise))
     name = type(noise).__name__
     if mine.misfit > GOOD_FIT:
@@ -219,11 +287,23 @@ def _doubts_of_the_fit(bins: _Bins, noise: NoiseModel) -> list[str]:
     of_smooth = float(_variance(noise, bins.mean).mean()) * LEFT_IN_SMOOTH
     if type(noise) is not GaussianNoise and of_smooth > NARROW * bins.mean.var():
         doubts.append("its brightness varies too little to tell how its noise depends on it")
+    return doubts
+
+
+def _doubts_of_the_law(bins: _Bins, noise: NoiseModel) -> list[str]:
+    """Of one that was named: how far it is from the variances, and what is nearer."""
+    misfit = _misfit(bins.variance[:, 0], _variance(noise, bins.mean))
+    if misfit <= GOOD_FIT:
+        return []
+    name, nearest = type(noise).__name__, type(_nearest(bins)).__name__
+    nearer = "" if nearest == name else f", {nearest} is nearer"
+    return [f"{name} does not fit its noise ({misfit:.0%} off){nearer}"]
+
+
+def _doubts_of_the_channels(bins: _Bins, noise: NoiseModel) -> list[str]:
     off = bins.variance[:, 0] / np.maximum(_variance(noise, bins.mean), 1e-12)
     medians = [np.median(off[bins.channel == channel]) for channel in np.unique(bins.channel)]
-    if max(medians) > CHANNEL_RATIO**2 * min(medians):
-        doubts.append("its channels disagree")
-    return doubts
+    return ["its channels disagree"] if max(medians) > CHANNEL_RATIO**2 * min(medians) else []
 
 
 def _parts(pixels: np.ndarray) -> _Parts:
@@ -311,8 +391,8 @@ def _variance(noise: NoiseModel, mean: np.ndarray) -> np.ndarray:
     return noise.variance(to_model(torch.from_numpy(mean.clip(0)))).numpy() / 4
 
 
-def _fits(bins: _Bins) -> list[_Fit]:
-    """Each candidate, as near the variances of the finest scale as it comes; the simplest first."""
+def _fits(bins: _Bins, law: type[NoiseModel] | None = None) -> list[_Fit]:
+    """Each candidate, as near the variances of the finest scale as it comes; the simplest first; or ``law`` alone."""
     v, m = bins.variance[:, 0], bins.mean.clip(0)
     one = np.ones_like(m)
     (s2,), (gain,), (square,), (slope, rest) = (
@@ -321,19 +401,44 @@ def _fits(bins: _Bins) -> list[_Fit]:
     noises: list[NoiseModel] = [GaussianNoise(sigma_to_model(s2**0.5))]
     if gain > 0:
         noises += [PoissonNoise(1 / gain), GammaNoise(1 / square)]
+    if law is PoissonGaussianNoise and slope < LEAST_GAIN * gain:
+        slope, rest = LEAST_GAIN * gain, (1 - LEAST_GAIN) * s2
     if slope > 0:
         noises.append(PoissonGaussianNoise(1 / slope, sigma_to_model(rest**0.5)))
     fits = []
-    for noise in noises:
+    for noise in (each for each in noises if law in (None, type(each))):
         misfit = _misfit(v, _variance(noise, m))
         extra = RIVAL if type(noise) is PoissonGaussianNoise else 0.0
         fits.append(_Fit(noise, misfit, 2 * len(v) * math.log(misfit + SURE) + extra))
     return fits
 
 
-def _nearest(bins: _Bins) -> NoiseModel:
-    """The candidate of the least cost."""
-    return min(_fits(bins), key=lambda fit: fit.cost).noise
+def _nearest(bins: _Bins, law: type[NoiseModel] | None = None) -> NoiseModel:
+    """The candidate of the least cost, of ``law`` where there is one."""
+    return _best(_fits(bins, law), law)
+
+
+def _best(fits: Sequence[_Fit], law: type[NoiseModel] | None) -> NoiseModel:
+    """That of the least cost.
+
+    Raises:
+        ValueError: there is none, as the picture is black, where the noise of this law has no variance.
+    """
+    if not fits:
+        assert law is not None
+        raise ValueError(f"the image is black, where {law.__name__} is none: give its parameters, or another")
+    return min(fits, key=lambda fit: fit.cost).noise
+
+
+def _is_darker(parts: _Parts, smooth: _Parts, noise: GammaNoise) -> bool:
+    """Whether more pixels of flat places are nearly black than the law has there, as where noise was clipped."""
+    found = []
+    for part, guide in zip(chain(*parts), chain(*smooth)):
+        slope = _slope(guide)
+        bright = (slope <= np.quantile(slope, FLAT)) & (guide > BRIGHT)
+        found.append(part[bright] <= NEARLY_BLACK * guide[bright])
+    share = float(np.concatenate(found).mean()) if any(map(len, found)) else 0.0
+    return share > 2 * float(gammainc(noise.looks, NEARLY_BLACK * noise.looks)) + DARKER
 
 
 def _line(v: np.ndarray, columns: np.ndarray) -> np.ndarray:
