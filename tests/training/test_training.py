@@ -176,7 +176,7 @@ def test_gradient_accumulation_resumes_too(tiny, tmp_path, with_callback, monkey
     train(tiny(*overrides, "resume=auto", run="parts"))
     whole, parts = saved(tmp_path / "whole"), saved(tmp_path / "parts")
     assert_same_training_state(whole, parts)
-    assert whole["state_dict"]["time_law._extra_state"]["logits"].any()
+    assert whole["state_dict"]["time_law._extra_state"][:2].any(), "the policy moved"
 
 
 @pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGHUP", 129)])

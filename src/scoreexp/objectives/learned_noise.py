@@ -123,13 +123,13 @@ class LearnedNoise(nn.Module, TimeLaw):
         followed = self.level + self._share(count) * (mean - self.level)
         self.level = torch.where(count == 0, self.level, torch.where(self.level.isnan(), mean, followed))
 
-    def get_extra_state(self) -> dict[str, Tensor]:
-        return {"logits": self.logits, "level": self.level, "moments": self.moments}
+    def get_extra_state(self) -> Tensor:
+        return torch.cat([self.logits, self.level, self.moments])
 
     def set_extra_state(self, state: Any) -> None:
-        self.logits, self.level, self.moments = (
-            state[name].to("cpu", torch.float64, copy=True) for name in ("logits", "level", "moments")
-        )
+        arms = len(self.logits)
+        state = state.to("cpu", torch.float64, copy=True)
+        self.logits, self.level, self.moments = state.split([arms, arms, 2])
 
     def _share(self, count: Tensor) -> Tensor:
         """Of ``count`` new samples in a running mean."""
