@@ -9,7 +9,7 @@ TESTSETS ?= outputs/prior/testsets
 ROOT     ?= data
 
 .DEFAULT_GOAL := help
-.PHONY: help demo prior test test-integration test-slow lint fmt type docs systems bench gpu compare-quick study-solvers study-samplers study-swiss-roll study-rivals-points study-rivals study-embedding-size study-langevin study-claims study-claims-images study-memorisation study-ssim-stopping study-stack clean install
+.PHONY: help demo prior test test-integration test-slow lint fmt type docs systems bench gpu compare-quick study-solvers study-samplers study-swiss-roll study-rivals-points study-rivals study-embedding-size study-langevin study-claims study-claims-images study-memorisation study-ssim-stopping study-hypotheses study-stack clean install
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -115,6 +115,10 @@ study-memorisation: $(READY)  ## at which size of the training set do models of 
 study-ssim-stopping: $(READY)  ## does stopping on SSIM stop where the population error is least: MNIST and CIFAR-10 below ROOT (days on 2 cores)
 	$(BIN)/python -m benchmarks.study_ssim_stopping --root $(ROOT)
 	$(BIN)/python -m benchmarks.study_ssim_stopping --table
+
+study-hypotheses: $(READY)  ## do weighted convolutions or a learned law of noise levels help: MNIST below ROOT (5 hours of one core)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.study_hypotheses --root $(ROOT)
+	$(BIN)/python -m benchmarks.study_hypotheses --table
 
 study-stack: $(READY)  ## scoreexp against bare Lightning, Hydra and W&B, fault by fault (docs/faults.md)
 	$(BIN)/python -m pytest benchmarks/stack

@@ -15,6 +15,7 @@ SCHEMA = {
     "calibration": "Literal['random', 'raw', 'forward', 'reverse']",
     "n": "AtLeastTwo",
     "measured_on": "AtLeastTwo",
+    "finetune_steps": "NonNegativeInt",
     "seed": "int",
     "batch_size": "PositiveInt",
     "trust": "list[str]",

@@ -53,6 +53,18 @@ def test_the_checkpoint_is_small_close_and_drawn_from_as_any_other(path, calibra
     assert run_app("sample", "scoreexp.sample:run", schema=OF_SAMPLE, argv=arguments) == 0
 
 
+def test_fine_tuning_lowers_the_loss_that_is_stated(path):
+    assert compressed(path, "bits=3", "out=" + str(path.with_name("plain.ckpt"))) == 0
+    tuned = path.with_name("tuned.ckpt")
+    assert compressed(path, "bits=3", "finetune_steps=100", f"out={tuned}") == 0
+    said = json.loads(tuned.with_suffix(".json").read_text())["fine-tuning"]
+    assert said["loss after"] < said["loss before"]
+    states = [load(path.with_name(name)).state_dict() for name in ("plain.ckpt", "tuned.ckpt")]
+    assert {k.split(".")[-1] for k, v in states[0].items() if not torch.equal(v, states[1][k])} == {
+        "weight_scale"
+    }
+
+
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [

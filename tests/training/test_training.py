@@ -167,13 +167,16 @@ def test_interrupted_and_resumed_equals_uninterrupted(
 
 def test_gradient_accumulation_resumes_too(tiny, tmp_path, with_callback, monkeypatch):
     overrides = ["trainer.max_steps=4", "trainer.val_check_interval=4", "trainer.accumulate_grad_batches=2"]
+    overrides += ["time_law=learned", "time_law.arms=2"]  # its state is resumed as well
     train(tiny(*overrides, run="whole"))
     with_callback(At(4, interrupt))
     with pytest.raises(SystemExit):
         train(tiny(*overrides, run="parts"))
     monkeypatch.undo()
     train(tiny(*overrides, "resume=auto", run="parts"))
-    assert_same_training_state(saved(tmp_path / "whole"), saved(tmp_path / "parts"))
+    whole, parts = saved(tmp_path / "whole"), saved(tmp_path / "parts")
+    assert_same_training_state(whole, parts)
+    assert whole["state_dict"]["time_law._extra_state"][:2].any(), "the policy moved"
 
 
 @pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGHUP", 129)])

@@ -63,7 +63,7 @@ class ScoreModule(pl.LightningModule):
         denoiser: network, preconditioning and schedule.
         objective: per-sample loss. One that is an ``nn.Module`` too has its parameters trained with the network's, and all
             of its state, such as a teacher, in the checkpoints.
-        time_law: the law of the training times t.
+        time_law: the law of the training times t. The state of one that learns is in the checkpoints.
         optimizer: constructor that takes the parameters (a Hydra ``_partial_``).
         warmup_steps: linear warm-up of the learning rate over this many optimiser steps.
         cooldown: share of ``trainer.max_steps`` at the end over which the learning rate falls linearly to 0.
@@ -191,9 +191,12 @@ class ScoreModule(pl.LightningModule):
         if self.label_dropout and are_labels(batch.cond):
             batch = batch._replace(cond=self._drop_labels(batch.cond, batch_idx))
         losses = self.objective(self.denoiser, self.training_batch(batch, t), t, noise)
-        loss = losses.mean()
+        law, schedule = self.time_law, self.denoiser.schedule
+        loss = (law.weights(t, schedule).to(losses) * losses if law.learns else losses).mean()
         if not torch.isfinite(loss):
             self._stop_on_non_finite(losses, t)
+        if law.learns:
+            law.observe(*self._of_all_devices(t, losses.detach()), schedule)
         self.log(
             "train/loss",
             loss.detach(),
@@ -204,6 +207,13 @@ class ScoreModule(pl.LightningModule):
             sync_dist=True,  # the mean over all devices
         )
         return loss
+
+    def _of_all_devices(self, t: Tensor, losses: Tensor) -> tuple[Tensor, Tensor]:
+        """Times and losses of the global batch, on the CPU: what the law learns is the same on every rank."""
+        seen = torch.stack([t, losses.to(t)])
+        if self.trainer.world_size > 1:
+            seen = self.all_gather(seen.to(self.device)).cpu().movedim(0, 1).flatten(1)
+        return seen[0], seen[1]
 
     def _seed_dropout(self, seed: int) -> None:
         if self.device.type == "cpu":

@@ -10,6 +10,7 @@ from scoreexp.objectives.diffusion_weighted import DiffusionWeightedScoreMatchin
 from scoreexp.objectives.exposure import ExposureMatching
 from scoreexp.objectives.forward_model import ForwardModelMatching
 from scoreexp.objectives.implicit_score_matching import ImplicitScoreMatching, SlicedScoreMatching
+from scoreexp.objectives.learned_noise import LearnedNoise
 from scoreexp.objectives.likelihood import LikelihoodScoreMatching
 from scoreexp.objectives.mean_flow import MeanFlow
 from scoreexp.objectives.optimal_transport import OptimalTransportCoupling
@@ -48,6 +49,7 @@ __all__ = [
     "FlowWeighting",
     "ForwardModelMatching",
     "ImplicitScoreMatching",
+    "LearnedNoise",
     "LikelihoodScoreMatching",
     "LogNormalNoise",
     "LogUniformNoise",

@@ -6,7 +6,7 @@ the law also decides the variance of the gradient, so it is its own object.
 
 import math
 from abc import ABC, abstractmethod
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
@@ -27,7 +27,19 @@ class TimeLaw(ABC):
     ...         return torch.where(late, schedule.t_max, schedule.t_max / 2)
     >>> sorted(set(TwoTimes().sample(20, se.schedules.VP(), torch.Generator().manual_seed(0)).tolist()))
     [0.5, 1.0]
+
+    A law that learns from the losses, such as ``LearnedNoise``, sets ``learns``.
     """
+
+    learns: ClassVar[bool] = False  # True: training calls ``weights`` and ``observe``
+
+    def weights(self, t: Tensor, schedule: Schedule) -> Tensor:
+        """What the losses of times ``t[B]`` are multiplied by, ``[B]``."""
+        return torch.ones(len(t), dtype=torch.float64)
+
+    def observe(self, t: Tensor, losses: Tensor, schedule: Schedule) -> None:
+        """Learn from the losses ``[B]``, unweighted, of the times ``t[B]`` of the global batch."""
+        return
 
     @abstractmethod
     def sample(self, n: int, schedule: Schedule, generator: torch.Generator) -> Tensor:

@@ -15,6 +15,7 @@ from scoreexp.data import DataModule
 from scoreexp.denoisers import Denoiser
 from scoreexp.diagnostics.compression import calibration_set, compression_error, quantise, stored_bytes
 from scoreexp.diagnostics.estimates import usable_levels
+from scoreexp.diagnostics.forward_finetuning import finetune
 from scoreexp.metrics.score_error import LEVELS
 from scoreexp.runs.checkpoint_file import write_checkpoint
 from scoreexp.runs.directory import shown
@@ -40,6 +41,21 @@ def compress(cfg: DictConfig) -> Path:
         small = quantise(model, node, calibration, bits=cfg.bits, batch=cfg.batch_size)
     except ValueError as error:
         raise UserError(str(error)) from error
+    tuned = None
+    if cfg.finetune_steps:
+        seeds = range(cfg.seed, cfg.seed + cfg.n)
+        cond = labels_for(seeds, model.record, device=model.device)
+        samples = draw(model, sampler, seeds, cond=cond).x
+        tuned = finetune(
+            small,
+            samples,
+            cond,
+            teacher=model,
+            steps=cfg.finetune_steps,
+            batch=cfg.batch_size,
+            seed=cfg.seed,
+        )
+        small = tuned.model
     seeds = range(cfg.seed + cfg.n, cfg.seed + cfg.n + cfg.measured_on)  # not those of the calibration
     cond = labels_for(seeds, model.record, device=model.device)
     drawn, again = (draw(one, sampler, seeds, cond=cond).x for one in (model, small))
@@ -58,8 +74,14 @@ def compress(cfg: DictConfig) -> Path:
             "bytes": {"before": sizes[0], "after": sizes[1]},
             "relative squared error of the score": {f"{r:g}": e._asdict() for r, e in errors.items()},
             "rms difference of samples of the same seeds": apart,
+            "fine-tuning": None
+            if tuned is None
+            else {"steps": cfg.finetune_steps, "loss before": tuned.before, "loss after": tuned.after},
         },
     )
+    if tuned is not None:
+        kept = "" if tuned.after < tuned.before else ": no better, so the model is as quantised"
+        say_labelled("fine-tuning", f"loss {tuned.before:.4g} before, {tuned.after:.4g} after{kept}")
     say("noise level    relative squared error of the score, against the model before")
     for level, error in errors.items():
         say_labelled(f"{level:g}", f"{error.value:.3g} +- {error.error:.1g}")
