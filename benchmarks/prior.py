@@ -224,12 +224,14 @@ def pack(run: Path) -> None:
     record = checkpoint["scoreexp"]
     weights = {key: value.half().contiguous() for key, value in model_weights(checkpoint).items()}
     metrics = json.loads((run / "metrics.json").read_text())["metrics"]
+    begun = record["config"].get("init_from")
     card = {
         "model": {part: record["config"][part] for part in MODEL_PARTS},
         "event_shape": record["event_shape"],
         "parameters": sum(value.numel() for value in weights.values()),
         "recipe": "experiment=photo_prior",
         "steps": checkpoint["global_step"],
+        "steps_before": read_checkpoint(Path(begun))["global_step"] if begun else 0,
         "training_seconds": round(metrics["time/train"]),
         "machine": processor() + ", one thread",
         "levels": "sigma up to 0.5 of the range",

@@ -31,6 +31,7 @@ OF_ONE_STEP_SIZE = {
     "auto": "fitted to a model and its schedule before it samples, by descent: seconds each",
     "clamped_euler": "the published script's fixed g",
     "consistency": "of a model that maps to the end of a path, which a posterior mean is not",
+    "ddgan": "draws from a generator in the steps it was trained for",
     "langevin": "updates at one noise level",
     "mean_flow": "of a model of two times",
     "metropolis_hastings": "the same",
@@ -83,7 +84,7 @@ def samples(node, schedule, draws):
     return or_refused(lambda: sampler(OracleDenoiser(DATA, schedule), start, streams=streams).x)
 
 
-@every("sampler", without=["auto", "mean_flow"])
+@every("sampler", without=["auto", "mean_flow", "ddgan"])
 @pytest.mark.parametrize("schedule", SAMPLED.values(), ids=SAMPLED)
 def test_a_sampler_runs_on_its_own_grid_or_refuses(schedule, node):
     x = samples({**node, "grid": {**node["grid"], "steps": 5}}, schedule, draws=4)

@@ -76,6 +76,11 @@ def _show(key: str, value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
+_OF_THE_METHOD = (
+    "monitor.restorer.sampler."  # of images that are generated while training: the run's own sampler
+)
+
+
 def conditions(config: Mapping[str, Any]) -> dict[str, Any]:
     """What must agree for two results to be comparable: the data and the way they are measured, flat.
 
@@ -85,4 +90,8 @@ def conditions(config: Mapping[str, Any]) -> dict[str, Any]:
     data = flattened(config.get("data") or {}, "data.")
     measured = {key: value for key, value in data.items() if key.split(".")[1] not in _NOT_MEASURED}
     monitor = flattened((config.get("callbacks") or {}).get("monitor") or {}, "monitor.")
-    return measured | {key: value for key, value in monitor.items() if key not in _ONLY_SHOWN}
+    return measured | {
+        key: value
+        for key, value in monitor.items()
+        if key not in _ONLY_SHOWN and not key.startswith(_OF_THE_METHOD)
+    }
