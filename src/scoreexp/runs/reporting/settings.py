@@ -8,6 +8,7 @@ _NOT_MEASURED = {
     "batch_size", "num_workers", "augment", "rotation", "seed", "root", "cache", "download", "on_bad_image",
 }  # fmt: skip
 _ONLY_SHOWN = {"monitor.pictures", "monitor.intermediate", "monitor.shown_levels"}
+_OF_THE_METHOD = "monitor.restorer."  # operator and noise are conditions, what undoes them is not
 _NOT_SETTINGS = {"run_dir", "resume", "dry_run", "seed", "data.seed"} | {
     "callbacks.stop.mode", "callbacks.checkpoints.mode",  # follow from the metrics that are monitored
 }  # fmt: skip
@@ -74,11 +75,6 @@ def _show(key: str, value: Any) -> str:
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-_OF_THE_METHOD = (
-    "monitor.restorer.sampler."  # of images that are generated while training: the run's own sampler
-)
 
 
 def conditions(config: Mapping[str, Any]) -> dict[str, Any]:
