@@ -57,7 +57,7 @@ NOISES: dict[str, NoiseModel] = {
     "correlated, sigma 25/255, length 0.7": CorrelatedNoise(50 / 255, 0.7),
 }
 RESTORERS: dict[str, Callable[[NoiseModel], Restorer]] = {
-    "usual": usual_restorer,
+    "usual": lambda noise: usual_restorer(noise, 0),  # of a small picture
     "posterior_mean": lambda noise: serving(PosteriorMean(), noise),
     "posterior_mean, 8": lambda noise: serving(PosteriorMean(8), noise),
     "non_local_means": lambda noise: serving(NonLocalMeans(), noise),

@@ -9,9 +9,10 @@ Reference: B. Lim, S. Son, H. Kim, S. Nah, K. M. Lee, "Enhanced Deep Residual Ne
 2017, https://arxiv.org/abs/1707.02921, section 3.4 (the mean over turns and reflections).
 """
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from scoreexp.core.checked import checked
@@ -74,12 +75,22 @@ class PosteriorMean(Restorer):
         x_t, t = start_from_observation(model.schedule, y, sigma)
         mean, means = torch.zeros_like(y), [y]
         for i in range(self.evaluations):
-            x = _turned_back(model(_turned(x_t, i).contiguous(), batch_of(t, x_t), cond), i)
+            moved, inside = _moved(x_t, i, model.downsampling_factor)
+            x = _turned_back(model(_turned(moved, i).contiguous(), batch_of(t, x_t), cond), i)[inside]
             mean = mean + (x - mean) / (i + 1)
             means = [*means, mean][-max(keep, 1) :]
             if callback is not None:
                 callback(i + 1, self.evaluations, mean, x)
         return mean, means[-keep:] if keep else []
+
+
+def _moved(x: Tensor, i: int, factor: int) -> tuple[Tensor, Any]:
+    """``x`` moved for the ``i``-th evaluation, its sides still divisible by ``factor``; and the index of ``x`` in it."""
+    if i == 0 or factor == 1 or min(x.shape[-2:]) <= factor:
+        return x, ...
+    (height, width), top, left = x.shape[-2:], i % factor, 3 * i % factor
+    moved = F.pad(x, (left, -(width + left) % factor, top, -(height + top) % factor), mode="reflect")
+    return moved, (..., slice(top, top + height), slice(left, left + width))
 
 
 def _turned(x: Tensor, i: int) -> Tensor:
