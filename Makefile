@@ -36,7 +36,7 @@ prior: $(READY)  ## train the bundled prior again (PHOTOS, RUN: folders; TESTSET
 test: $(READY)  ## the fast test suite (under 5 minutes on 2 cores)
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
-test-integration: $(READY)  ## whole trainings, sweeps and notebooks (about 4 minutes on 2 cores)
+test-integration: $(READY)  ## whole trainings, sweeps and notebooks (about 6 minutes on 2 cores)
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m 'integration and not slow'
 
 test-slow: $(READY)  ## the slow tests that `make test` leaves out

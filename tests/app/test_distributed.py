@@ -33,6 +33,8 @@ from scoreexp.numerics.fokker_planck import ScorePrecomputation
 from scoreexp.system.processes import independent_launcher, is_first_process, require_all_processes
 from scoreexp.train import PROVIDED, SCHEMA
 
+pytestmark = pytest.mark.integration
+
 PATIENCE = 120  # seconds until a hang is a failure
 FIVE_PICTURES = ["data.crop=random", "data.crops=5", "data.crop_side=64"]
 # In double precision the order of a sum is worth 1e-16 of it, which Adam amplifies where a gradient is tiny (3e-9 was seen);

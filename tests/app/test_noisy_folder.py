@@ -17,6 +17,8 @@ from scoreexp.observations import GaussianNoise
 from scoreexp.restorers import Noise2Score
 from scoreexp.restorers.images import restore_pixels
 
+pytestmark = pytest.mark.integration
+
 SMALL = {
     "folder_noise2score": [
         "network.channels=16",

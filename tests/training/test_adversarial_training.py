@@ -23,6 +23,8 @@ from scoreexp.networks import MLP, Generator
 from scoreexp.objectives import DenoisingScoreMatching, DiscreteTime, X0Weighting
 from scoreexp.schedules import VP
 
+pytestmark = pytest.mark.integration
+
 SMALL = [
     "experiment=swiss_roll_ddgan", "network.network.width=16", "data.batch_size=16", "data.points=100",
     "callbacks.monitor.samples=20", "model.penalty_every=2",

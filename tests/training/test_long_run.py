@@ -11,6 +11,8 @@ import torch
 
 from scoreexp.app.commands.train import train
 
+pytestmark = pytest.mark.integration
+
 FILES = Path("/proc/self/fd")
 STEPS = (20, 40, 80)  # before the evaluation of that step; the first census imports what it touches
 

@@ -29,6 +29,8 @@ from scoreexp.train import PROVIDED, SCHEMA
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
 from test_data_files import write_celeba, write_cifar
 
+pytestmark = pytest.mark.integration
+
 EXPERIMENTS = sorted(
     path.stem
     for path in (conf_dir() / "experiment").glob("*_ours*.yaml")
