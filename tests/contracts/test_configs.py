@@ -190,4 +190,4 @@ def test_experiment_trains_two_steps(name, tmp_path):
     result = train(shrunk(composed("train", *overrides)))
     assert result.status == "finished"
     assert result.checkpoint.exists()
-    assert 0 <= result.metrics["val/ssim"] <= 1
+    assert -1 <= result.metrics["val/ssim"] <= 1
