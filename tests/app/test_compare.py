@@ -168,6 +168,7 @@ def test_composing_jobs_leaves_this_process_s_own_configuration_alone(tmp_path, 
     assert HydraConfig.instance().cfg is before
 
 
+@pytest.mark.integration
 def test_a_comparison_from_end_to_end_and_again(tmp_path, capfd):
     tiny = [o for o in TINY if o.startswith(("data.size", "sampler", "trainer"))]
     arguments = ["methods=[exact_score]", "sweep.seeds=[0]", f"overrides=[{','.join(map(repr, tiny))}]"]

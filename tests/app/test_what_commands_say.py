@@ -34,6 +34,8 @@ from scoreexp.runs.directory import new_folder
 from scoreexp.samplers import DDIM, UniformGrid
 from scoreexp.schedules import DDPM, VE, VP
 
+pytestmark = pytest.mark.integration
+
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
