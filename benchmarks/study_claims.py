@@ -13,9 +13,8 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from scipy import stats
-
 from benchmarks import krylov
+from benchmarks.cells import half_interval
 from benchmarks.pages import DOCS, write_table
 from benchmarks.study_claims_images import RESULT as IMAGES
 from benchmarks.study_claims_images import STAGES
@@ -124,11 +123,11 @@ def contribution(rows: list[dict[str, Any]], with_it: str, without: str, target:
             intervals += [row["interval"] for row in pair]
     if len(logs) < 2:
         return f"not measurable ({len(logs)} pairs of runs reached {target})"
-    mean, deviation = statistics.mean(logs), statistics.stdev(logs)
+    mean = statistics.mean(logs)
     if len(set(logs)) == 1:
         spread = f"in all {len(logs)} pairs"
     else:
-        half = float(stats.t.ppf(0.975, len(logs) - 1)) * deviation / math.sqrt(len(logs))
+        half = half_interval(logs)
         spread = (
             f"(95 % interval {math.exp(mean - half):.2f} to {math.exp(mean + half):.2f}, {len(logs)} pairs)"
         )

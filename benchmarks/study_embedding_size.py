@@ -28,8 +28,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from scipy import stats
-
+from benchmarks.cells import half_interval
 from benchmarks.pages import DOCS, write_table
 from benchmarks.study_claims import contribution, time_to
 from scoreexp.runs.reporting import find_runs
@@ -126,8 +125,7 @@ def difference(rows: Sequence[dict[str, Any]], settings: str, value: str) -> tup
         return None
     if len(found) == 1:
         return found[0], math.inf, 1
-    half = float(stats.t.ppf(0.975, len(found) - 1)) * statistics.stdev(found) / math.sqrt(len(found))
-    return statistics.mean(found), half, len(found)
+    return statistics.mean(found), half_interval(found), len(found)
 
 
 def verdict(found: tuple[float, float, int] | None) -> str:

@@ -13,7 +13,6 @@ docs/networks.md.
 """
 
 import argparse
-import json
 import statistics
 import time
 from functools import partial
@@ -24,13 +23,11 @@ import torch
 from torch import Tensor, nn
 
 import scoreexp as se
-from benchmarks.fokker_planck import describe_machine
-from benchmarks.pages import DOCS, write_table
+from benchmarks.cells import add_cell_options, cells_of, half_interval
 from benchmarks.small_images import DATA, Images, read_images
 from scoreexp.core.batch import Batch
 from scoreexp.core.streams import generator
 from scoreexp.objectives import DenoisingScoreMatching, EDMWeighting, LearnedNoise, LogNormalNoise, TimeLaw
-from scoreexp.system.json_files import write_json
 
 RESULT = Path(__file__).parent / "results" / "hypotheses.json"
 TABLE = "benchmarks.study_hypotheses"
@@ -113,13 +110,11 @@ def cell(arm: str, images: Images, seed: int, options: argparse.Namespace) -> di
 
 
 def verdict(differences: list[float]) -> str:
-    """In words: whether a mean relative difference exceeds its 95 % interval (Student's, two degrees for three seeds)."""
+    """In words: whether a mean relative difference exceeds its 95 % interval."""
     if len(differences) < 3:
         return "too few seeds"
-    quantile = {2: 4.303, 3: 3.182, 4: 2.776}.get(len(differences) - 1, 2.571)
-    reach = quantile * statistics.stdev(differences) / len(differences) ** 0.5
     mean = statistics.mean(differences)
-    if abs(mean) <= reach:
+    if abs(mean) <= half_interval(differences):
         return "no difference beyond the spread"
     return "lower loss" if mean < 0 else "higher loss"
 
@@ -152,7 +147,7 @@ def table(stored: dict[str, Any]) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--root", type=Path, help="folder that holds mnist/ and cifar10/")
+    add_cell_options(parser, RESULT, "networks.md")
     parser.add_argument("--data", choices=sorted(DATA), default="mnist")
     parser.add_argument(
         "--pool", type=int, default=2, help="sides of images are averaged down by this factor"
@@ -165,20 +160,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--lr", type=float, default=1e-3)
     parser.add_argument("--n", type=int, default=512, help="held-out images")
-    parser.add_argument("--json", type=Path, default=RESULT)
-    parser.add_argument(
-        "--table", action="store_true", help="write the table of docs/networks.md, run nothing"
-    )
     options = parser.parse_args(arguments)
-    stored = json.loads(options.json.read_text()) if options.json.exists() else {"rows": {}}
-    if options.table:
-        write_table(DOCS / "networks.md", TABLE, table(stored))
+    cells = cells_of(parser, options, ("seeds",), ("networks.md", TABLE, lambda rows: table({"rows": rows})))
+    if cells is None:
         return
-    if options.root is None:
-        parser.error("--root is needed: the folder that holds mnist/ and cifar10/")
-    settings = {k: v for k, v in vars(options).items() if k not in ("root", "seeds", "json", "table")}
-    if stored.get("settings", settings) != settings:
-        parser.error(f"{options.json} was made with other settings: give another file with --json")
     torch.set_num_threads(1)
     images = read_images(options.data, options.root, options.pool)
     for seed in options.seeds:
@@ -187,11 +172,7 @@ def main(arguments: list[str] | None = None) -> None:
         )  # other jobs on the machine slow down whoever runs beside them: seeds take turns
         for arm in (*ARMS[first:], *ARMS[:first]):
             key = f"{arm} {seed}"
-            if key not in stored["rows"]:
-                stored["rows"][key] = cell(arm, images, seed, options)
-                write_json(options.json, {"machine": describe_machine(), "settings": settings, **stored})
-            row = {k: v for k, v in stored["rows"][key].items() if k != "curve"}
-            print(f"{key}: {json.dumps(row)}", flush=True)
+            cells.measured(key, partial(cell, arm, images, seed, options))
 
 
 if __name__ == "__main__":

@@ -12,16 +12,15 @@ an interrupted study goes on where it was; ``--table`` writes the table of docs/
 """
 
 import argparse
-import json
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import scoreexp as se
-from benchmarks.fokker_planck import describe_machine
-from benchmarks.pages import DOCS, write_table
+from benchmarks.cells import add_cell_options, cells_of
 from benchmarks.small_images import (
     DATA,
     TARGETS,
@@ -38,7 +37,6 @@ from scoreexp.diagnostics.estimates import Estimate, mean_of
 from scoreexp.diagnostics.fields import denoised, noisy
 from scoreexp.metrics.distribution import memorisation
 from scoreexp.samplers import Heun, KarrasGrid, draw
-from scoreexp.system.json_files import write_json
 
 RESULT = Path(__file__).parent / "results" / "memorisation.json"
 TABLE = "benchmarks.study_memorisation"
@@ -115,7 +113,7 @@ def table(rows: dict[str, Any]) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--root", type=Path, help="folder that holds mnist/ and cifar10/")
+    add_cell_options(parser, RESULT, "diagnostics.md")
     parser.add_argument("--data", nargs="+", choices=sorted(DATA), default=["mnist", "cifar10"])
     parser.add_argument("--sizes", nargs="+", default=["100", "1000", "10000", "all"])
     parser.add_argument("--targets", nargs="+", choices=TARGETS, default=list(TARGETS))
@@ -124,34 +122,17 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--samples", type=int, default=256)
     parser.add_argument("--sampler-steps", type=int, default=18)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", type=Path, default=RESULT)
-    parser.add_argument(
-        "--table", action="store_true", help="write the table of docs/diagnostics.md, run nothing"
-    )
     options = parser.parse_args(arguments)
-    stored = json.loads(options.json.read_text()) if options.json.exists() else {"rows": {}}
-    if options.table:
-        write_table(DOCS / "diagnostics.md", TABLE, table(stored["rows"]))
+    cells = cells_of(parser, options, ("data", "sizes", "targets"), ("diagnostics.md", TABLE, table))
+    if cells is None:
         return
-    if options.root is None:
-        parser.error("--root is needed: the folder that holds mnist/ and cifar10/")
-    settings = {
-        k: v
-        for k, v in vars(options).items()
-        if k not in ("root", "data", "sizes", "targets", "json", "table")
-    }
-    if stored.get("settings", settings) != settings:
-        parser.error(f"{options.json} was made with other settings: give another file with --json")
     for data in options.data:
         images = read_images(data, options.root, options.pool)
         for name in options.sizes:
             size = len(images.train) // 2 if name == "all" else int(name)
             for target in options.targets:
                 key = f"{data} {name} {target}"
-                if key not in stored["rows"]:
-                    stored["rows"][key] = cell(images, size, target, options)
-                    write_json(options.json, {"machine": describe_machine(), "settings": settings, **stored})
-                print(f"{key}: {json.dumps(stored['rows'][key])}", flush=True)
+                cells.measured(key, partial(cell, images, size, target, options))
 
 
 if __name__ == "__main__":

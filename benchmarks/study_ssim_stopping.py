@@ -12,9 +12,9 @@ of docs/diagnostics.md.
 """
 
 import argparse
-import json
 import math
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,7 @@ import torch
 from torch import Tensor
 
 import scoreexp as se
-from benchmarks.fokker_planck import describe_machine
-from benchmarks.pages import DOCS, write_table
+from benchmarks.cells import add_cell_options, cells_of
 from benchmarks.small_images import (
     DATA,
     Images,
@@ -39,7 +38,6 @@ from scoreexp.diagnostics.likelihood_levels import likelihood_by_level
 from scoreexp.diagnostics.stopping import compare_stopping
 from scoreexp.lit.callbacks.population import EDGES
 from scoreexp.metrics import ssim
-from scoreexp.system.json_files import write_json
 
 RESULT = Path(__file__).parent / "results" / "ssim_stopping.json"
 TABLE = "benchmarks.study_ssim_stopping"
@@ -114,7 +112,7 @@ def table(rows: dict[str, Any]) -> str:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--root", type=Path, help="folder that holds mnist/ and cifar10/")
+    add_cell_options(parser, RESULT, "diagnostics.md")
     parser.add_argument("--data", nargs="+", choices=sorted(DATA), default=["mnist", "cifar10"])
     parser.add_argument("--sizes", type=int, nargs="+", default=[100, 1000, 10000])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
@@ -122,32 +120,16 @@ def main(arguments: list[str] | None = None) -> None:
     add_model_options(parser)
     parser.add_argument("--evaluations", type=int, default=40, help="at steps spaced by equal factors")
     parser.add_argument("--n", type=int, default=512, help="held-out images")
-    parser.add_argument("--json", type=Path, default=RESULT)
-    parser.add_argument(
-        "--table", action="store_true", help="write the table of docs/diagnostics.md, run nothing"
-    )
     options = parser.parse_args(arguments)
-    stored = json.loads(options.json.read_text()) if options.json.exists() else {"rows": {}}
-    if options.table:
-        write_table(DOCS / "diagnostics.md", TABLE, table(stored["rows"]))
+    cells = cells_of(parser, options, ("data", "sizes", "seeds"), ("diagnostics.md", TABLE, table))
+    if cells is None:
         return
-    if options.root is None:
-        parser.error("--root is needed: the folder that holds mnist/ and cifar10/")
-    settings = {
-        k: v for k, v in vars(options).items() if k not in ("root", "data", "sizes", "seeds", "json", "table")
-    }
-    if stored.get("settings", settings) != settings:
-        parser.error(f"{options.json} was made with other settings: give another file with --json")
     for data in options.data:
         images = read_images(data, options.root, options.pool)
         for size in options.sizes:
             for seed in options.seeds:
                 key = f"{data} {size} {seed}"
-                if key not in stored["rows"]:
-                    stored["rows"][key] = cell(images, size, seed, options)
-                    write_json(options.json, {"machine": describe_machine(), "settings": settings, **stored})
-                row = {k: v for k, v in stored["rows"][key].items() if k != "curve"}
-                print(f"{key}: {json.dumps(row)}", flush=True)
+                cells.measured(key, partial(cell, images, size, seed, options))
 
 
 if __name__ == "__main__":
