@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from scoreexp.core.checked import checked
 from scoreexp.core.types import NonNegativeFloat, PositiveFloat, PositiveInt, ProbabilityBelowOne
+from scoreexp.optimizers.closure import evaluated
 
 _NEGLIGIBLE = 1e-7
 _QUINTIC = (3.4445, -4.7750, 2.0315)  # steep at 0, so that five iterations bring singular values near 1
@@ -92,10 +93,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = evaluated(closure)
         for group in self.param_groups:
             trained = [p for p in group["params"] if p.grad is not None]
             (self._muon if group["kind"] == "muon" else self._adam)(group, trained)

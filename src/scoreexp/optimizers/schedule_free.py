@@ -21,6 +21,7 @@ from torch import nn
 
 from scoreexp.core.checked import checked
 from scoreexp.core.types import NonNegativeFloat, OpenProbability, PositiveFloat, ProbabilityBelowOne
+from scoreexp.optimizers.closure import evaluated
 
 
 class ScheduleFreeAdam(torch.optim.Optimizer):
@@ -64,10 +65,7 @@ class ScheduleFreeAdam(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = evaluated(closure)
         for group in self.param_groups:
             lr, (beta1, beta2) = group["lr"], group["betas"]
             group["step"] += 1

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from scoreexp.core.checked import checked
 from scoreexp.core.types import NonNegativeFloat, PositiveFloat, PositiveInt, ProbabilityBelowOne
+from scoreexp.optimizers.closure import evaluated
 
 
 class SOAP(torch.optim.Optimizer):
@@ -71,10 +72,7 @@ class SOAP(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        loss = evaluated(closure)
         for group in self.param_groups:
             for p in group["params"]:
                 if p.grad is not None:

@@ -22,6 +22,7 @@ from scoreexp.denoisers import DenoiserBase
 from scoreexp.observations import Observation
 from scoreexp.restorers.base import Callback, Restorer
 from scoreexp.restorers.by_sampling import noise_level_of
+from scoreexp.restorers.tiling import mirror_to_multiple
 from scoreexp.samplers.base import batch_of
 from scoreexp.samplers.starts import start_from_observation
 
@@ -89,7 +90,7 @@ def _moved(x: Tensor, i: int, factor: int) -> tuple[Tensor, Any]:
     if i == 0 or factor == 1 or min(x.shape[-2:]) <= factor:
         return x, ...
     (height, width), top, left = x.shape[-2:], i % factor, 3 * i % factor
-    moved = F.pad(x, (left, -(width + left) % factor, top, -(height + top) % factor), mode="reflect")
+    moved = mirror_to_multiple(F.pad(x, (left, 0, top, 0), mode="reflect"), factor)
     return moved, (..., slice(top, top + height), slice(left, left + width))
 
 

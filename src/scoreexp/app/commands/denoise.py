@@ -13,7 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
 from scoreexp import prior
-from scoreexp.api.denoise import GIVEN, chosen_restorer, estimated, judged, name_of
+from scoreexp.api.denoise import GIVEN, Judgement, chosen_restorer, estimated, judged, name_of
 from scoreexp.app.picture_files import (
     input_and_output,
     output_folder,
@@ -302,18 +302,27 @@ def _denoise_file(task: Task, source: Path, target: Path) -> Denoised:
     return Denoised(source, target, sigma, {
         "input": str(source),
         "output": str(target),
-        "noise": {"kind": type(noise).__name__, **noise.parameters()},
-        "noise_in_words": str(noise),
         "sigma": sigma,
+        **facts(found, restorer, judgement, restored.nfe, restored.seconds),
+    })  # fmt: skip
+
+
+def facts(
+    found: Estimate, restorer: Restorer, judgement: Judgement, nfe: int, seconds: float
+) -> dict[str, Any]:
+    """What the JSON file says of an image, or of a page of a scan."""
+    return {
+        "noise": {"kind": type(found.noise).__name__, **found.noise.parameters()},
+        "noise_in_words": str(found.noise),
         "trust": found.trust,
         "why": found.why,
         "restorer": name_of(restorer),
-        "nfe": restored.nfe,
-        "seconds": restored.seconds,
+        "nfe": nfe,
+        "seconds": seconds,
         "residual": None if judgement.residual is None else judgement.residual._asdict(),
         "psnr": judgement.psnr,
-            "psnr_by": judgement.by,
-    })  # fmt: skip
+        "psnr_by": judgement.by,
+    }
 
 
 def residual(noisy: np.ndarray, clean: np.ndarray) -> np.ndarray:

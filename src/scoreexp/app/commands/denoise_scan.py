@@ -5,8 +5,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from scoreexp.api.denoise import GIVEN, Judgement, judged, name_of
-from scoreexp.app.commands.denoise import Denoised, Task, level, noise_of, residual
+from scoreexp.api.denoise import GIVEN, SMALLEST, Judgement, judged, name_of
+from scoreexp.app.commands.denoise import Denoised, Task, facts, level, noise_of, residual
 from scoreexp.app.picture_files import require_absent
 from scoreexp.app.progress import StepProgress
 from scoreexp.app.terminal import say, say_labelled
@@ -95,7 +95,6 @@ def denoise_scan(task: Task, source: Path, target: Path) -> Denoised:
 
         comparison([before, after, residual(before, after)], ["noisy", "denoised", "removed"], strip)
         say_labelled("comparison", shown(strip))
-    noise, judgement = result.noise, result.judgement
     values: dict[str, Any] = {
         "input": str(source),
         "output": str(target),
@@ -103,16 +102,7 @@ def denoise_scan(task: Task, source: Path, target: Path) -> Denoised:
         "volume": bool(cfg.volume),
         "range": {"low": low, "high": high, "unit": scan.unit, "values_outside_kept": scan.windowed},
         "page": number + 1,  # to which the following values belong
-        "noise": {"kind": type(noise.noise).__name__, **noise.noise.parameters()},
-        "noise_in_words": str(noise.noise),
-        "trust": noise.trust,
-        "why": noise.why,
-        "restorer": name_of(result.restorer),
-        "nfe": result.nfe,
-        "seconds": result.seconds,
-        "residual": None if judgement.residual is None else judgement.residual._asdict(),
-        "psnr": judgement.psnr,
-        "psnr_by": judgement.by,
+        **facts(result.noise, result.restorer, result.judgement, result.nfe, result.seconds),
         "levels": result.levels,
     }
     return Denoised(source, target, rms, values)
@@ -251,7 +241,7 @@ def _as_volume(task: Task, scan: Scan) -> _Result:
     clean = total / count
     observation = Observation(as_observed(cube), Identity(), found.noise)
     judgement = Judgement(
-        check_residual(observation, as_observed(clean)) if min(cube.shape[:2]) >= 8 else None
+        check_residual(observation, as_observed(clean)) if min(cube.shape[:2]) >= SMALLEST else None
     )
     pages = np.moveaxis(clean, -1, 0)[..., None]
     levels: list[float | None] = [level(found.noise, clean)] * bands
