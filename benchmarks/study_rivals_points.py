@@ -40,7 +40,15 @@ from scoreexp.data import SwissRoll
 from scoreexp.denoisers.denoiser import DenoiserBase, OracleDenoiser
 from scoreexp.metrics import sliced_wasserstein
 from scoreexp.metrics.score_error import LEVELS, ExactScores, exact_scores, score_errors
-from scoreexp.samplers import ConsistencySampler, DPMSolverPP, KarrasGrid, Sampler, TimeGrid, draw
+from scoreexp.samplers import (
+    ConsistencySampler,
+    DPMSolverPP,
+    KarrasGrid,
+    MeanFlowSampler,
+    Sampler,
+    TimeGrid,
+    draw,
+)
 from scoreexp.schedules import DDPM, EDM, FlowMatching, Schedule
 from scoreexp.system.json_files import read_json, write_json
 from scoreexp.system.machine import processor
@@ -57,10 +65,8 @@ _ALL = (
     "callbacks.checkpoints.every_n_steps=1000000000", "trainer.accelerator=cpu", "trainer.max_steps=1000000000",
     "trainer.val_check_interval=1000000000",
 )  # fmt: skip
-_EDM = (
-    "schedule=edm", "precond=edm", "precond.sigma_data=0.35", "time_law=log_normal", "time_law.mean=-2.0",
-    "time_law.std=1.5",
-)  # fmt: skip
+_LEVELS = ("time_law=log_normal", "time_law.mean=-2.0", "time_law.std=1.5")
+_EDM = ("schedule=edm", "precond=edm", "precond.sigma_data=0.35", *_LEVELS)
 
 
 @dataclass(frozen=True)
@@ -72,7 +78,7 @@ class Rival:
         overrides: of ``conf/train.yaml``; ``{steps}`` is the number of steps that the seconds will be enough for, ``{NAME}``
             the checkpoint of the rival of that name and the same seed, such as a teacher's, which comes before.
         sampler: of a grid.
-        has_score: the model is a posterior mean.
+        has_score: the model is the posterior mean of independent noise.
     """
 
     label: str
@@ -84,6 +90,8 @@ class Rival:
 RIVALS = {
     "eps": Rival("noise (DDPM)", ()),
     "v": Rival("velocity v", ("precond=v", "objective=v")),
+    "eps_levels": Rival("noise, EDM's levels", _LEVELS),
+    "v_levels": Rival("velocity v, EDM's levels", ("precond=v", "objective=v", *_LEVELS)),
     "x0": Rival("clean data x_0", ("precond=x0", "objective=x0")),
     "score": Rival("score", ("precond=score", "objective=score")),
     "min_snr": Rival("min-SNR, of v", ("precond=v", "objective=min_snr")),
@@ -105,12 +113,37 @@ RIVALS = {
             "+objective.weighting.sigma_data=0.35",
         ),
     ),
+    "vdm": Rival("variational bound, learned schedule", ("recipe=vdm", "objective.levels=null")),
     "flow": Rival("flow matching", ("recipe=flow",)),
-    "ot_flow": Rival("flow matching, optimal transport", ("recipe=ot_flow",)),
+    "flow_levels": Rival("flow matching, EDM's levels", ("recipe=flow", *_LEVELS)),
+    "ot_flow": Rival("flow matching, optimal transport", ("recipe=ot_flow",), has_score=False),
+    "reflow": Rival(
+        "reflow, of the row flow matching, EDM's levels",
+        (
+            "recipe=reflow",
+            "objective.teacher.path='{flow_levels}'",
+            "objective.together=1000",
+            *_LEVELS,
+        ),
+        has_score=False,
+    ),
+    "mean_flow": Rival("MeanFlow", ("recipe=mean_flow", "network=mlp_two_times"), sampler=MeanFlowSampler),
     "consistency": Rival(
         "consistency training",
         (
             "recipe=consistency",
+            "precond.sigma_data=0.35",
+            "time_law.mean=-1.5",
+            "objective.training_steps={steps}",
+        ),
+        sampler=ConsistencySampler,
+        has_score=False,
+    ),
+    "consistency_tuning": Rival(
+        "consistency tuning, of the row EDM",
+        (
+            "recipe=consistency_tuning",
+            "init_from='{edm}'",
             "precond.sigma_data=0.35",
             "time_law.mean=-1.5",
             "objective.training_steps={steps}",
@@ -168,19 +201,17 @@ def cell(name: str, seed: int, seconds: float, samples: int, work: Path) -> dict
     stored = work / f"{name}_{seed}.json"
     if stored.exists():
         return read_json(stored)
-    rival, filled = (
-        RIVALS[name],
-        {other: work / f"{other}_{seed}" / "checkpoints" / "last.ckpt" for other in RIVALS},
-    )
-    wanted = " ".join(rival.overrides)
-    if "{steps}" in wanted:  # how many steps the seconds are enough for
-        trial = max(seconds / 10, 0.01)
-        tried = [override.replace("{steps}", "1000") for override in rival.overrides]
-        _, steps, _ = run(tried, seed, trial, work / f"{name}_{seed}_trial")
-        filled |= {"steps": max(1, round(steps * seconds / trial))}
+    rival = RIVALS[name]
     overrides = list(rival.overrides)
-    for key, value in filled.items():
-        overrides = [override.replace(f"{{{key}}}", str(value)) for override in overrides]
+    for other in RIVALS:
+        checkpoint = work / f"{other}_{seed}" / "checkpoints" / "last.ckpt"
+        overrides = [override.replace(f"{{{other}}}", str(checkpoint)) for override in overrides]
+    if any("{steps}" in override for override in overrides):  # how many steps the seconds are enough for
+        trial = max(seconds / 10, 0.01)
+        tried = [override.replace("{steps}", "1000") for override in overrides]
+        _, steps, _ = run(tried, seed, trial, work / f"{name}_{seed}_trial")
+        wanted = max(1, round(steps * seconds / trial))
+        overrides = [override.replace("{steps}", str(wanted)) for override in overrides]
     load = os.getloadavg()[0]
     checkpoint, steps, used = run(overrides, seed, seconds, work / f"{name}_{seed}")
     row = {
