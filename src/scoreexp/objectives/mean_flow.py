@@ -56,7 +56,7 @@ class MeanFlow(Objective):
     """``loss = mean |u - target|^2 / (mean |u - target|^2 + c)^p``, the denominator without a gradient.
 
     For a network of two times on ``schedule=flow_matching``. ``s`` is ``t`` but for a ``share`` of the samples; there it is
-    the smaller, and ``t`` the larger, of the training time and a second draw, named by the noise. Those samples cost one
+    the smaller, and ``t`` the larger, of the training time and a second draw. Those samples cost one
     more evaluation with its derivative. Called with one time the trained model is that of flow matching, so likelihoods and
     the samplers of a flow apply; ``sampler=mean_flow`` uses both times.
 
@@ -103,12 +103,9 @@ class MeanFlow(Objective):
 
     def _two_times(self, model: DenoiserBase, t: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """``t`` and ``s``, ``[B]`` each."""
-        times = []
-        for one, own in zip(noise, t, strict=True):
-            draws = generator("second time", noise_name(one))
-            apart = torch.rand((), generator=draws) < self.share
-            times.append(self.law.sample(1, model.schedule, draws)[0] if apart else own)
-        other = torch.stack(times)
+        draws = generator("second time", noise_name(noise))
+        apart = torch.rand(len(t), generator=draws) < self.share
+        other = torch.where(apart, self.law.sample(len(t), model.schedule, draws), t)
         return torch.maximum(t, other), torch.minimum(t, other)
 
     def error(self, model: DenoiserBase, batch: Batch, t: Tensor, s: Tensor, noise: Tensor) -> Tensor:
