@@ -61,10 +61,11 @@ class SpeechMonitor(Monitor):
             name: ScaleInvariantSignalDistortionRatio() for name in ("val/si_sdr", "val/si_sdr_noisy")
         }
 
-    def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        data = trainer.datamodule  # type: ignore[attr-defined]
-        if not isinstance(data, Speech):
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if not isinstance(trainer.datamodule, Speech):  # type: ignore[attr-defined]
             raise DataError("callbacks.monitor restores speech: set data=speech, or callbacks=restoration")
+
+    def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         for metric in self.metrics.values():
             metric.to(pl_module.device).reset()
 
