@@ -7,7 +7,6 @@ beside the Wiener filter that is told the spectrum of the noise. ``--doc`` write
 
 import argparse
 import ctypes
-import resource
 import statistics
 import subprocess
 import sys
@@ -169,30 +168,26 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True, help="of the speech and the run")
     parser.add_argument("--sentences", type=int, default=200)
     parser.add_argument("--recordings", type=int, default=6, help="that are restored")
-    parser.add_argument("--steps", type=int, default=1200)
+    parser.add_argument("--ckpt", type=Path, help="of an earlier run on this speech, instead of training")
     parser.add_argument("--json", type=Path, default=Path(__file__).parent / "results" / "speech.json")
     parser.add_argument("--doc", action="store_true", help="write the table into docs/restoration.md")
     options = parser.parse_args()
     cells = Cells(options.json)
-    cells.require_settings(parser, options, ("folder", "json", "doc"))
+    cells.require_settings(parser, options, ("folder", "ckpt", "json", "doc"))
     torch.set_num_threads(1)
 
     def cell() -> dict[str, object]:
         make_speech(options.folder / "train", TRAINED, options.sentences)
         recordings = make_speech(options.folder / "test", HELD_OUT, options.recordings)
-        run = options.folder / f"run_{options.steps}"
-        arguments = [
-            "experiment=speech_ouve",
-            f"data.root={options.folder / 'train'}",
-            f"trainer.max_steps={options.steps}",
-            f"trainer.val_check_interval={options.steps // 2}",
-            "trainer.accelerator=cpu",
-            f"run_dir={run}",
-        ]
-        subprocess.run([sys.executable, "-m", "scoreexp.train", *arguments], check=True)
-        trained = resource.getrusage(resource.RUSAGE_CHILDREN)
-        rows = measure(load(run / "checkpoints" / "best.ckpt"), recordings)
-        return {"training_cpu_seconds": trained.ru_utime + trained.ru_stime, "rows": rows}
+        ckpt = options.ckpt
+        if ckpt is None:
+            run = options.folder / "run"
+            arguments = [f"data.root={options.folder / 'train'}", "trainer.accelerator=cpu", f"run_dir={run}"]
+            subprocess.run(
+                [sys.executable, "-m", "scoreexp.train", "experiment=speech_ouve", *arguments], check=True
+            )
+            ckpt = run / "checkpoints" / "best.ckpt"
+        return {"rows": measure(load(ckpt), recordings)}
 
     found = cells.measured("speech_ouve", cell)
     print(table(found["rows"]))

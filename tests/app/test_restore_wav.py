@@ -7,6 +7,7 @@ import pytest
 from conftest import composed
 from scipy.io import wavfile
 
+from scoreexp.app.commands.evaluate import evaluate
 from scoreexp.app.commands.restore import restore
 from scoreexp.app.commands.train import train
 from scoreexp.app.launch import run_app
@@ -74,6 +75,12 @@ def test_a_run_on_speech_restores_recordings_and_keeps_their_format(run, tmp_pat
     assert "stereo.wav has 2 channels" in capsys.readouterr().out
     with pytest.raises(UserError, match="exists: add overwrite=true"):
         restore(asked(tmp_path / "in", run.checkpoint, f"output={tmp_path / 'out'}"))
+
+
+@pytest.mark.integration
+def test_evaluate_says_what_measures_speech(run):
+    with pytest.raises(UserError, match=r"restores speech: its quality is given by restore"):
+        evaluate(composed("evaluate", f"ckpt={run.checkpoint}", "device=cpu"))
 
 
 def test_what_speech_does_not_take_is_said_in_a_line(tmp_path, capsys):
