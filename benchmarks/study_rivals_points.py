@@ -132,6 +132,7 @@ RIVALS = {
         "consistency training",
         (
             "recipe=consistency",
+            "objective.last=20",
             "precond.sigma_data=0.35",
             "time_law.mean=-1.5",
             "objective.training_steps={steps}",
@@ -143,6 +144,7 @@ RIVALS = {
         "consistency tuning, of the row EDM",
         (
             "recipe=consistency_tuning",
+            "objective.stages=4",
             "init_from='{edm}'",
             "precond.sigma_data=0.35",
             "time_law.mean=-1.5",
