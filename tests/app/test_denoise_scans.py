@@ -58,6 +58,30 @@ def test_each_page_is_an_image_and_one_without_noise_is_kept(tmp_path, capsys):
         denoise(asked(tmp_path / "a.npy", "restorer=tv", "sigma=0.1"))
 
 
+def test_noise_that_is_fainter_than_the_prior_knows_is_refused_alike_in_scans_and_pictures(tmp_path):
+    text = r"the noise, 0\.001 of the range, is fainter than 0\.005.*restorer=non_local_means.*window="
+    np.save(tmp_path / "a.npy", cube(1)[0])
+    write_image(tmp_path / "a.png", Picture(cube(1)[0][..., None] / np.float32(65535)))
+    for name in ("a.npy", "a.png"):
+        for noise in (["sigma=0.001"], ["noise=correlated", "noise.sigma=0.002", "noise.length=1"]):
+            with pytest.raises(ValueError, match=text):
+                denoise(asked(tmp_path / name, *noise))
+    with pytest.raises(ValueError, match=text):
+        se.denoise(np.full((24, 20), 0.5), sigma=0.001)
+
+
+def test_a_scan_and_a_picture_of_the_same_values_have_the_same_result(tmp_path):
+    y = np.clip(
+        cube(1, 64, 64)[0] / np.float32(65535) - 0.3, 0, 1
+    )  # much of it black, where its noise is clipped
+    np.save(tmp_path / "a.npy", y)
+    write_image(tmp_path / "b.tif", Picture(y[..., None], bit_depth=32))
+    made = [denoise(asked(tmp_path / name, "sigma=0.1"))[0] for name in ("a.npy", "b.tif")]
+    assert made[0].values["restorer"] == made[1].values["restorer"]
+    assert "without the bias of clipping at black" in made[0].values["restorer"]
+    np.testing.assert_allclose(np.load(made[0].target), tifffile.imread(made[1].target), atol=1e-6)
+
+
 def test_dead_pixels_of_a_page_and_of_a_volume_are_filled_in(tmp_path):
     values = cube(3, sigma=0.02)
     dead = np.zeros(values.shape[1:], bool)

@@ -37,7 +37,7 @@ from scoreexp.restorers import (
 from scoreexp.restorers.dead_pixels import fill, restore_around
 from scoreexp.restorers.filtering import ImageFilter
 from scoreexp.restorers.images import RestoredPixels, Tiles, as_observed, restore_pixels
-from scoreexp.restorers.usual import serving, usual_restorer
+from scoreexp.restorers.usual import require_known_level, serving, usual_restorer
 from scoreexp.samplers import Sampler, label_of_observed
 from scoreexp.samplers.labels import Label
 
@@ -243,6 +243,7 @@ def chosen_restorer(
     else:
         height, width = pixels.shape[:2]
         chosen = declipped(usual_restorer(noise, height * width), noise, pixels)
+    require_known_level(chosen, noise, model)
     return chosen
 
 
