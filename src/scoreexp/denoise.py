@@ -7,9 +7,8 @@ from scoreexp.app.early_checks import require_device_name, require_input, requir
 from scoreexp.core.callable_module import make_callable
 
 SCHEMA = {
-    "ckpt": "str | None",
+    **dict.fromkeys(("ckpt", "output", "dead"), "str | None"),
     "input": "str",
-    "output": "str | None",
     "sigma": "PositiveFloat | Literal['auto'] | None",
     "label": "NonNegativeInt | Literal['none'] | None",
     "white_level": "PositiveInt | None",

@@ -230,6 +230,84 @@ def test_what_sees_its_centre_gains_from_it_where_the_noise_is_white():
     assert exact < 0.9 * blind
 
 
+class LinearSeeing(LinearBlind):
+    """A blind kernel, and one of 5 x 5 weights with its centre that shares none of them."""
+
+    def __init__(self):
+        super().__init__()
+        self.whole = nn.Parameter(torch.zeros(25).double())
+
+    def forward(self, x, c_noise=None, cond=None):
+        return sum(w * x.roll((-i, -j), (-2, -1)) for w, (i, j) in zip(self.whole, WINDOW, strict=True))
+
+
+WINDOW = [*OFFSETS, (0, 0)]
+
+
+def invariance_optimum(of_signal, of_noise, blind, cell, weight):
+    """The kernel that minimises C-BSN's loss beyond its blind part, its error against the signal, ``y - g`` and ``D``.
+
+    Residuals are Gaussian, so that means of magnitudes are standard deviations: with ``b`` what the blind function says on a
+    lattice of every ``cell``-th pixel, ``sd(f y - y) + weight sd(f y - b)``. Its optimum lies between ``y`` itself and the
+    best prediction ``g`` of ``b`` from the window, whose error has the variance ``E``. With ``D = Var(y - g y)`` the share
+    ``a`` of ``y`` is that of ``(1 - a) sqrt(D) + weight sqrt(E + a^2 D)`` without slope: ``a^2 = E / (D (weight^2 - 1))``.
+    """
+    covariance = of_signal + of_noise
+    at = lambda table, i, j: table[i % len(table), j % len(table)]  # noqa: E731
+    among = torch.stack(
+        [torch.stack([at(covariance, a[0] - b[0], a[1] - b[1]) for b in WINDOW]) for a in WINDOW]
+    )
+    sparse = [(cell * i, cell * j) for i, j in OFFSETS]
+    with_blind = sum(
+        w * torch.stack([at(covariance, a[0] - i, a[1] - j) for a in WINDOW])
+        for w, (i, j) in zip(blind, sparse, strict=True)
+    )
+    of_blind = sum(
+        v * w * at(covariance, a[0] - b[0], a[1] - b[1])
+        for v, a in zip(blind, sparse, strict=True)
+        for w, b in zip(blind, sparse, strict=True)
+    )
+    own = torch.zeros(25).double()
+    own[-1] = 1
+    guess = torch.linalg.solve(among, with_blind)
+    left = of_blind - guess @ with_blind
+    apart = (own - guess) @ among @ (own - guess)
+    kernel = guess + (left / (apart * (weight**2 - 1))).sqrt() * (own - guess)
+    with_signal = torch.stack([at(of_signal, i, j) for i, j in WINDOW])
+    error = float(of_signal[0, 0] - 2 * kernel @ with_signal + kernel @ among @ kernel)
+    return kernel, error, own - guess, apart
+
+
+@pytest.mark.parametrize(("blur", "stride"), [(0.0, 1), (0.8, 2)])
+def test_the_full_invariance_loss_has_the_exact_optimum_of_a_gaussian_field(blur, stride):
+    """Of sub-samples that are one lattice; those of a random pixel in each cell mix Gaussian laws."""
+    signal, noise, of_signal, of_noise = fields(length=4.0, blur=blur, size=60, many=20)
+    y = signal + noise
+    blind, of_the_blind = blind_optimum(of_signal, of_noise, stride)
+    kernel, error, away, apart = invariance_optimum(of_signal, of_noise, blind, cell=2, weight=2.0)
+    network, objective = LinearSeeing(), DownsampledInvariance(stride=stride, ramp=1, window=None)
+    objective.calls.fill_(1)
+    order = torch.arange(3600).reshape(60, 60).double().expand_as(y)  # the first pixel of each cell
+    slopes = []
+    for weights, whole in ((blind, kernel), (torch.zeros(24), torch.zeros(25))):
+        with torch.no_grad():
+            network.weights.copy_(weights)
+            network.whole.copy_(whole)
+        loss = objective(model_of(network, NoScale()), Batch(y=y), at(y), order).mean()
+        slopes.append(torch.autograd.grad(loss, [network.weights, network.whole]))
+    for at_optimum, elsewhere in zip(*slopes, strict=True):
+        assert at_optimum.norm() < 0.06 * elsewhere.norm()
+    of_one_term = (2 / torch.pi * apart).sqrt()  # of the two whose slopes towards y cancel
+    assert abs(slopes[0][1] @ away) < 0.05 * of_one_term
+    with torch.no_grad():
+        network.whole.copy_(kernel)
+        found = float((network(y) - signal).square().mean())
+    assert found == pytest.approx(error, rel=0.08)
+    assert (error < of_the_blind) == (blur > 0), (
+        "of white noise the loss leaves more than the blind function does"
+    )
+
+
 def test_the_invariance_loss_is_that_of_the_module():
     y, order = normal(2, 1, 12, 12), normal(2, 1, 12, 12, seed=1)
     network = LinearBlind()

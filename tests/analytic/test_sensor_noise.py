@@ -21,7 +21,6 @@ from scoreexp.observations import (
     at_gain,
     calibrate,
     estimate_stripes,
-    find_dead_pixels,
     fit_noise_proxy,
     load_proxy,
     photon_transfer,
@@ -247,19 +246,6 @@ def test_lines_are_taken_off_before_what_serves_the_other_noise():
     plain = Observation(observation.y, Identity(), GaussianNoise(0.1))
     made = [restorer(plain, streams=ImageStreams([0])).x for restorer in (Destriped(TV()), TV())]
     assert torch.equal(*made)
-
-
-def test_dead_pixels_are_found_band_by_band_and_noise_is_not_taken_for_them():
-    noisy = 0.1 * normal(2, 300, 300)
-    assert int(find_dead_pixels(noisy, 0.1).sum()) <= 1
-    dead = torch.zeros(2, 300, 300, dtype=torch.bool)
-    dead[0, 3::37, 5::41] = dead[1, 11::53, 7::47] = True
-    found = find_dead_pixels(torch.where(dead, 1.5, noisy), 0.1)
-    assert (found & dead).sum() == dead.sum()
-    assert (found & ~dead).sum() <= 1
-    operator = DeadPixels(dead)
-    for back in (operator.pinv, operator.adjoint):
-        assert torch.equal(back(operator(noisy[None]))[0], noisy.masked_fill(dead, 0.0))
 
 
 @pytest.mark.parametrize(

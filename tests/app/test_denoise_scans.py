@@ -13,7 +13,7 @@ from scoreexp.app.commands.denoise import denoise
 from scoreexp.app.commands.train import train
 from scoreexp.core.errors import UserError
 from scoreexp.core.streams import ImageStreams
-from scoreexp.data.image_io import write_image
+from scoreexp.data.image_io import Picture, read_image, write_image
 from scoreexp.data.scan_io import read_scan
 from scoreexp.observations import GaussianNoise, Identity, Observation
 from scoreexp.restorers import TV, BySampling, HyRes
@@ -21,11 +21,11 @@ from scoreexp.restorers.images import restore_pixels
 from scoreexp.samplers import sampler_of_one_level
 
 
-def cube(bands=6, height=24, width=20):
-    """Ramps of brightness that all bands share, with noise of 0.1 of the range: counts of 16 bits."""
+def cube(bands=6, height=24, width=20, sigma=0.1):
+    """Ramps of brightness that all bands share, with noise: counts of 16 bits."""
     spectrum = np.linspace(0.3, 0.7, bands)[:, None, None]
     clean = spectrum * np.linspace(0.5, 1, height)[:, None] * np.ones(width)
-    noisy = clean + 0.1 * np.random.default_rng(0).standard_normal(clean.shape)
+    noisy = clean + sigma * np.random.default_rng(0).standard_normal(clean.shape)
     return (65535 * noisy.clip(0, 1)).astype(np.uint16)
 
 
@@ -58,10 +58,52 @@ def test_each_page_is_an_image_and_one_without_noise_is_kept(tmp_path, capsys):
         denoise(asked(tmp_path / "a.npy", "restorer=tv", "sigma=0.1"))
 
 
-def test_noise_that_the_prior_does_not_know_in_this_range_is_refused_with_the_window_as_a_remedy(tmp_path):
+def test_noise_that_is_fainter_than_the_prior_knows_is_refused_alike_in_scans_and_pictures(tmp_path):
+    text = r"the noise, 0\.001 of the range, is fainter than 0\.005.*restorer=non_local_means.*window="
     np.save(tmp_path / "a.npy", cube(1)[0])
-    with pytest.raises(UserError, match=r"0\.001 of the range 0 to 65535, is fainter than 0\.005.*window="):
-        denoise(asked(tmp_path / "a.npy", "sigma=0.001"))
+    write_image(tmp_path / "a.png", Picture(cube(1)[0][..., None] / np.float32(65535)))
+    for name in ("a.npy", "a.png"):
+        for noise in (["sigma=0.001"], ["noise=correlated", "noise.sigma=0.002", "noise.length=1"]):
+            with pytest.raises(ValueError, match=text):
+                denoise(asked(tmp_path / name, *noise))
+    with pytest.raises(ValueError, match=text):
+        se.denoise(np.full((24, 20), 0.5), sigma=0.001)
+
+
+def test_a_scan_and_a_picture_of_the_same_values_have_the_same_result(tmp_path):
+    y = np.clip(
+        cube(1, 40, 40)[0] / np.float32(65535) - 0.3, 0, 1
+    )  # much of it black, where its noise is clipped
+    np.save(tmp_path / "a.npy", y)
+    write_image(tmp_path / "b.tif", Picture(y[..., None], bit_depth=32))
+    plain = "sigma=0.1", "strip=false", "residual=false"
+    made = [denoise(asked(tmp_path / name, *plain))[0] for name in ("a.npy", "b.tif")]
+    assert made[0].values["restorer"] == made[1].values["restorer"]
+    assert "without the bias of clipping at black" in made[0].values["restorer"]
+    np.testing.assert_allclose(np.load(made[0].target), tifffile.imread(made[1].target), atol=1e-6)
+
+
+def test_dead_pixels_of_a_page_and_of_a_volume_are_filled_in(tmp_path):
+    values = cube(3, sigma=0.02)
+    dead = np.zeros(values.shape[1:], bool)
+    dead[5::9, 4::7] = True
+    np.save(tmp_path / "a.npy", values)
+    np.save(tmp_path / "b.npy", np.where(dead, 0, values).astype(np.uint16))
+    write_image(tmp_path / "dead.png", Picture((~dead)[..., None].astype(np.float32)))
+    for words in (["restorer=tv"], ["restorer=hyres", "volume=true"]):
+        given = ["sigma=0.02", "overwrite=true", "strip=false", "residual=false", *words]
+        made = []
+        for name, mask in (("a", "null"), ("b", "auto"), ("b", tmp_path / "dead.png")):
+            (done,) = denoise(asked(tmp_path / f"{name}.npy", f"dead={mask}", *given))
+            made.append(np.load(done.target)[:, dead] / 65535)
+        whole, found, told = made
+        np.testing.assert_array_equal(found, told)
+        assert done.values["dead_pixels"] == dead.sum()
+        assert np.abs(told - whole).max() < 0.04
+    assert np.array_equal(read_image(tmp_path / "b_denoised_dead.png").pixels[..., 0] == 0, dead)
+    np.save(tmp_path / "c.npy", cube(1, 30)[0])
+    with pytest.raises(UserError, match=r"dead=.*is 20 x 24 pixels in 1 channel, the image 20 x 30 pixels"):
+        denoise(asked(tmp_path / "c.npy", f"dead={tmp_path / 'dead.png'}", "sigma=0.1"))
 
 
 def test_pages_of_tiff_are_refused_unless_it_is_said_what_they_are(tmp_path):

@@ -158,6 +158,48 @@ def test_the_bias_of_clipped_noise_is_taken_off_and_said():
     assert np.mean((corrected - clean) ** 2) < 0.8 * np.mean((as_it_is - clean) ** 2)
 
 
+def test_dead_pixels_are_found_filled_in_and_reported(tmp_path, capsys):
+    side, plain = 72, ("strip=false", "residual=false")
+    y = noisy(GaussianNoise(0.1), side).astype(np.float32)
+    dead = np.zeros((side, side), bool)
+    dead[4::17, 6::19] = True
+    spoiled = np.where(dead[..., None], np.float32([1.5, 1.5, -0.5]), y)
+    paths = [saved(tmp_path / f"{n}.tif", p, bit_depth=32) for n, p in (("a", y), ("b", spoiled))]
+    (whole,) = denoised(paths[0], *plain)
+    (none,) = denoised(paths[0], "dead=auto", f"output={tmp_path / 'n.tif'}", *plain)
+    assert np.array_equal(read_image(whole.target).pixels, read_image(none.target).pixels)
+    assert not list(tmp_path.glob("*_dead.png"))
+    assert "none stands out of the noise" in capsys.readouterr().out
+    (done,) = denoised(paths[1], "dead=auto", *plain)
+    assert "dead pixels    16 of 5184" in capsys.readouterr().out
+    assert done.values["dead_pixels"] == dead.sum() == 16
+    assert done.sigma == pytest.approx(whole.sigma, rel=0.03), "as if there were none"
+    mask = read_image(tmp_path / "b_denoised_dead.png").pixels
+    assert np.array_equal(mask[..., 0] == 0, dead)
+    clean, reference = read_image(done.target).pixels, read_image(whole.target).pixels
+    assert np.sqrt(np.mean((clean - reference)[dead] ** 2)) < 0.02
+    assert np.abs(clean - reference)[~dead].max() < 0.02
+    (told,) = denoised(
+        paths[1], f"dead={tmp_path / 'b_denoised_dead.png'}", f"output={tmp_path / 'm.tif'}", *plain
+    )
+    assert np.array_equal(read_image(told.target).pixels, clean)
+    assert np.array_equal(se.denoise(spoiled, dead="auto"), clean)
+    turned = torch.from_numpy(np.moveaxis(spoiled, -1, 0).copy())
+    by_mask = se.denoise(turned, dead=torch.from_numpy(dead)).numpy()
+    np.testing.assert_allclose(np.moveaxis(by_mask, 0, -1), clean, atol=1e-6)
+
+
+def test_masks_of_dead_pixels_that_cannot_be_are_refused(tmp_path):
+    path = saved(tmp_path / "a.png", noisy(GaussianNoise(0.2), 64))
+    for value, text in ((0.0, "all black, so nothing is known"), (1.0, "without a dead pixel: paint them")):
+        mask = saved(tmp_path / f"{value}.png", np.full((64, 64, 1), value))
+        with pytest.raises(UserError, match=text):
+            denoised(path, f"dead={mask}")
+    with pytest.raises(ValueError, match=r"dead has shape \(3, 3\), the image \(64, 64, 3\)"):
+        se.denoise(noisy(GaussianNoise(0.2), 64), dead=np.ones((3, 3)))
+    assert asked(f"input={path}", "dead=nowhere.png") == 1
+
+
 def test_a_folder_goes_on_and_is_counted(tmp_path, capsys):
     folder = tmp_path / "in"
     folder.mkdir()

@@ -23,7 +23,7 @@ from scoreexp.diagnostics.without_reference import (
     posterior_variance,
     sure_of_noise,
 )
-from scoreexp.observations import GaussianNoise, Identity, NoiseModel, Observation
+from scoreexp.observations import GaussianNoise, Identity, NoiseModel, Observation, find_dead_pixels
 from scoreexp.observations.noise.estimate import Estimate, clipped_ends, estimate
 from scoreexp.restorers import (
     Binned,
@@ -34,9 +34,10 @@ from scoreexp.restorers import (
     Restorer,
     Stabilised,
 )
+from scoreexp.restorers.dead_pixels import fill, restore_around
 from scoreexp.restorers.filtering import ImageFilter
-from scoreexp.restorers.images import Tiles, as_observed, restore_pixels
-from scoreexp.restorers.usual import serving, usual_restorer
+from scoreexp.restorers.images import RestoredPixels, Tiles, as_observed, restore_pixels
+from scoreexp.restorers.usual import require_known_level, serving, usual_restorer
 from scoreexp.samplers import Sampler, label_of_observed
 from scoreexp.samplers.labels import Label
 
@@ -87,6 +88,7 @@ def denoise(
     sampler: Sampler | None = None,
     label: Label = None,
     seed: int = 0,
+    dead: np.ndarray | Tensor | Literal["auto"] | None = None,
     tile: PositiveInt | Literal["auto"] | None = "auto",
     say: Callable[[str], object] | None = None,
 ) -> Array:
@@ -112,6 +114,8 @@ def denoise(
         sampler: instead of a restorer; by default that of the model's run, or DDIM with 50 steps.
         label: class of the image, for a model with classes; ``"none"``, the null label, is the default where it was trained.
         seed: names the noise of restorers that draw any.
+        dead: pixels that observed nothing, true in ``[H, W]`` or in the shape of the image; ``"auto"`` finds single ones
+            (``find_dead_pixels``), which takes points of light and of ink for dead too.
         tile: side of the tiles in pixels; None for the whole image at once, ``"auto"`` for tiles of large images.
         say: told in lines what was assumed, done and achieved, such as ``print``.
 
@@ -129,7 +133,12 @@ def denoise(
     if sigma is not None:
         noise = GaussianNoise(sigma_to_model(sigma))
     is_given = isinstance(noise, NoiseModel)
-    found = Estimate(noise, "good", GIVEN) if isinstance(noise, NoiseModel) else estimated(pixels, noise)
+
+    def noise_of(pixels: np.ndarray) -> Estimate:
+        return Estimate(noise, "good", GIVEN) if isinstance(noise, NoiseModel) else estimated(pixels, noise)
+
+    mask = dead if dead is None or isinstance(dead, str) else _mask_like(dead, pixels)
+    found, mask, pixels = noise_and_dead_pixels(pixels, mask, noise_of)
     law = found.noise
     if restorer is not None and not restorer.needs_model:
         if model is not None:
@@ -144,14 +153,21 @@ def denoise(
     if restorer is None and (model is not None or sampler is not None):
         assert denoiser is not None
         restorer = BySampling(sampler or usual_sampler(denoiser))
-    restorer = chosen_restorer(restorer, law, pixels)
+    restorer = chosen_restorer(restorer, law, pixels, denoiser)
     chosen, _ = label_of_observed({} if denoiser is None else denoiser.record, seed, label)
-    result = restore_pixels(restorer, denoiser, pixels, law, label=chosen, seed=seed, tiles=Tiles(tile))
+
+    def restore(pixels: np.ndarray) -> RestoredPixels:
+        return restore_pixels(restorer, denoiser, pixels, law, label=chosen, seed=seed, tiles=Tiles(tile))
+
+    result = restore(pixels) if mask is None else restore_around(mask, pixels, restore)
     clean = result.states[-1]
     if say is not None:
         say(f"noise: {law} ({found.trust}: {found.why})")
+        if dead is not None:
+            say(f"dead pixels: {dead_in_words(mask)}")
         say(f"restorer: {name_of(restorer)}, {result.seconds:.1f} s")
-        told = judged(restorer, denoiser, pixels, clean, law, is_known=is_given, label=chosen, seed=seed)
+        living = pixels if mask is None else np.where(mask, clean, pixels)
+        told = judged(restorer, denoiser, living, clean, law, is_known=is_given, label=chosen, seed=seed)
         say(f"residual: {told}")
     return _like(clean, image)
 
@@ -178,12 +194,57 @@ def estimated(pixels: np.ndarray, law: type[NoiseModel] | None = None) -> Estima
     return found
 
 
-def chosen_restorer(restorer: Restorer | None, noise: NoiseModel, pixels: np.ndarray) -> Restorer:
-    """The restorer of an image ``[H, W, C]`` in [0, 1]: as it serves the noise, or the usual one, ``declipped``."""
+def noise_and_dead_pixels(
+    pixels: np.ndarray,
+    dead: np.ndarray | Literal["auto"] | None,
+    noise_of: Callable[[np.ndarray], Estimate],
+) -> tuple[Estimate, np.ndarray | None, np.ndarray]:
+    """The noise of an image, its dead pixels, and the image with these filled in; the image itself where it has none.
+
+    Args:
+        pixels: ``[H, W, C]`` in [0, 1].
+        dead: true where a pixel is, in the same shape, or ``"auto"``.
+        noise_of: estimates the noise of such an image, or knows it.
+    """
+    if isinstance(dead, np.ndarray) and dead.any():
+        filled = fill(pixels, dead)
+        return noise_of(filled), dead, filled
+    found = noise_of(pixels)
+    if not isinstance(dead, str):
+        return found, None, pixels
+    mask = np.moveaxis(find_dead_pixels(as_observed(pixels)[0], found.noise).numpy(), 0, -1)
+    if not mask.any():
+        return found, None, pixels
+    filled = fill(pixels, mask)
+    return noise_of(filled), mask, filled
+
+
+def dead_in_words(dead: np.ndarray | None) -> str:
+    """How many dead pixels ``[H, W, C]`` has.
+
+    >>> dead_in_words(np.array([[[True, False], [False, False]]]))
+    '1 of 2, filled in as not observed'
+    """
+    if dead is None:
+        return "none stands out of the noise"
+    return f"{int(dead.any(-1).sum())} of {dead.shape[0] * dead.shape[1]}, filled in as not observed"
+
+
+def chosen_restorer(
+    restorer: Restorer | None, noise: NoiseModel, pixels: np.ndarray, model: DenoiserBase | None
+) -> Restorer:
+    """The restorer of an image ``[H, W, C]`` in [0, 1]: as it serves the noise, or the usual one, ``declipped``.
+
+    Raises:
+        ValueError: the noise is fainter than the model knows.
+    """
     if restorer is not None:
-        return serving(restorer, noise)
-    height, width = pixels.shape[:2]
-    return declipped(usual_restorer(noise, height * width), noise, pixels)
+        chosen = serving(restorer, noise)
+    else:
+        height, width = pixels.shape[:2]
+        chosen = declipped(usual_restorer(noise, height * width), noise, pixels)
+    require_known_level(chosen, noise, model)
+    return chosen
 
 
 def declipped(restorer: Restorer, noise: NoiseModel, pixels: np.ndarray) -> Restorer:
@@ -301,6 +362,22 @@ def _pixels(image: np.ndarray | Tensor) -> np.ndarray:
             + ", counts divided by their number at white, 8-bit values by 255" * whole
         )
     return values.astype(np.float32).reshape(*values.shape[:2], -1)
+
+
+def _mask_like(dead: np.ndarray | Tensor, pixels: np.ndarray) -> np.ndarray:
+    """The mask ``[H, W, C]`` of dead pixels, given in the layout of the image or as ``[H, W]`` for all channels."""
+    if not isinstance(dead, np.ndarray | Tensor):
+        raise TypeError(
+            f"dead is a {type(dead).__name__}: give a mask, true where a pixel is dead, or 'auto'"
+        )
+    mask = (_array(dead) if isinstance(dead, Tensor) else dead) != 0
+    if mask.ndim == 3 and isinstance(dead, Tensor):
+        mask = np.moveaxis(mask, 0, -1)
+    if mask.shape not in (pixels.shape, pixels.shape[:2]):
+        raise ValueError(
+            f"dead has shape {tuple(dead.shape)}, the image {pixels.shape}: give a mask of its size"
+        )
+    return np.broadcast_to(mask.reshape(*pixels.shape[:2], -1), pixels.shape)
 
 
 def _array(image: Tensor) -> np.ndarray:

@@ -1,5 +1,6 @@
 """What is known of an unknown image: data, operator and noise. The only description of it, for every restorer."""
 
+from scoreexp.observations.dead_pixels import find_dead_pixels
 from scoreexp.observations.noise import (
     CorrelatedNoise,
     ELDNoise,
@@ -46,7 +47,6 @@ from scoreexp.observations.operators import (
     Separable,
     Stack,
     SuperResolution,
-    find_dead_pixels,
     require_adjoint,
 )
 

@@ -6,6 +6,8 @@ operator was (``benchmarks/restoration.py``).
 
 import math
 
+from scoreexp.core.ranges import sigma_to_unit
+from scoreexp.denoisers import DenoiserBase
 from scoreexp.observations import (
     CorrelatedNoise,
     GaussianNoise,
@@ -19,6 +21,7 @@ from scoreexp.restorers.base import Restorer
 from scoreexp.restorers.binned import Binned
 from scoreexp.restorers.by_sampling import BySampling
 from scoreexp.restorers.ddrm import DDRM
+from scoreexp.restorers.declipped import Declipped
 from scoreexp.restorers.destriped import Destriped
 from scoreexp.restorers.filtering import ImageFilter
 from scoreexp.restorers.gradient import DPS
@@ -93,3 +96,33 @@ def serving(restorer: Restorer, noise: NoiseModel) -> Restorer:
         return Destriped(serving(restorer, noise.lines.noise))
     is_other = not isinstance(noise, GaussianNoise | CorrelatedNoise)
     return Stabilised(restorer) if is_other and isinstance(restorer, OF_WHITE_GAUSSIAN_NOISE) else restorer
+
+
+def require_known_level(restorer: Restorer, noise: NoiseModel, model: DenoiserBase | None) -> None:
+    """Refuse noise that is fainter than the least that the model knows, where the restorer asks it for that very level.
+
+    >>> from scoreexp import prior
+    >>> require_known_level(PosteriorMean(), GaussianNoise(0.004), prior.load())
+    Traceback (most recent call last):
+    ValueError: the noise, 0.002 of the range, is fainter than 0.005, the least that the model knows: take ...
+
+    Args:
+        restorer: see ``usual_restorer``; one around others is asked for the innermost.
+        noise: of the image.
+        model: the prior, or None.
+
+    Raises:
+        ValueError: the message says what takes such noise.
+    """
+    while isinstance(restorer, Declipped | Destriped):
+        noise = noise.lines.noise if isinstance(restorer, Destriped) and noise.lines is not None else noise
+        restorer = restorer.restorer
+    if model is None or not isinstance(restorer, PosteriorMean | PnPColoured):
+        return
+    least = model.schedule.sigma_range[0]
+    if isinstance(noise, GaussianNoise | CorrelatedNoise) and 0 < noise.sigma < least:
+        raise ValueError(
+            f"the noise, {sigma_to_unit(noise.sigma):.2g} of the range, is fainter than {sigma_to_unit(least):g}, the least "
+            "that the model knows: take a restorer without one (restorer=non_local_means), or, of a scan, look at a part of "
+            "its range (window=[low,high])"
+        )

@@ -4,7 +4,7 @@ import dataclasses
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -13,7 +13,16 @@ from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
 from scoreexp import prior
-from scoreexp.api.denoise import GIVEN, Judgement, chosen_restorer, estimated, judged, name_of
+from scoreexp.api.denoise import (
+    GIVEN,
+    Judgement,
+    chosen_restorer,
+    dead_in_words,
+    estimated,
+    judged,
+    name_of,
+    noise_and_dead_pixels,
+)
 from scoreexp.app.picture_files import (
     input_and_output,
     output_folder,
@@ -36,14 +45,15 @@ from scoreexp.app.terminal import say, say_labelled
 from scoreexp.core.construct import construct, locate
 from scoreexp.core.errors import UserError
 from scoreexp.core.ranges import sigma_to_model, sigma_to_unit, to_uint8
-from scoreexp.data.image_io import few_bits, read_image, write_image
+from scoreexp.data.image_io import Picture, few_bits, read_image, write_image
 from scoreexp.data.image_writing import check_place
 from scoreexp.data.suffixes import named_after, scan_format
 from scoreexp.denoisers import DenoiserBase
 from scoreexp.observations import GaussianNoise, NoiseModel
 from scoreexp.observations.noise.estimate import LAWS, Estimate
 from scoreexp.restorers import BySampling, Restorer
-from scoreexp.restorers.images import Tiles, restore_pixels
+from scoreexp.restorers.dead_pixels import restore_around
+from scoreexp.restorers.images import RestoredPixels, Tiles, restore_pixels
 from scoreexp.runs.directory import shown
 from scoreexp.samplers import sampler_of_one_level
 from scoreexp.samplers.labels import Label
@@ -75,6 +85,7 @@ class Task(NamedTuple):
         noise: None where it is to be estimated.
         law: of the noise, where that is known and its parameters are to be estimated.
         extras: whether to write a comparison and the residual, where nothing is said of them.
+        dead: which pixels are, ``[H, W, C]`` of the user's own mask, ``"auto"`` where they are to be found.
     """
 
     restorer: Restorer | None
@@ -83,7 +94,24 @@ class Task(NamedTuple):
     law: type[NoiseModel] | None
     label: Label
     extras: bool
+    dead: np.ndarray | Literal["auto"] | None
     cfg: DictConfig
+
+
+class Result(NamedTuple):
+    """What became of one image or page.
+
+    Attributes:
+        noise: of it.
+        restorer: that was taken.
+        restored: by it.
+        dead: which pixels are, ``[H, W, C]``, None where none is.
+    """
+
+    noise: Estimate
+    restorer: Restorer
+    restored: RestoredPixels
+    dead: np.ndarray | None
 
 
 def denoise(cfg: DictConfig, words: Sequence[str] = ()) -> list[Denoised]:
@@ -142,10 +170,10 @@ def is_scan(path: Path, cfg: DictConfig) -> bool:
 
 def _task(cfg: DictConfig, words: Sequence[str], extras: bool) -> Task:
     """What restores, and its model: used as its run says, as far as ``cfg`` does not."""
-    restorer = restorer_of(cfg)
+    restorer, dead = restorer_of(cfg), _dead(cfg.dead)
     if restorer is not None and not restorer.needs_model:
         noise, law = _noise(cfg, words, {})
-        return Task(restorer, None, noise, law, None, extras, cfg)
+        return Task(restorer, None, noise, law, None, extras, dead, cfg)
     if cfg.ckpt is None:
         if given := [key for key in ("guidance", "label") if cfg.get(key) is not None]:
             raise UserError(
@@ -162,7 +190,33 @@ def _task(cfg: DictConfig, words: Sequence[str], extras: bool) -> Task:
     if isinstance(noise, GaussianNoise) and isinstance(restorer, BySampling):
         require_reachable(restorer.sampler, model.schedule, sigma_to_unit(noise.sigma))
     label = None if cfg.ckpt is None else label_of_pictures(cfg, model)
-    return Task(restorer, model, noise, law, label, extras, cfg)
+    return Task(restorer, model, noise, law, label, extras, dead, cfg)
+
+
+def _dead(given: str | None) -> np.ndarray | Literal["auto"] | None:
+    """The mask ``[H, W, C]`` of a file, true where it is black."""
+    if given is None or given == "auto":
+        return given  # type: ignore[return-value]
+    dead: np.ndarray = read_image(Path(given).expanduser()).pixels < 0.5
+    if dead.all() or not dead.any():
+        what = "all black, so nothing is known" if dead.all() else "without a dead pixel: paint them black"
+        raise UserError(f"dead={given} is {what}")
+    return dead
+
+
+def dead_of(task: Task, shape: tuple[int, ...]) -> np.ndarray | Literal["auto"] | None:
+    """The dead pixels of an image of this shape ``(H, W, C)``, or how they are to be found.
+
+    Raises:
+        UserError: the mask has another size.
+    """
+    if not isinstance(task.dead, np.ndarray):
+        return task.dead
+    mine = task.dead.shape
+    if mine[:2] != shape[:2] or mine[2] not in (1, shape[2]):
+        sizes = [f"{w} x {h} pixels in {c} channel{'s' * (c > 1)}" for h, w, c in (mine, shape)]
+        raise UserError(f"dead={task.cfg.dead} is {sizes[0]}, the image {sizes[1]}: give a mask of its size")
+    return np.broadcast_to(task.dead, shape)
 
 
 def named_law(node: Mapping[str, Any], words: Sequence[str]) -> type[NoiseModel] | None:
@@ -227,7 +281,7 @@ def _denoise_file(task: Task, source: Path, target: Path) -> Denoised:
         say_labelled("warning", f"{source.name}: {doubt} Then give white_level=4095")
     require_writable(target, cfg.overwrite, like=picture)
     strip, gif = target.with_name(f"{target.stem}_strip.png"), target.with_name(f"{target.stem}.gif")
-    removed = target.with_name(f"{target.stem}_residual.png")
+    removed, mask = (target.with_name(f"{target.stem}_{end}.png") for end in ("residual", "dead"))
     folder = target.with_name(f"{target.stem}_intermediate")
     with_strip, with_residual = (
         task.extras if asked is None else asked for asked in (cfg.strip, cfg.residual)
@@ -237,57 +291,41 @@ def _denoise_file(task: Task, source: Path, target: Path) -> Denoised:
         (removed, with_residual),
         (gif, cfg.gif),
         (folder, cfg.intermediate),
+        (mask, isinstance(task.dead, str)),
     ):
         if asked:
             require_absent(path, cfg.overwrite)
-    found = noise_of(task, picture.pixels, source.name)
-    noise = found.noise
-    restorer = chosen_restorer(task.restorer, noise, picture.pixels)
     kept = cfg.intermediate or GIF_STATES * cfg.gif
     with StepProgress(f"denoising {source.name}", part="tile") as progress:
-        restored = restore_pixels(
-            restorer,
-            task.model,
+        result = restored_of(
+            task,
             picture.pixels,
-            noise,
-            label=task.label,
-            seed=cfg.seed,
+            source.name,
+            progress,
             keep=kept + 1 if kept else 0,  # the first is the noisy image
-            tiles=Tiles(cfg.tile, cfg.overlap),
-            device=choose_device(cfg.device),
-            callback=progress.step,
-            progress=progress.part_done,
-            warn=say,
         )
-    states = restored.states
+    noise, states = result.noise.noise, result.restored.states
     clean = states[-1]
-    judgement = judged(
-        restorer,
-        task.model,
-        picture.pixels,
-        clean,
-        noise,
-        is_known=found.why == GIVEN,
-        label=task.label,
-        seed=cfg.seed,
-    )
+    judgement = judgement_of(task, result, picture.pixels, clean)
     made = next((path for path in reversed(target.parents) if not path.exists()), None)
     write_image(target, dataclasses.replace(picture, pixels=clean), overwrite=cfg.overwrite)
     if made is not None:
         say_labelled("made folder", shown(made))
     height, width = picture.pixels.shape[:2]
-    done = f"{width} x {height}, {name_of(restorer)}, {restored.seconds:.1f} s"
+    done = f"{width} x {height}, {name_of(result.restorer)}, {result.restored.seconds:.1f} s"
     say_labelled("denoised", f"{shown(target)} ({done})")
     say_labelled("residual", str(judgement))
     if with_residual:
         write_image(removed, residual(picture.pixels, clean), overwrite=cfg.overwrite)
         say_labelled("removed", f"{shown(removed)} (gray is nothing)")
+    if result.dead is not None and isinstance(task.dead, str):
+        write_dead(mask, result.dead, cfg)
     if with_strip:
         from scoreexp.figures.images import comparison  # matplotlib, for those who ask for it
 
         every = -(-max(height, width) // SHOWN)  # pixels are left out, not averaged, which would hide noise
-        small, result = picture.pixels[::every, ::every], clean[::every, ::every]
-        comparison([small, result, residual(small, result)], ["noisy", "denoised", "removed"], strip)
+        before, after = picture.pixels[::every, ::every], clean[::every, ::every]
+        comparison([before, after, residual(before, after)], ["noisy", "denoised", "removed"], strip)
         say_labelled("comparison", shown(strip))
     if cfg.intermediate:
         for stale in folder.glob("state_*.png"):
@@ -303,22 +341,112 @@ def _denoise_file(task: Task, source: Path, target: Path) -> Denoised:
         "input": str(source),
         "output": str(target),
         "sigma": sigma,
-        **facts(found, restorer, judgement, restored.nfe, restored.seconds),
+        **facts(result, judgement),
     })  # fmt: skip
 
 
-def facts(
-    found: Estimate, restorer: Restorer, judgement: Judgement, nfe: int, seconds: float
-) -> dict[str, Any]:
+def assumed(
+    task: Task,
+    pixels: np.ndarray,
+    noise: Callable[[np.ndarray, Callable[[str, str], object]], Estimate],
+    tell: Callable[[str, str], object] | None,
+) -> tuple[Estimate, np.ndarray | None, np.ndarray]:
+    """``noise_and_dead_pixels`` of an image, page or cube; ``tell`` hears what was assumed in the end."""
+    lines: list[tuple[str, str]] = []
+
+    def noise_of_it(pixels: np.ndarray) -> Estimate:
+        lines.clear()  # what was assumed before dead pixels were found
+        return noise(pixels, lambda *line: lines.append(line))
+
+    found = noise_and_dead_pixels(pixels, dead_of(task, pixels.shape), noise_of_it)
+    if task.dead is not None:
+        lines.append(("dead pixels", dead_in_words(found[1])))
+    for line in lines if tell is not None else ():
+        tell(*line)
+    return found
+
+
+def restored_of(
+    task: Task,
+    pixels: np.ndarray,
+    name: str,
+    progress: StepProgress,
+    *,
+    keep: int = 0,
+    tell: Callable[[str, str], object] | None = say_labelled,
+) -> Result:
+    """Denoise an image or page ``[H, W, C]``: its noise, what serves it, and dead pixels as not observed.
+
+    Args:
+        task: of the call.
+        pixels: nominally in [0, 1].
+        name: what the image is called.
+        progress: is told of steps, and of tiles where ``tell`` is not None.
+        keep: states on the way.
+        tell: is told what was assumed.
+
+    Raises:
+        UserError: see ``noise_of`` and ``dead_of``.
+        ValueError: see ``chosen_restorer``.
+    """
+    cfg = task.cfg
+    found, dead, living = assumed(task, pixels, lambda pixels, tell: noise_of(task, pixels, name, tell), tell)
+    restorer = chosen_restorer(task.restorer, found.noise, living, task.model)
+
+    def restore(pixels: np.ndarray) -> RestoredPixels:
+        return restore_pixels(
+            restorer,
+            task.model,
+            pixels,
+            found.noise,
+            label=task.label,
+            seed=cfg.seed,
+            keep=keep,
+            tiles=Tiles(cfg.tile, cfg.overlap),
+            device=choose_device(cfg.device),
+            callback=progress.step,
+            progress=None if tell is None else progress.part_done,
+            warn=say,
+        )
+
+    restored = restore(pixels) if dead is None else restore_around(dead, pixels, restore)
+    return Result(found, restorer, restored, dead)
+
+
+def judgement_of(task: Task, result: Result, pixels: np.ndarray, clean: np.ndarray) -> Judgement:
+    """What a result says of itself, by the living pixels."""
+    return judged(
+        result.restorer,
+        task.model,
+        pixels if result.dead is None else np.where(result.dead, clean, pixels),
+        clean,
+        result.noise.noise,
+        is_known=result.noise.why == GIVEN,
+        label=task.label,
+        seed=task.cfg.seed,
+    )
+
+
+def write_dead(path: Path, dead: np.ndarray, cfg: DictConfig) -> None:
+    """Dead pixels ``[H, W, C]`` as an image that ``dead=`` takes, in which they are black; of a volume those of any band."""
+    if dead.shape[2] != 3 or (dead == dead[..., :1]).all():
+        dead = dead.any(-1, keepdims=True)
+    write_image(path, Picture((~dead).astype(np.float32)), overwrite=cfg.overwrite)
+    say_labelled("dead pixels", f"{shown(path)} (black; dead=FILE takes it)")
+
+
+def facts(result: Result, judgement: Judgement) -> dict[str, Any]:
     """What the JSON file says of an image, or of a page of a scan."""
+    found, restorer, restored = result.noise, result.restorer, result.restored
     return {
         "noise": {"kind": type(found.noise).__name__, **found.noise.parameters()},
         "noise_in_words": str(found.noise),
         "trust": found.trust,
         "why": found.why,
         "restorer": name_of(restorer),
-        "nfe": nfe,
-        "seconds": seconds,
+        "dead_pixels": 0 if result.dead is None else int(result.dead.any(-1).sum()),
+        "nfe": restored.nfe,
+        "seconds": restored.seconds,
         "residual": None if judgement.residual is None else judgement.residual._asdict(),
         "psnr": judgement.psnr,
         "psnr_by": judgement.by,

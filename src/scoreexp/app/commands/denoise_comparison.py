@@ -195,7 +195,7 @@ def _denoised(
     reference: np.ndarray | None,
 ) -> tuple[Row, np.ndarray]:
     noise = found.noise
-    restorer = chosen_restorer(None if name == USUAL else _restorer(name), noise, pixels)
+    restorer = chosen_restorer(None if name == USUAL else _restorer(name), noise, pixels, model)
     prior = model if restorer.needs_model else None
     with StepProgress(f"{row.picture}: {name}, {row.assumed}", part="tile") as progress:
         restored = restore_pixels(

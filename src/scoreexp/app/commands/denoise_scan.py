@@ -1,17 +1,30 @@
 """Denoise the pages of a scan: slices, frames or bands, an image each or as one volume."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from scoreexp.api.denoise import GIVEN, SMALLEST, Judgement, judged, name_of
-from scoreexp.app.commands.denoise import Denoised, Task, facts, level, noise_of, residual
+from scoreexp.api.denoise import SMALLEST, Judgement, name_of
+from scoreexp.app.commands.denoise import (
+    Denoised,
+    Result,
+    Task,
+    assumed,
+    facts,
+    judgement_of,
+    level,
+    noise_of,
+    residual,
+    restored_of,
+    write_dead,
+)
 from scoreexp.app.picture_files import require_absent
 from scoreexp.app.progress import StepProgress
 from scoreexp.app.terminal import say, say_labelled
 from scoreexp.core.errors import UserError
-from scoreexp.core.ranges import sigma_to_model, sigma_to_unit
+from scoreexp.core.ranges import sigma_to_model
 from scoreexp.data.image_io import write_image
 from scoreexp.data.scan import Scan
 from scoreexp.data.scan_io import read_scan
@@ -20,34 +33,28 @@ from scoreexp.diagnostics.without_reference import check_residual
 from scoreexp.observations import GaussianNoise, Identity, Observation
 from scoreexp.observations.noise.estimate import Estimate
 from scoreexp.observations.noise.level import CHANNEL_RATIO, estimate_sigma
-from scoreexp.restorers import Restorer
-from scoreexp.restorers.images import Tiles, as_observed, restore_pixels
-from scoreexp.restorers.usual import serving, usual_restorer
+from scoreexp.restorers.dead_pixels import restore_around
+from scoreexp.restorers.images import RestoredPixels, Tiles, as_observed, restore_pixels
+from scoreexp.restorers.usual import serving
 from scoreexp.runs.directory import shown
 from scoreexp.system.devices import choose_device
 
 
-class _Result(NamedTuple):
+class _Pages(NamedTuple):
     """What became of the pages.
 
     Attributes:
         pages: ``[N, H, W, C]`` in [0, 1], NaN where a page is kept as it was.
         levels: of the noise of each page, None where it is kept.
-        noise: of the page that is shown.
-        restorer: of the same page.
+        result: of the page that is shown; its evaluations are the most of a page or block, its seconds those of all.
         judgement: of the same page.
-        nfe: evaluations of the network for a page or block, at most.
-        seconds: of all of them.
         refused: why the first of the pages that are kept is.
     """
 
     pages: np.ndarray
     levels: list[float | None]
-    noise: Estimate
-    restorer: Restorer
+    result: Result
     judgement: Judgement
-    nfe: int
-    seconds: float
     refused: str = ""
 
 
@@ -57,39 +64,44 @@ def denoise_scan(task: Task, source: Path, target: Path) -> Denoised:
     if cfg.gif or cfg.intermediate:
         raise UserError("gif=true and intermediate=N show the way of an image: leave them out for a scan")
     scan = read_scan(source, window=cfg.window, white_level=cfg.white_level)
-    strip, removed = (named_after(target, end, ".png") for end in ("_strip", "_residual"))
+    strip, removed, mask = (named_after(target, end, ".png") for end in ("_strip", "_residual", "_dead"))
     with_strip, with_residual = (
         task.extras if asked is None else asked for asked in (cfg.strip, cfg.residual)
     )
-    for path, asked in ((strip, with_strip), (removed, with_residual)):
+    for path, asked in ((strip, with_strip), (removed, with_residual), (mask, isinstance(task.dead, str))):
         if asked:
             require_absent(path, cfg.overwrite)
     unit = f" {scan.unit}" if scan.unit else ""
     low, high = scan.units(scan.low, scan.high)
     kept = ", values outside are kept" if scan.windowed else ""
     say_labelled("range", f"{low:g} to {high:g}{unit} become 0 and 1{kept}")
-    result = _as_volume(task, scan) if cfg.volume else _page_by_page(task, scan)
-    levels = [found for found in result.levels if found is not None]
+    made_of = _as_volume(task, scan) if cfg.volume else _page_by_page(task, scan)
+    result = made_of.result
+    levels = [found for found in made_of.levels if found is not None]
     rms = float(np.sqrt(np.mean(np.square(levels))))
     of_unit = (high - low) * rms
     say_labelled("noise level", f"sigma = {rms:.4f} of the range, {abs(of_unit):.4g}{unit}")
-    if without := [number for number, found in enumerate(result.levels) if found is None]:
+    if without := [number for number, found in enumerate(made_of.levels) if found is None]:
         kept = f"{len(without)} of {len(scan)} pages are kept as they were, the first is {without[0] + 1}"
-        say_labelled("note", f"{kept}: {result.refused}")
+        say_labelled("note", f"{kept}: {made_of.refused}")
     made = next((path for path in reversed(target.parents) if not path.exists()), None)
-    scan.write(target, result.pages, overwrite=cfg.overwrite)
+    scan.write(target, made_of.pages, overwrite=cfg.overwrite)
     if made is not None:
         say_labelled("made folder", shown(made))
     pages, height, width, _ = scan.values.shape
     size = f"{pages} pages of {width} x {height}" if pages > 1 else f"{width} x {height}"
-    say_labelled("denoised", f"{shown(target)} ({size}, {name_of(result.restorer)}, {result.seconds:.1f} s)")
-    number = _middle(result.levels)
+    say_labelled(
+        "denoised", f"{shown(target)} ({size}, {name_of(result.restorer)}, {result.restored.seconds:.1f} s)"
+    )
+    number = _middle(made_of.levels)
     of_page = f"of page {number + 1}: " if pages > 1 and not cfg.volume else ""
-    say_labelled("residual", f"{of_page}{result.judgement}")
-    before, after = scan.page(number), result.pages[number]
+    say_labelled("residual", f"{of_page}{made_of.judgement}")
+    before, after = scan.page(number), made_of.pages[number]
     if with_residual:
         write_image(removed, residual(before, after), overwrite=cfg.overwrite)
         say_labelled("removed", f"{shown(removed)} (gray is nothing)")
+    if result.dead is not None and isinstance(task.dead, str):
+        write_dead(mask, result.dead, cfg)
     if with_strip:
         from scoreexp.figures.images import comparison
 
@@ -102,8 +114,8 @@ def denoise_scan(task: Task, source: Path, target: Path) -> Denoised:
         "volume": bool(cfg.volume),
         "range": {"low": low, "high": high, "unit": scan.unit, "values_outside_kept": scan.windowed},
         "page": number + 1,  # to which the following values belong
-        **facts(result.noise, result.restorer, result.judgement, result.nfe, result.seconds),
-        "levels": result.levels,
+        **facts(result, made_of.judgement),
+        "levels": made_of.levels,
     }
     return Denoised(source, target, rms, values)
 
@@ -114,11 +126,11 @@ def _middle(levels: list[float | None]) -> int:
     return denoised[len(denoised) // 2]
 
 
-def _page_by_page(task: Task, scan: Scan) -> _Result:
-    cfg, count = task.cfg, len(scan)
+def _page_by_page(task: Task, scan: Scan) -> _Pages:
+    count = len(scan)
     pages = np.full(scan.values.shape, np.nan, np.float32)
     levels: list[float | None] = []
-    done: dict[int, tuple[Estimate, Restorer]] = {}
+    done: dict[int, Result] = {}
     nfe, seconds, refused = 0, 0.0, ""
     with StepProgress(f"denoising {scan.path.name}", part="page" if count > 1 else "tile") as progress:
         for number in range(count):
@@ -126,28 +138,8 @@ def _page_by_page(task: Task, scan: Scan) -> _Result:
             try:
                 if np.ptp(pixels) == 0:
                     raise UserError("all values of the page are equal")
-                found = noise_of(
-                    task, pixels, scan.path.name, say_labelled if count == 1 else lambda *_: None
-                )
-                _require_known(task, found, scan)
-                restorer = (
-                    usual_restorer(found.noise, pixels.shape[0] * pixels.shape[1])
-                    if task.restorer is None
-                    else serving(task.restorer, found.noise)
-                )
-                restored = restore_pixels(
-                    restorer,
-                    task.model,
-                    pixels,
-                    found.noise,
-                    label=task.label,
-                    seed=cfg.seed,
-                    tiles=Tiles(cfg.tile, cfg.overlap),
-                    device=choose_device(cfg.device),
-                    callback=progress.step,
-                    progress=progress.part_done if count == 1 else None,
-                    warn=say,
-                )
+                tell = say_labelled if count == 1 else None
+                result = restored_of(task, pixels, scan.path.name, progress, tell=tell)
             except (
                 UserError,
                 ValueError,
@@ -157,43 +149,21 @@ def _page_by_page(task: Task, scan: Scan) -> _Result:
                 refused = refused or str(error)
                 levels.append(None)
                 continue
-            pages[number] = restored.states[-1]
-            levels.append(level(found.noise, pages[number]))
-            done[number] = found, restorer
-            nfe, seconds = max(nfe, restored.nfe), seconds + restored.seconds
+            pages[number] = result.restored.states[-1]
+            levels.append(level(result.noise.noise, pages[number]))
+            nfe, seconds = max(nfe, result.restored.nfe), seconds + result.restored.seconds
+            done[number] = result._replace(restored=RestoredPixels([], nfe, seconds))
             if count > 1:
                 progress.part_done(number + 1, count)
     if not done:
         raise UserError(f"none of the {count} pages of {scan.path} can be denoised: {refused}")
     number = _middle(levels)
-    found, restorer = done[number]
-    judgement = judged(
-        restorer,
-        task.model,
-        scan.page(number),
-        pages[number],
-        found.noise,
-        is_known=found.why == GIVEN,
-        label=task.label,
-        seed=cfg.seed,
-    )
-    return _Result(pages, levels, found, restorer, judgement, nfe, seconds, refused)
+    result = done[number]._replace(restored=RestoredPixels([], nfe, seconds))
+    judgement = judgement_of(task, result, scan.page(number), pages[number])
+    return _Pages(pages, levels, result, judgement, refused)
 
 
-def _require_known(task: Task, found: Estimate, scan: Scan) -> None:
-    """Refuse Gaussian noise that is fainter than the least that the bundled prior knows."""
-    is_prior = task.model is not None and task.cfg.ckpt is None
-    if is_prior and isinstance(found.noise, GaussianNoise):
-        least = task.model.schedule.sigma_range[0]
-        if found.noise.sigma < least:
-            low, high = scan.units(scan.low, scan.high)
-            raise UserError(
-                f"the noise, {sigma_to_unit(found.noise.sigma):.2g} of the range {low:g} to {high:g}, is fainter than "
-                f"{sigma_to_unit(least):g}, the least that the prior knows: give window=[low,high] to look at a part of it"
-            )
-
-
-def _as_volume(task: Task, scan: Scan) -> _Result:
+def _as_volume(task: Task, scan: Scan) -> _Pages:
     cfg, (bands, _, _, channels) = task.cfg, scan.values.shape
     if bands < 2 or channels != 1:
         what = "one page" if bands < 2 else "colours"
@@ -212,14 +182,18 @@ def _as_volume(task: Task, scan: Scan) -> _Result:
             f"{bands} (data.bands), or volume=false for a model of images"
         )
     cube = np.concatenate([scan.page(number) for number in range(bands)], axis=-1)  # [H, W, bands]
-    found = _noise_of_cube(task, cube, scan.path.name)
+    found, dead, living = assumed(
+        task, cube, lambda cube, tell: _noise_of_cube(task, cube, scan.path.name, tell), say_labelled
+    )
     restorer = serving(task.restorer, found.noise)
-    total, count = np.zeros_like(cube), np.zeros(bands, np.float32)
-    nfe, seconds = 0, 0.0
     starts = sorted(
         {*range(0, bands - depth, max(1, depth // 2)), bands - depth}
     )  # blocks that share half of their pages
-    with StepProgress(f"denoising {scan.path.name}", len(starts), part="block") as progress:
+    progress = StepProgress(f"denoising {scan.path.name}", len(starts), part="block")
+
+    def restore(cube: np.ndarray) -> RestoredPixels:
+        total, count = np.zeros_like(cube), np.zeros(bands, np.float32)
+        nfe, seconds = 0, 0.0
         for number, start in enumerate(starts):
             block = slice(start, start + depth)
             restored = restore_pixels(
@@ -238,20 +212,26 @@ def _as_volume(task: Task, scan: Scan) -> _Result:
             count[block] += 1
             nfe, seconds = max(nfe, restored.nfe), seconds + restored.seconds
             progress.part_done(number + 1, len(starts))
-    clean = total / count
-    observation = Observation(as_observed(cube), Identity(), found.noise)
+        return RestoredPixels([total / count], nfe, seconds)
+
+    with progress:
+        restored = restore(cube) if dead is None else restore_around(dead, cube, restore)
+    (clean,) = restored.states
+    if dead is not None:
+        living = np.where(dead, clean, cube)
+    observation = Observation(as_observed(living), Identity(), found.noise)
     judgement = Judgement(
         check_residual(observation, as_observed(clean)) if min(cube.shape[:2]) >= SMALLEST else None
     )
-    pages = np.moveaxis(clean, -1, 0)[..., None]
     levels: list[float | None] = [level(found.noise, clean)] * bands
-    return _Result(pages, levels, found, restorer, judgement, nfe, seconds)
+    pages = np.moveaxis(clean, -1, 0)[..., None]
+    return _Pages(pages, levels, Result(found, restorer, restored, dead), judgement)
 
 
-def _noise_of_cube(task: Task, cube: np.ndarray, name: str) -> Estimate:
+def _noise_of_cube(task: Task, cube: np.ndarray, name: str, tell: Callable[[str, str], object]) -> Estimate:
     """One noise for all bands, of the mean square of theirs where it is estimated."""
     if task.noise is not None:
-        return noise_of(task, cube, name)
+        return noise_of(task, cube, name, tell)
     found = estimate_sigma(cube)
     least, most = min(found.per_channel), max(found.per_channel)
     if not found.sigma > 0:
@@ -260,7 +240,7 @@ def _noise_of_cube(task: Task, cube: np.ndarray, name: str) -> Estimate:
     trust, why = (
         ("doubtful", f"its bands have from {least:.3g} to {most:.3g}") if uneven else (found.trust, found.why)
     )
-    say_labelled(
+    tell(
         "noise level", f"sigma = {found.sigma:.3f}, mean of {cube.shape[-1]} bands of {name} ({trust}: {why})"
     )
     return Estimate(GaussianNoise(sigma_to_model(found.sigma)), trust, why)

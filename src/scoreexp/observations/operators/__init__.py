@@ -13,7 +13,7 @@ from scoreexp.observations.operators.combined import (
     Stack,
 )
 from scoreexp.observations.operators.fourier import CartesianMRI, FourierMask
-from scoreexp.observations.operators.mask import BoxMask, DeadPixels, Mask, RandomMask, find_dead_pixels
+from scoreexp.observations.operators.mask import BoxMask, DeadPixels, Mask, RandomMask
 from scoreexp.observations.operators.radon import Radon
 from scoreexp.observations.operators.separable import Separable, SuperResolution
 
@@ -43,6 +43,5 @@ __all__ = [
     "Separable",
     "Stack",
     "SuperResolution",
-    "find_dead_pixels",
     "require_adjoint",
 ]

@@ -5,12 +5,11 @@ r"""Inpainting: only some pixels are seen.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from scoreexp.core.checked import checked
 from scoreexp.core.streams import generator
-from scoreexp.core.types import FinitePositiveFloat, Probability
+from scoreexp.core.types import Probability
 from scoreexp.observations.operators.base import SVD, LinearOperator, same
 from scoreexp.observations.operators.sides import Size, require_sides, sides
 
@@ -149,33 +148,3 @@ class DeadPixels(LinearOperator):
 
     def svd(self, like: Tensor) -> SVD:
         return SVD((~self.dead).to(like), same, same, self.adjoint)
-
-
-@checked
-def find_dead_pixels(y: Tensor, sigma: FinitePositiveFloat, beyond: FinitePositiveFloat = 4.0) -> Tensor:
-    """Pixels that lie beyond all of their eight neighbours in the channel by more than ``beyond`` times ``sigma``.
-
-    Of white Gaussian noise hardly one pixel in 10^5 does. Points of light and the long tails of other noise are found as
-    well, dead pixels side by side are not: the result is a proposal to look at.
-
-    >>> y = torch.zeros(1, 5, 5)
-    >>> y[0, 2, 3] = 1.0
-    >>> find_dead_pixels(y, sigma=0.1).nonzero()
-    tensor([[0, 2, 3]])
-
-    Args:
-        y: an image ``[C, H, W]``.
-        sigma: standard deviation of its noise, > 0.
-        beyond: the margin in units of it.
-
-    Returns:
-        True where a pixel is dead, ``[C, H, W]``.
-    """
-    padded = F.pad(y[None], (1, 1, 1, 1), mode="reflect")[0]
-    height, width = y.shape[-2:]
-    around = torch.stack(
-        [padded[:, i : i + height, j : j + width] for i in range(3) for j in range(3) if (i, j) != (1, 1)]
-    )
-    margin = beyond * sigma
-    dead: Tensor = (y > around.amax(0) + margin) | (y < around.amin(0) - margin)
-    return dead
