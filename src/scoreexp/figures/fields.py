@@ -74,7 +74,7 @@ def embedded_strip(times: Sequence[float], images: Tensor, path: str | Path) -> 
         path: the PNG to write.
     """
     chosen = np.unique(np.linspace(0, len(times) - 1, 6).round().astype(int))
-    figure = Figure(figsize=(1.6 * len(chosen), 3.6), layout="constrained")
+    figure = Figure(figsize=(1.6 * len(chosen), 3.4), layout="constrained")
     axes = figure.subplots(2, len(chosen), squeeze=False)
     moved = (images - images[0]).mean(1).numpy()
     largest = max(float(np.abs(moved).max()), 1e-12)
@@ -86,7 +86,7 @@ def embedded_strip(times: Sequence[float], images: Tensor, path: str | Path) -> 
         bottom.set_title(f"rms {np.sqrt((moved[k] ** 2).mean()):.3f}", fontsize=9)
         top.set_axis_off()
         bottom.set_axis_off()
-    figure.colorbar(shift, ax=axes[1], shrink=0.9, label="x(t) - x(0)\nchannel mean")
+    figure.colorbar(shift, ax=axes[1], shrink=0.8, label="x(t) - x(0)\nchannel mean")
     save_figure(figure, path, dpi=90)
 
 

@@ -129,7 +129,7 @@ def _mosaic(
 
     Args:
         pictures: of any sizes; of one with more than twice ``side`` pixels every k-th is shown.
-        titles: one above each, of any number of lines; none at all for no room.
+        titles: one above each, of any number of lines; empty ones take no room.
         path: the PNG to write.
         columns: at most.
         side: pixels of the figure along the longer side of a picture, about.
@@ -144,7 +144,7 @@ def _mosaic(
     columns = min(columns, len(shown))
     rows = -(-len(shown) // columns)
     high, wide = (max(picture.shape[axis] for picture in shown) for axis in (0, 1))
-    text = max((title.count("\n") + 1 for title in titles), default=0) * round(_LINE * size / 9)
+    text = max((title.count("\n") + bool(title) for title in titles), default=0) * round(_LINE * size / 9)
     top = _GAP + (2 * _LINE if heading else 0)
     width, height = columns * (wide + _GAP) + _GAP, rows * (high + text + _GAP) + top
     figure = Figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI)
@@ -154,9 +154,8 @@ def _mosaic(
         lower = height - top - row * (high + text + _GAP) - text - high
         bottom = lower + high - picture.shape[0]
         figure.figimage(picture, left, bottom, cmap="gray", vmin=0, vmax=255)
-        if titles:
-            middle = left + picture.shape[1] / 2
-            figure.text(middle / width, (lower + high + 4) / height, titles[n], ha="center", fontsize=size)
+        middle = left + picture.shape[1] / 2
+        figure.text(middle / width, (lower + high + 4) / height, titles[n], ha="center", fontsize=size)
     figure.text(0.5, 1 - 1.4 * _LINE / height, heading, ha="center", fontsize=10)
     save_figure(figure, path, dpi=_DPI)
 
@@ -189,7 +188,14 @@ def image_grid(images: Tensor, path: str | Path, title: str = "") -> None:
     True
     """
     columns = math.ceil(math.sqrt(len(images)))
-    _mosaic([_pixels(image) for image in images], [], path, columns=columns, side=128, heading=title)
+    _mosaic(
+        [_pixels(image) for image in images],
+        [""] * len(images),
+        path,
+        columns=columns,
+        side=128,
+        heading=title,
+    )
 
 
 @freed_at_once()

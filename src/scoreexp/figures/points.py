@@ -204,5 +204,5 @@ def _score_error(axis: Axes, score_error: Mapping[float, float]) -> None:
     axis.set(
         xlabel="noise level", ylim=(min(1e-5, *score_error.values()) / 2, max(1.0, *score_error.values()) * 2)
     )
-    axis.set_title("relative squared error of the score")
+    axis.set_title("relative squared error of the score", fontsize="medium")
     axis.grid(alpha=0.3)
