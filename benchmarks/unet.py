@@ -15,7 +15,6 @@ On a CUDA device it measures there, in float32, bfloat16 and bfloat16 compiled.
 
 import argparse
 import importlib
-import math
 import multiprocessing
 import platform
 import resource
@@ -156,7 +155,7 @@ def table(results: list[dict[str, Any]]) -> str:
         low, high = r["train_fraction_range"]
         lines.append(
             f"{r['network']:15}{r['variant']:18}{r['parameters']:12,}{r['train_images_per_s']:13.1f}"
-            f"{r['train_fraction']:10.2f}{f'{low:.2f}-{high:.2f}':>13}{TARGETS.get(r['network'], math.nan):8.2f}"
+            f"{r['train_fraction']:10.2f}{f'{low:.2f}-{high:.2f}':>13}{TARGETS.get(r['network'], '–'):>8}"
             f"{r['forward_images_per_s']:15.1f}{r['forward_fraction']:10.2f}{r['peak_memory_mib']:10.0f}"
             f"{r['ceiling_gflop_per_s']:17.0f}"
         )
