@@ -9,7 +9,7 @@ TESTSETS ?= outputs/prior/testsets
 ROOT     ?= data
 
 .DEFAULT_GOAL := help
-.PHONY: help demo prior test test-integration test-slow lint fmt type docs systems bench gpu compare-quick study-solvers study-samplers study-swiss-roll study-rivals-points study-rivals study-embedding-size study-langevin study-claims study-claims-images study-memorisation study-ssim-stopping study-hypotheses study-stack clean install
+.PHONY: help demo prior test test-integration test-slow lint fmt type docs systems bench gpu compare-quick study-solvers study-samplers study-swiss-roll study-rivals-points study-rivals study-embedding-size study-langevin study-claims study-claims-images study-memorisation study-ssim-stopping study-hypotheses study-stack gallery clean install
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -26,6 +26,9 @@ install: $(READY)  ## create .venv with the pinned dependencies
 
 demo: $(READY)  ## train on a bundled photograph and show the result (under a minute on 2 cores)
 	$(BIN)/python -m scoreexp.train experiment=photo32_ours
+
+gallery: $(READY)  ## the pictures of docs/gallery.md and the table of the README (about 3 minutes of one core)
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.gallery
 
 prior: $(READY)  ## train the bundled prior again (PHOTOS, RUN: folders; TESTSETS: what it must not have seen; hours)
 	$(BIN)/python -m benchmarks.prior fetch $(PHOTOS)

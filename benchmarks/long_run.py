@@ -35,7 +35,7 @@ import scipy
 import torch
 
 from benchmarks.fokker_planck import describe_machine
-from benchmarks.pages import DOCS, FIGURES, write_table
+from benchmarks.pages import DOCS, FIGURES, STYLE, shrink, write_table
 
 RESULT = Path(__file__).parent / "results" / "long_run.json"
 FIGURE, PAGE = FIGURES / "long_run.png", DOCS / "scaling.md"
@@ -294,6 +294,7 @@ def draw(run: dict[str, Any]) -> None:
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
+    plt.rcParams.update(STYLE)
     samples, slope = run["samples"], run["growth"]["mib"]
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
     left.plot(samples["step"], samples["mib"], lw=1)
@@ -314,6 +315,7 @@ def draw(run: dict[str, Any]) -> None:
     FIGURE.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(FIGURE, dpi=110)
     plt.close(figure)
+    shrink(FIGURE)
 
 
 def write_doc(result: dict[str, Any]) -> None:

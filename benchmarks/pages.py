@@ -1,9 +1,18 @@
-"""Tables of the documentation that a script writes, between two comments that name them."""
+"""Tables of the documentation that a script writes, between two comments that name them, and the size of its figures."""
 
 from pathlib import Path
 
+from matplotlib import cycler
+from PIL import Image
+
+from scoreexp.figures.images import LINES
+from scoreexp.system.atomic import atomic_write
+
 DOCS = Path(__file__).parents[1] / "docs"
 FIGURES = DOCS / "figures"
+STYLE = {
+    "axes.prop_cycle": cycler(**LINES)
+}  # colours and lines of pyplot's curves: plt.rcParams.update(STYLE)
 
 
 def write_table(page: Path, name: str, table: str) -> None:
@@ -19,3 +28,15 @@ def write_table(page: Path, name: str, table: str) -> None:
     if not (found and closed):
         raise ValueError(f"{page} lacks {begin} or {end}: put them round the table")
     page.write_text(f"{before}{begin}\n\n{table}\n\n{end}{after}")
+
+
+def shrink(path: Path, bytes_at_most: int = 60_000) -> None:
+    """Write a PNG again in few bytes, with 256 colours where it would be larger than ``bytes_at_most`` without loss."""
+    with Image.open(path) as image:
+        drawn = image.convert("RGB")
+    with atomic_write(path) as temporary:
+        drawn.save(temporary, format="png", optimize=True)
+        if Path(temporary).stat().st_size > bytes_at_most:
+            drawn.quantize(256, kmeans=2, dither=Image.Dither.NONE).save(
+                temporary, format="png", optimize=True
+            )

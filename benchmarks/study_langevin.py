@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 import scoreexp
+from benchmarks.pages import shrink
 from scoreexp.core.ranges import sigma_to_model, to_unit
 from scoreexp.core.streams import ImageStreams
 from scoreexp.data import Photo
@@ -171,6 +172,8 @@ def main() -> None:
     if arguments.figures:
         draw_langevin(result["step_size_study"], arguments.figures / "langevin_step_size.png", title)
         draw_langevin(result["steps_study"], arguments.figures / "langevin_steps.png", title)
+        for name in ("langevin_step_size", "langevin_steps"):
+            shrink(arguments.figures / f"{name}.png")
 
 
 if __name__ == "__main__":

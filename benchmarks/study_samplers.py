@@ -33,11 +33,12 @@ from hydra import compose, initialize_config_dir
 from torch import Tensor
 
 from benchmarks.fokker_planck import describe_machine
-from benchmarks.pages import DOCS, write_table
+from benchmarks.pages import DOCS, shrink, write_table
 from scoreexp.app.conf_dir import conf_dir
 from scoreexp.core.streams import ImageStreams, generator
 from scoreexp.data import SwissRoll
 from scoreexp.denoisers.denoiser import DenoiserBase, OracleDenoiser
+from scoreexp.figures.images import COLOURS
 from scoreexp.metrics import sliced_wasserstein
 from scoreexp.numerics.ode import RK45, RungeKutta
 from scoreexp.numerics.oracles import Oracle
@@ -185,14 +186,17 @@ def draw(result: dict[str, Any], path: Path) -> None:
     for i, model in enumerate(models):
         for j, grid in enumerate(GRIDS):
             panel = axes[i, j]
-            for k, name in enumerate([*SAMPLERS, ADAPTIVE]):
+            drawn = 0, 0
+            for name in [*SAMPLERS, ADAPTIVE]:
                 points = sorted(
                     (row["nfe"], row["distance"])
                     for row in result["rows"]
                     if (row["model"], row["sampler"]) == (model, name) and row["grid"] in (grid, "none")
                 )
-                style = "--" if name in ("DDPM", "Euler-Maruyama", "predictor-corrector") else "-"
-                panel.loglog(*zip(*points), style, color=f"C{k}", marker="o", markersize=3, label=name)
+                is_random = name in ("DDPM", "Euler-Maruyama", "predictor-corrector")
+                colour, style = COLOURS[drawn[is_random]], "--" if is_random else "-"
+                drawn = drawn[0] + (not is_random), drawn[1] + is_random
+                panel.loglog(*zip(*points), style, color=colour, marker="o", markersize=3, label=name)
             low, _, high = result["floor"]
             panel.axhspan(low, high, color="grey", alpha=0.3, label="exact draws")
             panel.set_title(f"{model} denoiser, {grid} grid", fontsize="medium")
@@ -208,6 +212,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
     plt.close(figure)
+    shrink(path)
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ import matplotlib.pyplot as plt
 
 from benchmarks import precompute
 from benchmarks.krylov import RESULT
-from benchmarks.pages import DOCS, FIGURES, write_table
+from benchmarks.pages import DOCS, FIGURES, STYLE, shrink, write_table
 
 PAGE = DOCS / "solvers.md"
 
@@ -73,6 +73,7 @@ def draw_time(rows: list[dict[str, Any]]) -> None:
     figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", fontsize="small")
     figure.savefig(FIGURES / "solvers_time.png", dpi=120)
     plt.close(figure)
+    shrink(FIGURES / "solvers_time.png")
 
 
 def draw_projection(rows: list[dict[str, Any]]) -> None:
@@ -115,6 +116,7 @@ def draw_projection(rows: list[dict[str, Any]]) -> None:
         axes.legend(fontsize="small")
     figure.savefig(FIGURES / "solvers_projection.png", dpi=120)
     plt.close(figure)
+    shrink(FIGURES / "solvers_projection.png")
 
 
 def main() -> None:
@@ -128,6 +130,7 @@ def main() -> None:
         parser.error(f"{arguments.json} does not exist: run python -m benchmarks.krylov --json first")
     result = json.loads(arguments.json.read_text())
     FIGURES.mkdir(parents=True, exist_ok=True)
+    plt.rcParams.update(STYLE)
     draw_time(result["rows"])
     draw_projection(result["projection"])
     write_table(PAGE, "benchmarks.krylov", table(result["rows"]))

@@ -22,7 +22,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.pages import write_table
+from benchmarks.pages import STYLE, shrink, write_table
 from scoreexp.system.machine import processor
 
 ROOT = Path(__file__).parent.parent
@@ -145,6 +145,7 @@ def write_doc(result: dict[str, Any]) -> None:
     from matplotlib import pyplot as plt
 
     write_table(PAGE, "time_to_target", table(result))
+    plt.rcParams.update(STYLE)
     figure, axis = plt.subplots(figsize=(6.4, 3.4), layout="constrained")
     for row in result["rows"]:
         steps, values = zip(*((point["step"], point["ssim_global"]) for point in row["curve"]))
@@ -159,6 +160,7 @@ def write_doc(result: dict[str, Any]) -> None:
     FIGURE.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(FIGURE, dpi=90)
     plt.close(figure)
+    shrink(FIGURE)
 
 
 def main() -> None:

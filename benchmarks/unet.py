@@ -9,12 +9,12 @@ The ceiling (machine.py) is probed before and after every timed window, and a wi
 two probes, so that what other jobs do to the machine's speed cancels. The figures are medians over the half of the
 windows whose probes were fastest: a disturbed window is discarded by its probes, never by its own result.
 Each network runs in a process of its own, whose peak resident memory less that before the network is its memory.
+``--peers`` adds diffusers' U-Nets of the same sizes (``unet_peers``), where that package is installed.
 On a CUDA device it measures there, in float32, bfloat16 and bfloat16 compiled.
 """
 
 import argparse
 import importlib
-import json
 import multiprocessing
 import platform
 import resource
@@ -28,17 +28,23 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.machine import CeilingProbe, seconds
+from scoreexp.system.json_files import write_json
 from scoreexp.system.machine import processor
 
 ROOT = Path(__file__).parents[1]
 NETWORKS = ("unet_1m", "unet_9m", "unet_35m")
+PEERS = ("diffusers_1m", "diffusers_9m", "diffusers_35m")
 EVENT_SHAPE = (3, 32, 32)
 BATCH = 16
 TARGETS = {"unet_1m": 0.50, "unet_9m": 0.70, "unet_35m": 0.80}
 
 
 def build(name: str) -> nn.Module:
-    """The network of conf/network/<name>.yaml for the benchmark's images."""
+    """The network of conf/network/<name>.yaml for the benchmark's images, or one of ``PEERS``."""
+    if name in PEERS:
+        from benchmarks.unet_peers import build_peer
+
+        return build_peer(*name.split("_"))
     config = yaml.safe_load((ROOT / "conf" / "network" / f"{name}.yaml").read_text())
     module, _, class_name = config.pop("_target_").rpartition(".")
     return getattr(importlib.import_module(module), class_name)(event_shape=EVENT_SHAPE, **config)
@@ -142,14 +148,14 @@ def _peak_bytes(device: torch.device) -> int:
 def table(results: list[dict[str, Any]]) -> str:
     """The results as text, one line per network and variant."""
     lines = [
-        f"{'network':10}{'variant':18}{'parameters':>12}{'train img/s':>13}{'fraction':>10}{'(min-max)':>13}{'target':>8}"
+        f"{'network':15}{'variant':18}{'parameters':>12}{'train img/s':>13}{'fraction':>10}{'(min-max)':>13}{'target':>8}"
         f"{'forward img/s':>15}{'fraction':>10}{'peak MiB':>10}{'ceiling GFLOP/s':>17}"
     ]
     for r in results:
         low, high = r["train_fraction_range"]
         lines.append(
-            f"{r['network']:10}{r['variant']:18}{r['parameters']:12,}{r['train_images_per_s']:13.1f}"
-            f"{r['train_fraction']:10.2f}{f'{low:.2f}-{high:.2f}':>13}{TARGETS[r['network']]:8.2f}"
+            f"{r['network']:15}{r['variant']:18}{r['parameters']:12,}{r['train_images_per_s']:13.1f}"
+            f"{r['train_fraction']:10.2f}{f'{low:.2f}-{high:.2f}':>13}{TARGETS.get(r['network'], '–'):>8}"
             f"{r['forward_images_per_s']:15.1f}{r['forward_fraction']:10.2f}{r['peak_memory_mib']:10.0f}"
             f"{r['ceiling_gflop_per_s']:17.0f}"
         )
@@ -162,6 +168,7 @@ def main() -> None:
     parser.add_argument(
         "--network", choices=NETWORKS, action="append", help="only this one (may be repeated)"
     )
+    parser.add_argument("--peers", action="store_true", help="diffusers' of the same sizes beside each")
     parser.add_argument("--rounds", type=int, default=12, help="timed windows per network (default 12)")
     parser.add_argument("--window", type=float, default=0.5, help="seconds of one window (default 0.5)")
     parser.add_argument(
@@ -173,15 +180,14 @@ def main() -> None:
     variants = ["float32", "bfloat16", "bfloat16+compile"] if cuda else ["float32"]
     if options.compile:
         variants.append("float32+compile")
-    results = []
-    for name in options.network or NETWORKS:
-        for variant in variants:
-            with multiprocessing.get_context("spawn").Pool(1) as pool:
-                results.append(pool.apply(measure, (name, variant, options.rounds, options.window)))
-            print(table(results) if len(results) == 1 else table(results[-1:]).split("\n")[1], flush=True)
-
-    path = options.json or ROOT / "benchmarks" / "results" / f"unet_{'cuda' if cuda else 'cpu'}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    names = [*(options.network or NETWORKS)]
+    if options.peers:
+        try:
+            build(PEERS[0])
+        except ImportError as error:
+            print(f"diffusers cannot be imported, so its U-Nets are left out: {error}")
+        else:
+            names += [name.replace("unet", "diffusers") for name in names]
     machine = {
         "device": torch.cuda.get_device_name() if cuda else processor(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
@@ -190,7 +196,14 @@ def main() -> None:
         "batch": BATCH,
         "event_shape": EVENT_SHAPE,
     }
-    path.write_text(json.dumps({"machine": machine, "results": results}, indent=2) + "\n")
+    path = options.json or ROOT / "benchmarks" / "results" / f"unet_{'cuda' if cuda else 'cpu'}.json"
+    results = []
+    for name in names:
+        for variant in variants:
+            with multiprocessing.get_context("spawn").Pool(1) as pool:
+                results.append(pool.apply(measure, (name, variant, options.rounds, options.window)))
+            print(table(results) if len(results) == 1 else table(results[-1:]).split("\n")[1], flush=True)
+            write_json(path, {"machine": machine, "results": results})  # stopped later, it keeps what it has
     print(f"stored in {path}")
 
 

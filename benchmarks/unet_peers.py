@@ -1,5 +1,7 @@
 """U-Nets of other packages as networks ``F(x[B, 3, 32, 32], c_noise[B], cond)``, about 1 and 9 M parameters each.
 
+diffusers' has 35 M too: the network of DDPM on CIFAR-10.
+
 They live in an environment of their own, beside scoreexp: ``pip install --no-deps azula==0.11.1
 denoising-diffusion-pytorch==2.3.4 diffusers==0.42.1 deepinv==0.5.0 einops`` and what diffusers imports of
 huggingface_hub. Modules that the U-Nets themselves never call (torchvision, accelerate, ...) need not be there: an
@@ -80,13 +82,14 @@ def diffusers(size: str) -> nn.Module:
     """diffusers' UNet2DModel with self-attention at 16 x 16."""
     from diffusers import UNet2DModel
 
-    widths = {"1m": (32, 48, 64), "9m": (64, 128, 192)}[size]
+    widths = {"1m": (32, 48, 64), "9m": (64, 128, 192), "35m": (128, 256, 256, 256)}[size]
+    plain = len(widths) - 2  # levels below 16 x 16
     network = UNet2DModel(
         sample_size=32,
-        layers_per_block=2 if size == "9m" else 1,
+        layers_per_block=1 if size == "1m" else 2,
         block_out_channels=widths,
-        down_block_types=("DownBlock2D", "AttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+        down_block_types=("DownBlock2D", "AttnDownBlock2D", *["DownBlock2D"] * plain),
+        up_block_types=(*["UpBlock2D"] * plain, "AttnUpBlock2D", "UpBlock2D"),
         norm_num_groups=16 if size == "1m" else 32,
     )
     return _Peer(network, lambda net, x, c: net(x, _thousand(c)).sample)
@@ -131,7 +134,7 @@ PEERS = {
 
 
 def build_peer(name: str, size: str) -> nn.Module:
-    """The peer ``name`` of ``size`` 1m or 9m."""
+    """The peer ``name`` of ``size`` 1m or 9m, for diffusers also 35m."""
     if not any(isinstance(finder, _StandIns) for finder in sys.meta_path):
         sys.meta_path.append(_StandIns())  # type: ignore[arg-type]
     return PEERS[name](size)

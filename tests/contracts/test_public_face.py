@@ -239,6 +239,13 @@ def network():
     return se.denoisers.Denoiser(net, se.denoisers.EDMPrediction(), se.schedules.VP())
 
 
+def test_a_network_for_images_of_any_size_learns_that_of_its_data():
+    network = se.networks.DenoisingUNet(event_shape=(1, 8, 16), widths=(8,), blocks=1)
+    denoiser = se.denoisers.Denoiser(network, se.denoisers.EDMPrediction(), se.schedules.VP())
+    model = se.train(denoiser, torch.zeros(2, 1, 8, 16), steps=0)
+    assert se.sample(model, 1, sampler=se.samplers.DDIM(se.samplers.UniformGrid(1))).shape == (1, 1, 8, 16)
+
+
 def test_training_in_memory_repeats_and_learns():
     points = 0.3 * torch.randn(2000, 2, generator=torch.Generator().manual_seed(0))
     first, second = (se.train(network(), points, steps=150, batch_size=128) for _ in range(2))

@@ -48,6 +48,18 @@ def test_grid_and_comparison_show_true_colours(tmp_path):
     assert colours(tmp_path / "comparison.png") >= set(FLAT.values())
 
 
+def test_pixels_are_enlarged_by_whole_numbers_and_thinned_out_where_there_are_many(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (10, 7, 3), dtype=np.uint8)
+    for pixels, shown in (
+        (noise, noise.repeat(3, 0).repeat(3, 1)),
+        (noise.repeat(9, 0), noise.repeat(9, 0)[::2, ::2]),
+    ):
+        comparison([pixels / 255], ["title"], tmp_path / "a.png", side=33)
+        height, width = shown.shape[:2]
+        picture = np.asarray(Image.open(tmp_path / "a.png").convert("RGB"))
+        np.testing.assert_array_equal(picture[-8 - height : -8, 8 : 8 + width], shown)
+
+
 def test_curves_leave_out_what_is_absent(tmp_path):
     rows = [{"step": 1.0, "loss": 2.0}, {"step": 2.0, "loss": 1.0, "other": 3.0}]
     assert curves(

@@ -112,4 +112,7 @@ def train(
             use_distributed_sampler=False,
         )
         trainer.fit(module, TensorData(data.cpu().float(), batch_size=batch_size, seed=seed))
-    return module.evaluation_denoiser.eval()
+    model = module.evaluation_denoiser.eval()
+    if model.event_shape is None:  # a network of images of any size: samples are drawn of that of the data
+        model.event_shape = tuple(data.shape[1:])
+    return model

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from scoreexp.figures.images import freed_at_once, save_figure
+from scoreexp.figures.images import LINES, freed_at_once, save_figure
 
 _LINEAR = 20.0  # ratio of the largest to the smallest value up to which the axis is linear
 
@@ -37,6 +37,7 @@ def estimates_plot(
     """
     figure = Figure(figsize=(6, 3.4), layout="constrained")
     axis = figure.subplots()
+    axis.set_prop_cycle(**LINES)
     shown = []
     for name, rows in series.items():
         x, value, error = np.asarray(rows, dtype=float).reshape(-1, 3).T

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from scoreexp.figures.images import freed_at_once, save_figure
+from scoreexp.figures.images import COLOURS, freed_at_once, save_figure
 from scoreexp.numerics.fokker_planck import ScoreField
 
 _SHOWN = 5  # times in a figure
@@ -45,13 +45,15 @@ def field_over_time(field: ScoreField, path: str | Path) -> None:
     i, j = (np.arange(stride // 2, n, stride) for n in shape)
     for r in range(rows):
         for axis, k in zip(axes[r], chosen):
-            axis.imshow(log_p[k, r], cmap="viridis")
+            low, high = log_p[k, r].min(), log_p[k, r].max()
+            # paler than the map's ends, for the arrows to be seen
+            axis.imshow(log_p[k, r], cmap="YlGnBu", vmin=low, vmax=high + 0.6 * (high - low))
             down, right = score[k, r][:, i][:, :, j]
-            axis.quiver(j, i, right, down, angles="xy", color="white", width=0.006)
+            axis.quiver(j, i, right, down, angles="xy", color="0.1", width=0.006)
             longest = np.hypot(*score[k, r]).max()
-            axis.set_title(f"t = {field.times[k]:.3g}, |score| <= {longest:.3g}", fontsize=8)
+            axis.set_title(f"t = {field.times[k]:.3g}\n|score| up to {longest:.3g}", fontsize=9)
             axis.set_axis_off()
-    save_figure(figure, path, dpi=80)
+    save_figure(figure, path, dpi=90)
 
 
 @freed_at_once()
@@ -72,20 +74,20 @@ def embedded_strip(times: Sequence[float], images: Tensor, path: str | Path) -> 
         path: the PNG to write.
     """
     chosen = np.unique(np.linspace(0, len(times) - 1, 6).round().astype(int))
-    figure = Figure(figsize=(1.6 * len(chosen), 3.6), layout="constrained")
+    figure = Figure(figsize=(1.6 * len(chosen), 3.4), layout="constrained")
     axes = figure.subplots(2, len(chosen), squeeze=False)
     moved = (images - images[0]).mean(1).numpy()
     largest = max(float(np.abs(moved).max()), 1e-12)
     for (top, bottom), k in zip(axes.T, chosen):
         picture = np.moveaxis(images[k].clamp(0, 1).numpy(), 0, -1)
         top.imshow(picture[..., 0] if picture.shape[-1] == 1 else picture, cmap="gray", vmin=0, vmax=1)
-        top.set_title(f"t = {times[k]:.3g}", fontsize=8)
+        top.set_title(f"t = {times[k]:.3g}", fontsize=9)
         shift = bottom.imshow(moved[k], cmap="coolwarm", vmin=-largest, vmax=largest)
-        bottom.set_title(f"rms {np.sqrt((moved[k] ** 2).mean()):.3f}", fontsize=8)
+        bottom.set_title(f"rms {np.sqrt((moved[k] ** 2).mean()):.3f}", fontsize=9)
         top.set_axis_off()
         bottom.set_axis_off()
-    figure.colorbar(shift, ax=axes[1], shrink=0.8, label="x(t) - x(0), channel mean")
-    save_figure(figure, path, dpi=80)
+    figure.colorbar(shift, ax=axes[1], shrink=0.8, label="x(t) - x(0)\nchannel mean")
+    save_figure(figure, path, dpi=90)
 
 
 @freed_at_once()
@@ -109,6 +111,7 @@ def residual_curves(field: ScoreField, path: str | Path) -> bool:
         return False
     figure = Figure(figsize=(6.4, 3.6), layout="constrained")
     axis = figure.subplots()
+    axis.set_prop_cycle(color=COLOURS)
     residuals = field.residuals.reshape(*field.residuals.shape[:2], -1)
     for iteration in range(allowed):
         axis.plot(
@@ -119,6 +122,6 @@ def residual_curves(field: ScoreField, path: str | Path) -> bool:
     axis.set_yscale("log")
     axis.set(xlabel="time of the step", ylabel="relative change of the log-density")
     axis.grid(alpha=0.3)
-    axis.legend(fontsize=8)
-    save_figure(figure, path, dpi=80)
+    figure.legend(loc="outside right upper", fontsize=8)
+    save_figure(figure, path, dpi=90)
     return True

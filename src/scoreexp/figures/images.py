@@ -19,6 +19,12 @@ from scoreexp.metrics import psnr, ssim
 from scoreexp.system.atomic import atomic_write
 
 GRID = 64  # images in an overview
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#000000", "#999999")
+"""Of curves: Okabe and Ito's, which colour-blind readers tell apart, without their yellow."""
+LINES = {"color": COLOURS * 2, "linestyle": ["-"] * len(COLOURS) + ["--"] * len(COLOURS)}
+"""Of curves in one panel: ``axis.set_prop_cycle(**LINES)``."""
+
+_DPI, _GAP, _LINE = 110, 8, 16  # pixels to an inch, between pictures, and of a line of text
 
 
 def save_figure(figure: Figure, path: str | Path, dpi: int = 110) -> None:
@@ -95,26 +101,63 @@ def denoising_strip(rows: Sequence[Sequence[Tensor]], path: str | Path, title: s
         path: the PNG to write.
         title: shown above.
     """
-    count, side, gap, line = len(rows[0]), 1.8, 0.08, 0.42  # inches
-    width, height = count * (side + gap) + gap, len(rows) * (side + line) + 0.35
-    figure = Figure(figsize=(width, height))
-    for r, states in enumerate(rows):
+    pictures, titles = [], []
+    for states in rows:
         for k, state in enumerate(states):
-            left, bottom = gap + k * (side + gap), height - 0.35 - (r + 1) * (side + line) + gap
-            axis = figure.add_axes((left / width, bottom / height, side / width, side / height))
-            axis.imshow(_pixels(state), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-            axis.set_axis_off()
-            label = {0: "clean", 1: "noisy", count - 1: "denoised"}.get(k, f"intermediate {k - 1}")
+            label = {0: "clean", 1: "noisy", len(states) - 1: "denoised"}.get(k, f"intermediate {k - 1}")
             if k:
                 pair = state[None], states[0][None]
                 label += f"\n{float(psnr(*pair)):.1f} dB"
                 if min(state.shape[-2:]) >= 11:
                     label += f", SSIM {float(ssim(*pair)):.3f}"
-            figure.text(
-                (left + side / 2) / width, (bottom + side + 0.05) / height, label, ha="center", fontsize=9
-            )
-    figure.text(0.5, 1 - 0.2 / height, title, ha="center", fontsize=10)
-    save_figure(figure, path)
+            pictures.append(_pixels(state))
+            titles.append(label)
+    _mosaic(pictures, titles, path, columns=len(rows[0]), side=192, heading=title)
+
+
+def _mosaic(
+    pictures: Sequence[np.ndarray],
+    titles: Sequence[str],
+    path: str | Path,
+    *,
+    columns: int,
+    side: int,
+    heading: str = "",
+    size: float = 9,
+) -> None:
+    """Bytes ``[H, W]`` or ``[H, W, 3]`` in rows of ``columns``, enlarged by whole numbers, so that all pixels are equal.
+
+    Args:
+        pictures: of any sizes; of one with more than twice ``side`` pixels every k-th is shown.
+        titles: one above each, of any number of lines; empty ones take no room.
+        path: the PNG to write.
+        columns: at most.
+        side: pixels of the figure along the longer side of a picture, about.
+        heading: above all.
+        size: of the letters in points.
+    """
+    shown = []
+    for picture in pictures:
+        longest = max(picture.shape[:2])
+        every, times = -(-longest // (2 * side)), max(1, round(side / longest))
+        shown.append(picture[::every, ::every].repeat(times, 0).repeat(times, 1))
+    columns = min(columns, len(shown))
+    rows = -(-len(shown) // columns)
+    high, wide = (max(picture.shape[axis] for picture in shown) for axis in (0, 1))
+    text = max((title.count("\n") + bool(title) for title in titles), default=0) * round(_LINE * size / 9)
+    top = _GAP + (2 * _LINE if heading else 0)
+    width, height = columns * (wide + _GAP) + _GAP, rows * (high + text + _GAP) + top
+    figure = Figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI)
+    for n, picture in enumerate(shown):
+        row, column = divmod(n, columns)
+        left = _GAP + column * (wide + _GAP) + (wide - picture.shape[1]) // 2
+        lower = height - top - row * (high + text + _GAP) - text - high
+        bottom = lower + high - picture.shape[0]
+        figure.figimage(picture, left, bottom, cmap="gray", vmin=0, vmax=255)
+        middle = left + picture.shape[1] / 2
+        figure.text(middle / width, (lower + high + 4) / height, titles[n], ha="center", fontsize=size)
+    figure.text(0.5, 1 - 1.4 * _LINE / height, heading, ha="center", fontsize=10)
+    save_figure(figure, path, dpi=_DPI)
 
 
 def save_pixels(image: Tensor, path: str | Path) -> None:
@@ -145,15 +188,14 @@ def image_grid(images: Tensor, path: str | Path, title: str = "") -> None:
     True
     """
     columns = math.ceil(math.sqrt(len(images)))
-    rows = math.ceil(len(images) / columns)
-    figure = Figure(figsize=(1.3 * columns, 1.3 * rows + 0.3), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False)
-    for axis in axes.flat:
-        axis.set_axis_off()
-    for axis, image in zip(axes.flat, images, strict=False):
-        axis.imshow(_pixels(image), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-    figure.suptitle(title, fontsize=10)
-    save_figure(figure, path)
+    _mosaic(
+        [_pixels(image) for image in images],
+        [""] * len(images),
+        path,
+        columns=columns,
+        side=128,
+        heading=title,
+    )
 
 
 @freed_at_once()
@@ -187,6 +229,7 @@ def curves(
         return False
     figure = Figure(figsize=(6.4, 3.6), layout="constrained")
     axis = figure.subplots()
+    axis.set_prop_cycle(**LINES)
     for name in present:
         points = [(row["step"], row[name]) for row in rows if name in row]
         axis.plot(
@@ -205,25 +248,30 @@ def curves(
 
 @freed_at_once()
 def comparison(
-    pictures: Sequence[np.ndarray], titles: Sequence[str], path: str | Path, columns: int | None = None
+    pictures: Sequence[np.ndarray],
+    titles: Sequence[str],
+    path: str | Path,
+    columns: int | None = None,
+    side: int = 440,
 ) -> None:
     """Images ``[H, W, C]`` in [0, 1] side by side, in rows of at most ``columns``.
+
+    Each is enlarged by a whole number; of one with more than twice ``side`` pixels every k-th pixel is shown.
 
     >>> import tempfile
     >>> noisy, clean = np.full((8, 8, 3), 0.6), np.full((8, 8, 3), 0.5)
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     comparison([noisy, clean], ["noisy", "clean"], f"{folder}/pair.png")
-    ...     Path(folder, "pair.png").is_file()
-    True
+    ...     comparison([noisy, clean], ["noisy", "clean"], f"{folder}/pair.png", side=64)
+    ...     with Image.open(f"{folder}/pair.png") as image:
+    ...         image.width  # two of 64 and three gaps
+    152
+
+    Args:
+        pictures: of any sizes.
+        titles: one for each, of any number of lines.
+        path: the PNG to write.
+        columns: at most; None for one row.
+        side: pixels of the figure along the longer side of a picture, about.
     """
-    wide = min(len(pictures), columns or len(pictures))
-    tall = -(-len(pictures) // wide)
-    figure = Figure(figsize=(4.2 * wide, 4.5 * tall), layout="constrained")
-    axes = figure.subplots(tall, wide, squeeze=False).flat
-    for axis in axes[len(pictures) :]:
-        axis.set_axis_off()
-    for axis, picture, title in zip(axes[: len(pictures)], pictures, titles, strict=True):
-        axis.imshow(np.clip(visible(picture), 0, 1), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-        axis.set_title(title)
-        axis.set_axis_off()
-    save_figure(figure, path)
+    pixels = [to_uint8(visible(np.nan_to_num(picture, nan=1.0))) for picture in pictures]
+    _mosaic(pixels, titles, path, columns=columns or len(pixels), side=side, size=11 if side > 300 else 9)

@@ -14,7 +14,7 @@ from matplotlib.colors import hsv_to_rgb
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from scoreexp.figures.images import freed_at_once, save_figure
+from scoreexp.figures.images import COLOURS, freed_at_once, save_figure
 
 _SIDE = 3.0  # inches of a panel
 DECADES = 8.0
@@ -96,6 +96,7 @@ def points_picture(
     exact = bool(maps) and all(m.exact is not None for m in maps)
     rows, columns = max(2, len(maps)), 2 + bool(maps) + exact
     figure = Figure(figsize=(_SIDE * columns, _SIDE * rows + 0.6), layout="constrained")
+    figure.get_layout_engine().set(h_pad=0.1)
     axes = figure.subplots(rows, columns, squeeze=False)
     for axis in axes.flat:
         axis.set_axis_off()
@@ -130,7 +131,7 @@ def scatter(points: Tensor, path: str | Path, title: str = "") -> None:
     """
     figure = Figure(figsize=(5, 5), layout="constrained")
     axis = figure.subplots()
-    axis.scatter(*points.T, s=4, lw=0, color="C0")
+    axis.scatter(*points.T, s=4, lw=0, color=COLOURS[0])
     axis.set(title=title, aspect="equal")
     axis.grid(alpha=0.3)
     save_figure(figure, path)
@@ -199,9 +200,9 @@ def _trajectories(axis: Axes, trajectories: Tensor, shown: int = 150) -> None:
 def _score_error(axis: Axes, score_error: Mapping[float, float]) -> None:
     axis.set_axis_on()
     axis.set_box_aspect(1)
-    axis.loglog(list(score_error), list(score_error.values()), marker="o", ms=4, color="C3")
+    axis.loglog(list(score_error), list(score_error.values()), marker="o", ms=4, color=COLOURS[1])
     axis.set(
         xlabel="noise level", ylim=(min(1e-5, *score_error.values()) / 2, max(1.0, *score_error.values()) * 2)
     )
-    axis.set_title("relative squared error of the score")
+    axis.set_title("relative squared error of the score", fontsize="medium")
     axis.grid(alpha=0.3)

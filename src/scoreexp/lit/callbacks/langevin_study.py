@@ -19,7 +19,7 @@ from scoreexp.core.ranges import sigma_to_model, to_unit
 from scoreexp.core.streams import ImageStreams, stream_seed
 from scoreexp.core.types import NonNegativeFloat, PositiveFloat, PositiveInt
 from scoreexp.denoisers.denoiser import DenoiserBase
-from scoreexp.figures.images import freed_at_once, save_figure
+from scoreexp.figures.images import LINES, freed_at_once, save_figure
 from scoreexp.lit.callbacks.monitor import DenoisingMonitor
 from scoreexp.lit.module import ScoreModule
 from scoreexp.metrics import mse, psnr
@@ -116,6 +116,7 @@ def draw_langevin(rows: Sequence[Mapping[str, Any]], path: str | Path, title: st
     axes = figure.subplots(1, 2)
     chains = [row for row in rows if row["method"] == "langevin"]
     for axis, key, label in zip(axes, ("mse", "psnr"), ("MSE", "PSNR in dB"), strict=True):
+        axis.set_prop_cycle(**LINES)
         for step_size in dict.fromkeys(row["step_size"] for row in chains):
             points = [(row["step"], row[key]) for row in chains if row["step_size"] == step_size]
             axis.plot(*zip(*points, strict=True), lw=1.3, label=f"eta = {step_size:g}")
