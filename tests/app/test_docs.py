@@ -1,7 +1,9 @@
 """What the documentation shows is run as it stands there."""
 
+import ast
 import doctest
 import importlib.util
+import inspect
 import re
 import runpy
 import sys
@@ -15,6 +17,7 @@ from command_lines import check_command, is_whole, shell_lines, shown_commands
 from conftest import composed
 from hydra.utils import instantiate
 
+import scoreexp
 from scoreexp.app.conf_dir import conf_dir
 from scoreexp.core.streams import ImageStreams
 from scoreexp.denoisers.denoiser import OracleDenoiser
@@ -109,6 +112,27 @@ def test_the_ten_lines_of_the_readme_do_what_they_say(capsys):
     assert "tensor" in capsys.readouterr().out
 
 
+def test_python_on_the_pages_names_what_is_there_and_parameters_that_exist():
+    checked = 0
+    for page in documents():
+        names: dict[str, Any] = {"se": scoreexp}
+        for block in re.findall(r"^```python\n(.*?)^```", page.read_text(), re.S | re.M):
+            for node in ast.walk(ast.parse(block)):
+                if isinstance(node, ast.ImportFrom) and str(node.module).startswith("scoreexp"):
+                    exec(ast.unparse(node), names)
+            for node in ast.walk(ast.parse(block)):
+                written = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
+                if not re.fullmatch(r"[\w.]+", written) or written.partition(".")[0] not in names:
+                    continue
+                called = eval(written, names)  # raises where there is no such name
+                parameters = inspect.signature(called).parameters
+                is_open = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+                unknown = {keyword.arg for keyword in node.keywords} - set(parameters)
+                assert is_open or not unknown, f"{page.name}: {written} has no {unknown}"
+                checked += 1
+    assert checked > 20
+
+
 def documents() -> list[Path]:
     return [README, *sorted(DOCS.glob("*.md"))]
 
@@ -164,6 +188,25 @@ def test_benchmarks_and_options_in_commands_exist(path):
             read = "".join(p.read_text() for p in source.parent.glob("*.py"))
             for option in re.findall(r"(?<=\s)--[a-z][\w-]*", line.partition(" # ")[0]):
                 assert f'"{option}"' in read, f"{path.name}: {line} has no {option}"
+
+
+def test_every_choice_has_a_row_in_the_page_of_its_group():
+    pages = {
+        "data.md": ["data"],
+        "denoising.md": ["noise"],
+        "guidance.md": ["guidance"],
+        "metrics.md": ["features"],
+        "networks.md": ["network", "optimizer"],
+        "objectives.md": ["objective", "precond", "recipe", "schedule", "time_law"],
+        "restoration.md": ["task"],
+        "samplers.md": ["sampler"],
+    }
+    for page, groups in pages.items():
+        rows = re.findall(r"^\|([^|]*)\|", (DOCS / page).read_text(), re.M)
+        shown = {name for cell in rows for name in re.findall(r"`(\w+)`", cell)}
+        for group in groups:
+            names = {path.stem for path in (conf_dir() / group).glob("*.yaml")}
+            assert names <= shown, f"{page} lacks {group}={', '.join(sorted(names - shown))}"
 
 
 @pytest.mark.parametrize("path", documents(), ids=lambda p: p.name)
