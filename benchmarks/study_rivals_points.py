@@ -132,6 +132,7 @@ RIVALS = {
         "consistency training",
         (
             "recipe=consistency",
+            "objective.last=20",
             "precond.sigma_data=0.35",
             "time_law.mean=-1.5",
             "objective.training_steps={steps}",
@@ -143,6 +144,7 @@ RIVALS = {
         "consistency tuning, of the row EDM",
         (
             "recipe=consistency_tuning",
+            "objective.stages=4",
             "init_from='{edm}'",
             "precond.sigma_data=0.35",
             "time_law.mean=-1.5",
@@ -170,16 +172,19 @@ class StopAtCPUSeconds(pl.Callback):
 
 
 class StudyGrid(TimeGrid):
-    """The largest noise level, then from 5 down to max(1 / N^2, 0.02), even in the seventh root."""
+    """The largest noise level, then from 5, if that is below it, down to max(1 / N^2, 0.02), even in the seventh root."""
 
     def __call__(self, schedule: Schedule, *, t_start: float | None = None) -> torch.Tensor:
         first = torch.tensor([schedule.t_max if t_start is None else t_start], dtype=torch.float64)
         if self.steps == 1:
             return first
         last = max(1 / self.steps**2, 0.02)
-        between = KarrasGrid(self.steps - 1, t_end=float(schedule.t_of_sigma(torch.tensor(last).double())))
+        t_end = float(schedule.t_of_sigma(torch.tensor(last).double()))
+        if schedule.sigma_range[1] <= 5:
+            return KarrasGrid(self.steps, t_end=t_end)(schedule, t_start=float(first))
         from_ = last if self.steps == 2 else 5.0
-        rest = between(schedule, t_start=float(schedule.t_of_sigma(torch.tensor(from_).double())))
+        t_from = float(schedule.t_of_sigma(torch.tensor(from_).double()))
+        rest = KarrasGrid(self.steps - 1, t_end=t_end)(schedule, t_start=t_from)
         return torch.cat([first, rest])
 
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from scoreexp.networks import NCSNpp, UNet, UNetPublished
 from scoreexp.networks.layers import EXPLICIT_ATTENTION_PIXELS, NoiseFeatures, SelfAttention, attend
+from scoreexp.schedules import DDPM, EDM
 
 NETWORKS = Path(__file__).parents[2] / "conf" / "network"
 TINY = {"channels": 8, "multipliers": (1, 2), "blocks": 1, "attention_resolutions": (4,)}
@@ -125,12 +126,19 @@ def test_labels_without_classes_are_refused():
 def test_noise_features_tell_every_level_apart_and_are_smooth():
     # neighbouring levels 0.01 apart: the fastest wave, 8 pi, moves its pair of features by at most 0.08 pi
     features = NoiseFeatures(16)
-    c_noise = torch.linspace(-2.5, 1.5, 401)
+    c_noise = torch.linspace(-2.5, 1.26, 377)
     values = features(c_noise)
-    assert values.shape == (401, 16)
+    assert values.shape == (377, 16)
     assert values.diff(dim=0).abs().max() <= 8 * torch.pi * 0.01
-    distances = torch.cdist(values, values) + torch.eye(401)
+    distances = torch.cdist(values, values) + torch.eye(377)
     assert distances.min() > 0.05
+
+
+def test_noise_features_end_where_ddpm_ends():
+    ends = torch.stack([schedule.noise_level(torch.tensor(schedule.t_max)) for schedule in (DDPM(), EDM())])
+    inside, infinite = NoiseFeatures(16)(ends.log() / 4), NoiseFeatures(16)(torch.tensor([10.0]))
+    assert (inside - infinite).abs().amax(1).min() > 1e-3
+    assert torch.equal(infinite, NoiseFeatures(16)(torch.tensor([1e4]).log() / 4))
 
 
 @pytest.mark.parametrize("make", FAMILIES)

@@ -10,7 +10,7 @@ stands for. For data of unit variance ``c_in = 1 / sqrt(alpha^2 + sigma^2)``, wh
 variance-preserving schedules.
 
 Where ``alpha`` is 0 the noise level is infinite. Levels beyond 1e4, at which data of unit scale are a ten-thousandth
-of the input, are one to the network: ``c_noise`` ends at 2.3. ``F`` must be able to state ``x_0`` there by itself, which
+of the input, are one level: ``c_noise`` ends at 2.3. ``F`` must be able to state ``x_0`` there by itself, which
 ``x_0``, ``v`` and EDM's output are and the noise is not: it is ``x_t / sigma``, whatever ``x_0``.
 
 References:

@@ -38,12 +38,18 @@ class GroupNorm(nn.GroupNorm):
         return super().forward(x.to(self.weight.dtype))
 
 
+_LARGEST_LEVEL = math.log(160) / 4
+
+
 class NoiseFeatures(nn.Module):
     """Fourier features of the noise level: cos(w_k c), sin(w_k c), c = ``c_noise``, w_k geometric from pi/4
     to 8 pi.
 
     ``c_noise = log(sigma / alpha) / 4`` lies in about -2.5..1.5: the slowest wave makes half a turn over
     that range, the fastest has a period of 1/4, which is one unit of log sigma; all are smooth in c.
+
+    Levels beyond 160, about where DDPM ends, have the features of 160. A path that begins at infinity, as that of flow
+    matching, would else begin far from all features that the network was trained with.
 
     Args:
         features: number of features, even.
@@ -63,7 +69,8 @@ class NoiseFeatures(nn.Module):
 
     def forward(self, c_noise: Tensor) -> Tensor:
         """``c_noise[B]`` -> ``[B, features]``."""
-        phase = c_noise[:, None].to(self.frequencies.dtype) * self.frequencies
+        level = c_noise.clamp(max=_LARGEST_LEVEL)
+        phase = level[:, None].to(self.frequencies.dtype) * self.frequencies
         return torch.cat([phase.cos(), phase.sin()], dim=1)
 
 
