@@ -35,14 +35,11 @@ def findings() -> dict[str, str]:
 
 def main(words: Sequence[str] = ()) -> None:
     """Print the findings as a table; the command has no keys."""
+    if words and words[0] not in ("--help", "-h"):
+        sys.exit(f"error: {words[0]}: doctor takes nothing, run python -m scoreexp.doctor")
     if words:
-        if words[0] in ("--help", "-h"):
-            sys.stdout.write(
-                f"usage: python -m scoreexp.doctor\n\nWhat{__doc__.partition(': show what')[2]}\n"
-            )
-            return
-        sys.stderr.write(f"error: {words[0]}: doctor takes nothing, run python -m scoreexp.doctor\n")
-        sys.exit(1)
+        sys.stdout.write(f"usage: python -m scoreexp.doctor\n\nWhat{__doc__.partition(': show what')[2]}\n")
+        return
     table = Table(show_header=False, box=None)
     for name, value in findings().items():
         table.add_row(name, value)

@@ -146,6 +146,16 @@ def test_what_a_stranger_types_first_is_answered_with_what_is_wanted(
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
+def test_a_report_that_cannot_be_written_names_its_folder(tmp_path, monkeypatch, capsys):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text("name: ddpm")
+    (tmp_path / "file").touch()
+    monkeypatch.chdir(tmp_path)
+    assert run_module("scoreexp.report", ["runs=run", "out=file/below"], monkeypatch) == 1
+    said = "error: the report cannot be written to file/below: give a folder with out=DIR\n"
+    assert capsys.readouterr().err == said
+
+
 def test_the_command_alone_lists_all_with_what_they_do(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["scoreexp"])
     main()
@@ -161,8 +171,8 @@ def test_the_doctor_takes_nothing_and_help_lists_no_key_that_is_not_explained(mo
     assert "run_dir" not in shown
     assert run_module("scoreexp.doctor", ["--help"], monkeypatch) == 0
     assert capsys.readouterr().out.startswith("usage: python -m scoreexp.doctor\n\nWhat this machine offers")
-    assert run_module("scoreexp.doctor", ["device=cpu"], monkeypatch) == 1
-    assert "doctor takes nothing" in capsys.readouterr().err
+    said = run_module("scoreexp.doctor", ["device=cpu"], monkeypatch)  # written to stderr, exit code 1
+    assert str(said).startswith("error: device=cpu: doctor takes nothing")
 
 
 def test_names_of_weights_that_do_not_fit_are_not_cut_off():

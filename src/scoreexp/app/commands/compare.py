@@ -87,6 +87,13 @@ def report(cfg: DictConfig) -> Path:
             "contain some"
         )
     out = Path(cfg.out).expanduser() if cfg.out else folders[0]
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        writable = os.access(out, os.W_OK)
+    except OSError:
+        writable = False
+    if not writable:
+        raise UserError(f"the report cannot be written to {out}: give a folder with out=DIR")
     return _announced(write_report(folders, out, title=cfg.title, baseline=cfg.baseline))
 
 
