@@ -8,7 +8,8 @@ import torch
 
 from scoreexp.core.batch import Batch
 from scoreexp.core.streams import ImageStreams, generator
-from scoreexp.denoisers import DenoiserBase
+from scoreexp.denoisers import Denoiser, DenoiserBase, X0Prediction
+from scoreexp.networks import AdaptiveResidual
 from scoreexp.objectives import ExposureMatching, X0Weighting
 from scoreexp.objectives.exposure import level_of_peak, peak_of_level
 from scoreexp.observations import GaussianNoise, Identity, Observation, PoissonGaussianNoise, PoissonNoise
@@ -52,6 +53,30 @@ def test_a_thinned_exposure_is_a_shorter_one_and_independent_of_what_was_lost():
     assert torch.corrcoef(torch.stack([kept, lost]))[0, 1].abs() < error
     zeros = (kept == 0).double().mean().item()
     assert zeros == pytest.approx(math.exp(-3), abs=0.25 * error)
+
+
+@pytest.mark.parametrize("schedule", [VE(), VP()], ids=lambda schedule: type(schedule).__name__)
+def test_the_adaptive_residual_layer_is_one_of_its_predictions_where_the_mask_is_shut(schedule):
+    class Inner(torch.nn.Module):
+        def __init__(self, *, event_shape, num_classes):
+            super().__init__()
+            assert event_shape == (7, 4, 4)
+
+        def forward(self, x, c_noise, cond=None):
+            assert not x[:, 3:].any()
+            logits = torch.tensor([torch.inf, -torch.inf, 0.0, math.log(3)], dtype=x.dtype).expand(4, 4)
+            image, residual = torch.full_like(x[:, :3], 0.25), torch.full_like(x[:, :3], 0.5)
+            return torch.cat([image, residual, logits.expand(len(x), 1, 4, 4)], 1)
+
+    model = Denoiser(AdaptiveResidual(network=Inner, event_shape=(3, 4, 4)), X0Prediction(), schedule)
+    t = torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)
+    state = torch.randn(3, 3, 4, 4, generator=generator(0, "state"), dtype=torch.float64)
+    found = model(schedule.alpha(t)[:, None, None, None] * state, t)
+    kept = state + 0.5
+    assert torch.equal(found[..., 0], torch.full_like(found[..., 0], 0.25))
+    mixed = torch.stack([0.5 * 0.25 + 0.5 * kept[..., 2], 0.75 * 0.25 + 0.25 * kept[..., 3]], -1)
+    torch.testing.assert_close(found[..., 1], kept[..., 1], rtol=0, atol=1e-12)
+    torch.testing.assert_close(found[..., 2:], mixed, rtol=0, atol=1e-12)
 
 
 def test_levels_and_exposures_are_inverse():

@@ -12,6 +12,7 @@ from scoreexp.observations import (
     ChannelMix,
     Compose,
     Function,
+    GaussianBlur,
     GaussianNoise,
     Identity,
     NoiseModel,
@@ -167,15 +168,15 @@ def test_the_null_space_model_meets_data_without_noise_exactly(operator):
 @pytest.mark.parametrize("sigma_y", [0.05, 0.5])
 def test_the_null_space_model_keeps_the_noise_level_of_its_states(operator, sigma_y):
     """Data that are known exactly to the model: all that is random in x_s is noise, whose variance must be sigma_s^2."""
-    n, t, s, eta = 4000, 0.6, 0.4, 1.0
+    n, t, s, eta = 4000, 0.6, 0.4, 0.6
     known = OracleDenoiser(Gaussian(X[0], torch.zeros(SHAPE, dtype=torch.float64)), VP())
     y = Observation.simulate(
         X[:1].expand(n, *SHAPE), operator, GaussianNoise(sigma_y), ImageStreams(range(n))
     ).y
     chain, task = DDNM(UniformGrid(2), eta=eta), problem(operator, y, sigma_y, known, seeds=range(n, 2 * n))
-    _, x_s = chain.step(
-        task, ImageStreams(range(n), "state").normal(y.new_zeros(n, *SHAPE)), t, s, chain.prepare(task)
-    )
+    alpha, sigma = known.schedule.at(t)
+    x_t = alpha * X[0] + sigma * ImageStreams(range(n), "state").normal(y.new_zeros(n, *SHAPE))
+    _, x_s = chain.step(task, x_t, t, s, chain.prepare(task))
     alpha, sigma = known.schedule.at(s)
     deviation = x_s - alpha * X[0]
     assert deviation.mean(0).abs().max() < 5 * sigma / n**0.5
@@ -185,6 +186,41 @@ def test_the_null_space_model_keeps_the_noise_level_of_its_states(operator, sigm
         rtol=0,
         atol=6 * sigma**2 * (2 / n) ** 0.5,
     )
+
+
+@pytest.mark.parametrize("operator", OPERATORS.values(), ids=OPERATORS)
+def test_with_noise_a_step_of_the_null_space_model_is_one_of_restoration_in_singular_directions(operator):
+    """Algorithm 2 is DDRM with ``eta_b = 1``, where no singular value is cut off."""
+    y, x_t = observed(operator, 0.2).y, ImageStreams(range(COUNT), "state").normal(X)
+    for t, s in ((0.6, 0.4), (0.2, 0.05)):
+        a, b = (
+            chain.step(task, x_t, t, s, chain.prepare(task))[1]
+            for chain in (DDNM(GRID, 0.6, cutoff=0.0), DDRM(GRID, 0.6))
+            for task in [problem(operator, y, 0.2)]
+        )
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("sigma_y", [0.0, 0.05])
+def test_the_null_space_model_leaves_directions_of_small_singular_values_to_the_prior(sigma_y):
+    """A prior of one image: what the data replace of it is what is above the cut-off, whatever the noise below."""
+    operator, cutoff = GaussianBlur(sigma=0.5, size=N), 0.5
+    known = OracleDenoiser(Gaussian(torch.zeros(SHAPE).double(), torch.zeros(SHAPE).double()), VP())
+    y, svd = observed(operator, sigma_y).y, operator.svd(X)
+    restorer = DDNM(UniformGrid(20), cutoff=cutoff)
+    made = svd.vt(
+        restorer(
+            Observation(y, operator, GaussianNoise(sigma_y)), known, streams=ImageStreams(range(COUNT))
+        ).x
+    )
+    kept = (svd.singular >= cutoff * svd.singular.max()).expand(made.shape)
+    assert kept.any()
+    assert not kept.all()
+    assert made[~kept].abs().max() < 1e-9
+    if sigma_y == 0:
+        torch.testing.assert_close(made[kept], (svd.ut(y) / svd.singular)[kept], rtol=1e-8, atol=1e-8)
+    else:
+        assert made[kept].abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("operator", OPERATORS.values(), ids=OPERATORS)
@@ -571,7 +607,6 @@ class OtherNoise(NoiseModel):
         (PiGDM(DDIM(GRID)), Observation(X, Identity(), OtherNoise()), "not OtherNoise: give GaussianNoise"),
         (DDNM(GRID), Observation(X[..., 1:], Identity(), GaussianNoise(0.0)), r"shape \(1, 6, 5\)"),
         (HIRDiff(GRID), Observation(X[:, 0, 0], Identity(), GaussianNoise(0.1)), r"images \[B, C, H, W\]"),
-        (DDNM(GRID, eta=0.0), Observation(X, Identity(), GaussianNoise(0.1)), "choose eta > 0"),
         (
             DPS(GRID),
             Observation(X * float("nan"), Identity(), GaussianNoise(0.1)),

@@ -13,6 +13,7 @@ from hydra.utils import get_class, instantiate
 
 from scoreexp.app.conf_dir import conf_dir
 from scoreexp.data import DataModule
+from scoreexp.data.wav import Wav, write_wav
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "unit"))
 
@@ -29,12 +30,19 @@ WRITERS = {
     "Crops": lambda root, node: write_folder(root),
     "Cubes": lambda root, node: write_cubes(root),
     "Folder": lambda root, node: write_folder(root),
+    "Speech": lambda root, node: write_speech(root, node.rate),
 }
 
 
 def write_cubes(root):
     for number in range(12):
         np.save(root / f"{number}.npy", np.random.default_rng(number).random((3, 20, 24)))
+
+
+def write_speech(root, rate):
+    for number in range(6):
+        samples = np.random.default_rng(number).normal(0, 0.1, 3000).astype(np.float32)
+        write_wav(root / f"{number}.wav", Wav(samples, rate))
 
 
 def config(name, *overrides):
@@ -53,6 +61,8 @@ def data(request, tmp_path_factory):
         node.size = 16
     if request.param == "crops":
         node.reduction, node.crops = [1.0, 1.0], 3
+    if request.param == "speech":
+        node.frames = 16
     if "classes" in node:
         node.classes = True
     module = instantiate(node)
@@ -76,7 +86,7 @@ def test_batches_are_model_values_of_the_announced_shape(data):
         assert batch.x.shape == (5, *data.event_shape)
         assert batch.x.dtype == torch.float32
         assert batch.x.abs().max() <= 1.05  # the Swiss Roll's noise has no bound
-        assert batch.y is None
+        assert batch.y is None or batch.y.shape == batch.x.shape
         assert batch.score is None
         assert batch.index.dtype == torch.long
         assert set(batch.index.tolist()) <= set(data.train_positions.tolist())

@@ -85,9 +85,17 @@ def require_input(source: str | Path) -> Path:
     return path
 
 
+def is_speech(source: str | Path) -> bool:
+    """Whether the input is a WAV file, or a folder with one at its top."""
+    path = Path(source).expanduser()
+    return path.suffix.lower() == ".wav" or (
+        path.is_dir() and any(inside.suffix.lower() == ".wav" for inside in path.iterdir())
+    )
+
+
 def require_task(cfg: Mapping[str, Any]) -> None:
     """Refuse to restore what is damaged in no known way."""
-    if not cfg.get("task"):
+    if not cfg.get("task") and not is_speech(cfg["input"]):
         raise UserError(
             "task is required: add what damaged the picture, such as task=deblur (--help lists all)"
         )
@@ -101,13 +109,18 @@ def require_files(cfg: Mapping[str, Any], *keys: str) -> None:
 
 
 def require_output(source: Path, output: str | None) -> None:
-    """Refuse an output for one image whose name is not that of an image."""
+    """Refuse an output for one file whose name is not that of such a file."""
     if output is None or source.is_dir() or Path(output).expanduser().is_dir():
         return
     if scan_format(source) is not None:
         if suffix_of(Path(output)) != suffix_of(source):
             raise UserError(
                 f"output={output}: a scan is written as what it was, so its suffix must be {suffix_of(source)!r}"
+            )
+    elif is_speech(source):
+        if not is_speech(output):
+            raise UserError(
+                f"output={output}: speech is written as what it was, so its suffix must be '.wav'"
             )
     elif Path(output).suffix.lower() not in WRITABLE:
         raise UserError(f"output={output}: its suffix must be one of {', '.join(WRITABLE)}")

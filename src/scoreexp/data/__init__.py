@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from scoreexp.data.mnist import FashionMNIST as FashionMNIST
     from scoreexp.data.module import DataModule as DataModule
     from scoreexp.data.photo import Photo as Photo
+    from scoreexp.data.spectrogram import CompressedSTFT as CompressedSTFT
+    from scoreexp.data.speech import Speech as Speech
     from scoreexp.data.split import Split as Split
     from scoreexp.data.split import ValueStatistics as ValueStatistics
     from scoreexp.data.swiss_roll import SwissRoll as SwissRoll

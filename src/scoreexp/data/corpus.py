@@ -2,15 +2,16 @@
 
 import os
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, ClassVar
 
+from scoreexp.core.streams import stream_seed
 from scoreexp.data.cache import SUFFIX, Contents, prepared
 from scoreexp.data.errors import DataError
 from scoreexp.data.image_io import walk
 from scoreexp.data.module import DataModule
-from scoreexp.data.split import Split
+from scoreexp.data.split import Split, SplitName
 from scoreexp.system.untrusted import stays_inside
 
 _MAX_BYTES = 64 << 20  # of a single file; FFHQ's largest have about 2 MiB
@@ -70,6 +71,30 @@ class FileCorpus(DataModule):
         if self.root is None:
             return None
         return next((self.root / name for name in candidates if (self.root / name).exists()), None)
+
+
+def part_of(files: Sequence[Path], split: SplitName, val_fraction: float, test_fraction: float) -> list[Path]:
+    """The files of a split, by the hash of their names; of few files validation and testing have one each, or the same one.
+
+    >>> files = [Path(f"{n}.npy") for n in range(12)]
+    >>> [len(part_of(files, name, 0.1, 0.1)) for name in ("train", "val", "test")]
+    [10, 1, 1]
+
+    Args:
+        files: of the whole data set.
+        split: which part.
+        val_fraction: share of the files.
+        test_fraction: share of the files.
+    """
+    ordered = sorted(files, key=lambda path: stream_seed("split", path.name))
+    tests = round(test_fraction * len(files))
+    vals = max(1, round(val_fraction * len(files)))
+    parts = {
+        "test": ordered[:tests] or ordered[:vals],
+        "val": ordered[tests : tests + vals],
+        "train": ordered[tests + vals :],
+    }
+    return parts[split]
 
 
 class FileTree:

@@ -8,9 +8,9 @@ import torch
 
 from scoreexp.core.checked import checked
 from scoreexp.core.ranges import to_model
-from scoreexp.core.streams import generator, stream_seed
+from scoreexp.core.streams import generator
 from scoreexp.core.types import PositiveInt, Probability
-from scoreexp.data.corpus import FileCorpus
+from scoreexp.data.corpus import FileCorpus, part_of
 from scoreexp.data.errors import DataError
 from scoreexp.data.image_file import ImageError
 from scoreexp.data.image_io import walk
@@ -107,22 +107,15 @@ class Cubes(FileCorpus):
         )
 
     def _share(self, files: list[Path], split: SplitName) -> list[Path]:
-        """The cubes of a split; of few cubes validation and testing have one each, or the same one."""
+        """The cubes of a split."""
         if len(files) == 1:
             return files
-        ordered = sorted(files, key=lambda path: stream_seed("split", path.name))
-        tests = round(self.test_fraction * len(files))
-        vals = max(1, round(self.val_fraction * len(files)))
-        parts = {
-            "test": ordered[:tests] or ordered[:vals],
-            "val": ordered[tests : tests + vals],
-            "train": ordered[tests + vals :],
-        }
-        if not parts["train"]:
+        chosen = part_of(files, split, self.val_fraction, self.test_fraction)
+        if not chosen:
             raise DataError(
                 f"{len(files)} cubes are too few to hold some out: add cubes, or give data.root=FILE for one"
             )
-        return parts[split]
+        return chosen
 
     def _blocks(self, path: Path, part: SplitName | None) -> np.ndarray:
         """``[crops, bands, size, size]`` in [0, 1]; of a part of the rows where ``part`` says which."""

@@ -6,6 +6,7 @@ conditioned on an image states in ``cond_shape`` of what shape ``(C', H, W)``; t
 generator states ``(L,)``; there ``cond`` is its latent ``[B, L]``. Discriminators take two states and give logits ``[B]``.
 """
 
+from scoreexp.networks.adaptive_residual import AdaptiveResidual
 from scoreexp.networks.autoencoder import ConvAutoencoder
 from scoreexp.networks.blind_spot import BlindSpot
 from scoreexp.networks.denoising_unet import DenoisingUNet
@@ -32,6 +33,7 @@ from scoreexp.networks.wconv2d import WeightedConv2d, WeightedConvolutions
 
 __all__ = [
     "MLP",
+    "AdaptiveResidual",
     "BlindSpot",
     "ConvAutoencoder",
     "DenoisingUNet",

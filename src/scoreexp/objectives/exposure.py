@@ -15,8 +15,7 @@ and is given ``alpha_t x_p`` for ``x_t``, so that every denoiser and law of time
 The loss ``w |x0_hat - x_0|^2`` is minimised by ``E[x_0 | n_p]``. ``restorers.Exposure`` goes the other way.
 
 Reference: Y. Wang, Y. Yu, W. Yang, L. Guo, L.-P. Chau, A. Kot, B. Wen, "ExposureDiffusion: Learning to Expose for Low-light
-Image Enhancement", 2023, https://arxiv.org/abs/2307.07710. Its adaptive residual layer is a part of the network that is not
-here.
+Image Enhancement", 2023, https://arxiv.org/abs/2307.07710. Its adaptive residual layer is ``networks.AdaptiveResidual``.
 """
 
 import torch

@@ -29,6 +29,7 @@ from scoreexp.restorers.posterior_mean import PosteriorMean
 from scoreexp.restorers.red_diff import REDDiff
 from scoreexp.restorers.renoise import Renoise
 from scoreexp.restorers.scoredvi import ScoreDVI
+from scoreexp.restorers.speech import RestoredSpeech, restore_speech
 from scoreexp.restorers.stabilised import Stabilised
 from scoreexp.restorers.tv import TV
 from scoreexp.restorers.zs_n2n import ZSN2N
@@ -66,8 +67,10 @@ __all__ = [
     "REDDiff",
     "Renoise",
     "Restoration",
+    "RestoredSpeech",
     "Restorer",
     "ScoreDVI",
     "SinogramFlicking",
     "Stabilised",
+    "restore_speech",
 ]

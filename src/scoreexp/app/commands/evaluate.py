@@ -102,6 +102,10 @@ def _model(cfg: DictConfig, device: torch.device) -> tuple[Denoiser, Kind]:
         raise UserError(
             f"{cfg.ckpt} models samples of shape {model.event_shape}, neither images nor points: give another checkpoint"
         )
+    if "spectrogram" in (model.record.get("config", {}).get("data") or {}):
+        raise UserError(
+            f"{cfg.ckpt} restores speech: its quality is given by restore with input=noisy.wav reference=clean.wav"
+        )
     return model, "pictures" if isinstance(kind, Images) else "points"
 
 

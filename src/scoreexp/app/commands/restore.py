@@ -1,4 +1,4 @@
-"""Restore the user's own damaged images: a task is an operator and a noise model, a restorer undoes it."""
+"""Restore the user's own damaged images: a task is an operator and a noise model, a restorer undoes it; or speech."""
 
 import dataclasses
 import inspect
@@ -10,6 +10,8 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
+from scoreexp.app.commands.restore_wav import RestoredWav, restore_wav
+from scoreexp.app.early_checks import is_speech
 from scoreexp.app.picture_files import (
     input_and_output,
     output_folder,
@@ -109,8 +111,15 @@ class _Task(NamedTuple):
         return isinstance(target, type) and issubclass(target, kind)
 
 
-def restore(cfg: DictConfig) -> list[Restored]:
-    """Restore ``cfg.input``, an image or a folder, see ``conf/restore.yaml``; an image that fails ends no batch."""
+def restore(cfg: DictConfig) -> list[Restored] | list[RestoredWav]:
+    """Restore ``cfg.input``, an image, WAV file or folder, see ``conf/restore.yaml``; one that fails ends no batch."""
+    if is_speech(cfg.input):
+        return restore_wav(cfg)
+    return restore_pictures(cfg)
+
+
+def restore_pictures(cfg: DictConfig) -> list[Restored]:
+    """Restore ``cfg.input``, an image or a folder."""
     source = Path(cfg.input).expanduser()
     pairs = input_and_output(source, cfg.output, DONE)
     for _, target in pairs:

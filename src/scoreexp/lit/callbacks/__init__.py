@@ -16,5 +16,6 @@ from scoreexp.lit.callbacks.power_averages import reconstruct as reconstruct
 from scoreexp.lit.callbacks.progress import TrainingProgress as TrainingProgress
 from scoreexp.lit.callbacks.signals import Interrupted as Interrupted
 from scoreexp.lit.callbacks.signals import StopOnSignal as StopOnSignal
+from scoreexp.lit.callbacks.speech_monitor import SpeechMonitor as SpeechMonitor
 from scoreexp.lit.callbacks.stopping import StopOnTarget as StopOnTarget
 from scoreexp.lit.callbacks.timing import StageTimer as StageTimer
