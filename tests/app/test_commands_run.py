@@ -8,6 +8,7 @@ import importlib.util
 import re
 import shlex
 import struct
+import wave
 from pathlib import Path
 
 import numpy as np
@@ -149,6 +150,11 @@ def write_files(folder: Path, page: Path) -> None:
         (folder / name).mkdir(exist_ok=True)
         np.save(folder / name / "cube.npy", np.tile(cube, (1, 4, 4)))
     np.save(folder / "counts.npy", cube[0])
+    for name in ("noisy.wav", "clean.wav", "clean_speech/a.wav", "clean_speech/b.wav"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        with wave.open(str(folder / name), "wb") as file:
+            file.setparams((1, 2, 8000, 0, "NONE", ""))
+            file.writeframes(np.int16(3000 * rng.standard_normal(40_000)).tobytes())
     if importlib.util.find_spec("pydicom"):
         write_dicom(folder / "slice.dcm", np.int16(1000 * cube[0] - 500))
     if importlib.util.find_spec("nibabel"):
