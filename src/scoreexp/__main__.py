@@ -1,5 +1,6 @@
 """The command ``scoreexp``: ``scoreexp train KEY=VALUE ...`` is ``python -m scoreexp.train KEY=VALUE ...``."""
 
+import ast
 import runpy
 import sys
 from pathlib import Path
@@ -23,6 +24,13 @@ def commands() -> list[str]:
     return sorted(path.stem for path in beside if not path.stem.startswith("_"))
 
 
+def what_it_does(name: str) -> str:
+    """What the docstring of a command's module says after its first colon."""
+    source = Path(__file__).with_name(f"{name}.py").read_text(encoding="utf-8")
+    text = (ast.get_docstring(ast.parse(source)) or "").partition("\n")[0]
+    return text.partition(": ")[2].rstrip(".")
+
+
 def main() -> None:
     """Run the command that the first argument names; ``completion`` prints what makes bash complete them."""
     name = sys.argv[1] if len(sys.argv) > 1 else "--help"
@@ -33,10 +41,10 @@ def main() -> None:
         runpy.run_module(f"scoreexp.{name}", run_name="__main__", alter_sys=True)
     else:
         known = ", ".join(commands())
-        text = f"usage: scoreexp COMMAND [KEY=VALUE ...]\ncommands: {known}\n"
-        text += (
-            'scoreexp COMMAND --help lists its keys; eval "$(scoreexp completion)" makes bash complete them\n'
-        )
+        width = max(map(len, commands()))
+        text = "usage: scoreexp COMMAND [KEY=VALUE ...]\n\n"
+        text += "".join(f"  {command:<{width}}  {what_it_does(command)}\n" for command in commands())
+        text += '\nscoreexp COMMAND --help lists its keys; eval "$(scoreexp completion)" makes bash complete them\n'
         if name in ("--help", "-h", "help"):
             sys.stdout.write(text)
         else:

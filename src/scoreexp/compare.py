@@ -1,4 +1,4 @@
-"""``python -m scoreexp.compare sweep=NAME``: compare methods under equal conditions, or ``restorers=[...]``."""
+"""``python -m scoreexp.compare sweep=NAME``: compare methods, or restorers, under equal conditions."""
 
 import re
 import sys

@@ -1,4 +1,4 @@
-"""``python -m scoreexp.compress ckpt=FILE bits=8``: a trained model in fewer bits."""
+"""``python -m scoreexp.compress ckpt=FILE bits=8``: store a trained model in fewer bits."""
 
 import sys
 from typing import Any

@@ -1,4 +1,4 @@
-"""``python -m scoreexp.convert in=MODEL out=FILE``: other libraries' models to ours, and ours to theirs."""
+"""``python -m scoreexp.convert in=MODEL out=FILE``: convert models of other libraries, or checkpoints for them."""
 
 import sys
 from typing import Any

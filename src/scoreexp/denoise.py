@@ -1,4 +1,4 @@
-"""``python -m scoreexp.denoise input=IMAGE``: denoise the user's own images."""
+"""``python -m scoreexp.denoise input=IMAGE``: denoise images of your own."""
 
 import sys
 from typing import Any

@@ -1,4 +1,4 @@
-"""``python -m scoreexp.diagnose ckpt=FILE``: what a score model knows, as a page of findings."""
+"""``python -m scoreexp.diagnose ckpt=FILE``: find out what a score model knows."""
 
 import sys
 from typing import Any

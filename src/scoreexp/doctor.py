@@ -1,8 +1,9 @@
-"""``python -m scoreexp.doctor``: what this machine offers, for a bug report or before a long run."""
+"""``python -m scoreexp.doctor``: show what this machine offers, for a bug report or before a long run."""
 
 import os
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -32,8 +33,13 @@ def findings() -> dict[str, str]:
     return found
 
 
-def main() -> None:
-    """Print the findings as a table."""
+def main(words: Sequence[str] = ()) -> None:
+    """Print the findings as a table; the command has no keys."""
+    if words and words[0] not in ("--help", "-h"):
+        sys.exit(f"error: {words[0]}: doctor takes nothing, run python -m scoreexp.doctor")
+    if words:
+        sys.stdout.write(f"usage: python -m scoreexp.doctor\n\nWhat{__doc__.partition(': show what')[2]}\n")
+        return
     table = Table(show_header=False, box=None)
     for name, value in findings().items():
         table.add_row(name, value)
@@ -41,4 +47,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

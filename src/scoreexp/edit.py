@@ -1,4 +1,4 @@
-"""``python -m scoreexp.edit ckpt=FILE input=PICTURE to=3``: another class, or the way to another picture."""
+"""``python -m scoreexp.edit ckpt=FILE input=IMAGE to=3``: edit an image, to another class or on the way to another image."""
 
 import sys
 from typing import Any

@@ -1,4 +1,4 @@
-"""``python -m scoreexp.evaluate ckpt=FILE metrics=[ssim,frechet]``: measure a trained model."""
+"""``python -m scoreexp.evaluate ckpt=FILE metrics=[ssim,frechet]``: measure a trained model's quality."""
 
 import sys
 from typing import Any

@@ -1,4 +1,4 @@
-"""``python -m scoreexp.inspect data=NAME``: what is in a data set."""
+"""``python -m scoreexp.inspect data=NAME``: show what is in a data set."""
 
 import sys
 

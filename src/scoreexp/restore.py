@@ -1,4 +1,4 @@
-"""``python -m scoreexp.restore ckpt=FILE input=PICTURE task=deblur``: restore the user's own pictures."""
+"""``python -m scoreexp.restore input=IMAGE task=deblur``: restore damaged images of your own."""
 
 import sys
 from typing import Any

@@ -1,4 +1,4 @@
-"""``python -m scoreexp.sample ckpt=FILE n=16``: draw images from a trained model."""
+"""``python -m scoreexp.sample ckpt=FILE n=16``: draw new samples from a trained model."""
 
 import sys
 from typing import Any

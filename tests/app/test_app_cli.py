@@ -168,7 +168,7 @@ FAULTS = {
     "lr=-1": ("optimizer.lr=-1", ["optimizer.lr=-1", "> 0"]),
     "width=-5": ("network.width=-5", ["network.width=-5", "an int >= 1"]),
     "batch=0": ("data.batch_size=0", ["data.batch_size=0", "an int >= 1"]),
-    "missing value": ("-cn=open", ["ckpt", "add ckpt=VALUE", "a string"]),
+    "missing value": ("-cn=open", ["ckpt", "add ckpt=VALUE", "(checkpoint to open)"]),
     "missing, by interpolation": ("name=${image_}", ["name", "image_", "did you mean 'image'"]),
     "no value": ("seed", ["seed", "KEY=VALUE"]),
     "grammar": ("network.width=[1", ["network.width=[1", "'network.width=\"[1\"'"]),

@@ -1,15 +1,19 @@
 """What users type and what they then read: lists, blanks, dashes, missing files, foreign classes, runs that do not begin."""
 
 import ast
+import re
 import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
+from command_lines import run_module
 from conftest import TINY, composed
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from scoreexp.__main__ import commands, main
 from scoreexp.app.commands.sample import sample
 from scoreexp.app.commands.train import train
 from scoreexp.app.composition import CommandLine, compose, joined_lists, readable, refuse_leftovers
@@ -18,9 +22,12 @@ from scoreexp.app.config_check import single_values
 from scoreexp.app.early_checks import require_data
 from scoreexp.app.hydra_internals import hydra_of
 from scoreexp.app.launch import run_app
+from scoreexp.app.starting import in_words
 from scoreexp.core.errors import UserError
 from scoreexp.report import SCHEMA as REPORT
 from scoreexp.runs.model import load
+from scoreexp.samplers import start_from_observation
+from scoreexp.schedules import EDM
 from scoreexp.train import PROVIDED, SCHEMA
 
 
@@ -97,6 +104,87 @@ def test_data_prepared_elsewhere_need_no_root(tmp_path):
     require_data({"root": "nowhere", "cache": str(tmp_path)})
     with pytest.raises(UserError, match=r"data\.root=nowhere does not exist"):
         require_data({"root": "nowhere"})
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [("MNIST", "python -m benchmarks.data.mnist"), ("CIFAR10", "170 MB"), ("FFHQ", "thumbnails128x128")],
+)
+def test_a_data_set_that_is_not_there_says_where_it_comes_from_also_where_its_class_puts_that_together(
+    name, remedy
+):
+    with pytest.raises(UserError, match=rf"data\.root=nowhere does not exist: it must hold .*{remedy}"):
+        require_data({"_target_": f"scoreexp.data.{name}", "root": "nowhere"})
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "said"),
+    [
+        ("denoise", [], "input is required: add input=VALUE (image or folder)"),
+        ("denoise", ["my.jpg"], "my.jpg is not KEY=VALUE: write it without blanks, such as input=my.jpg"),
+        (
+            "sample",
+            ["best.ckpt"],
+            "best.ckpt is not KEY=VALUE: write it without blanks, such as ckpt=best.ckpt",
+        ),
+        (
+            "report",
+            ["runs=."],
+            "no run in . (a run has a config.yaml): give run folders, or folders that contain some",
+        ),
+        ("denoise", ["input=notes.txt"], "input=notes.txt: its suffix is none of an image (.png, "),
+    ],
+)
+def test_what_a_stranger_types_first_is_answered_with_what_is_wanted(
+    name, words, said, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "notes.txt").touch()
+    assert run_module(f"scoreexp.{name}", words, monkeypatch) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {said}")
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_a_report_that_cannot_be_written_names_its_folder(tmp_path, monkeypatch, capsys):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text("name: ddpm")
+    (tmp_path / "file").touch()
+    monkeypatch.chdir(tmp_path)
+    assert run_module("scoreexp.report", ["runs=run", "out=file/below"], monkeypatch) == 1
+    said = "error: the report cannot be written to file/below: give a folder with out=DIR\n"
+    assert capsys.readouterr().err == said
+
+
+def test_the_command_alone_lists_all_with_what_they_do(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["scoreexp"])
+    main()
+    shown = capsys.readouterr().out
+    for name in commands():
+        assert re.search(rf"^  {name} +[a-z].*\w\w$", shown, re.MULTILINE), name
+
+
+def test_the_doctor_takes_nothing_and_help_lists_no_key_that_is_not_explained(monkeypatch, capsys):
+    assert run_module("scoreexp.denoise", ["--help"], monkeypatch) == 0
+    shown = capsys.readouterr().out
+    assert "  seed=0 " in shown
+    assert "run_dir" not in shown
+    assert run_module("scoreexp.doctor", ["--help"], monkeypatch) == 0
+    assert capsys.readouterr().out.startswith("usage: python -m scoreexp.doctor\n\nWhat this machine offers")
+    said = run_module("scoreexp.doctor", ["device=cpu"], monkeypatch)  # written to stderr, exit code 1
+    assert str(said).startswith("error: device=cpu: doctor takes nothing")
+
+
+def test_names_of_weights_that_do_not_fit_are_not_cut_off():
+    said = 'Unexpected key(s) in state_dict: "network.layers.0.weight", "network.layers.0.bias".'
+    assert in_words(said) == "it has network.layers.0.weight"
+
+
+def test_a_level_of_255_is_taken_for_one():
+    with pytest.raises(
+        ValueError, match=r"in units of \[0, 1\] from 0\.005 to 0\.5 \(25 of 255 is 0\.098\)$"
+    ):
+        start_from_observation(EDM(sigma_min=0.01, sigma_max=1.0), torch.ones(1, 1), 50.0)
 
 
 def test_images_smaller_than_the_window_of_ssim_are_refused_before_training(tmp_path):

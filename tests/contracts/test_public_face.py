@@ -268,7 +268,7 @@ def test_training_in_memory_repeats_and_learns():
 def test_the_console_command_and_its_completion():
     run = [sys.executable, "-m", "scoreexp"]
     shown = subprocess.run([*run], capture_output=True, text=True)
-    assert "commands: compare, compress, convert, denoise, diagnose, doctor" in shown.stdout
+    assert "\n  train       train a score model and evaluate it by denoising\n" in shown.stdout
     wrong = subprocess.run([*run, "trian"], capture_output=True, text=True)
     assert (wrong.returncode, wrong.stdout) == (1, "")
     assert wrong.stderr.startswith("error: scoreexp has no command trian (commands: compare,")

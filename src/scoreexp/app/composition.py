@@ -327,11 +327,20 @@ def _explain_syntax(override: str, reason: str, command_line: CommandLine) -> st
     place, experiments = command_line.overrides.index(override), loader.get_group_options("experiment")
     words = re.split(r"[\s=]+", " ".join(command_line.overrides[place:]).strip())
     named = next((word for word in words if word in experiments), None) or closest(override, experiments)
-    example = "such as run_dir=DIR" if named is None else f"such as experiment={named}"
+    example = f"such as {_example(override, command_line) if named is None else f'experiment={named}'}"
     before = command_line.overrides[place - 1] if place else ""
     if named is None and "=" in before and not loader.get_group_options(before.partition("=")[0]):
         example = f"or in quotes, {shlex.quote(_continued(before, override))}"
     return f"{override} is not KEY=VALUE: write it without blanks, {example}"
+
+
+def _example(word: str, command_line: CommandLine) -> str:
+    """How a word without a key is probably meant: a file as the model or the input, if the command has such a key."""
+    primary = command_line.folder / f"{command_line.config_name}.yaml"
+    text = primary.read_text(encoding="utf-8") if primary.is_file() else ""
+    keys = ["ckpt"] if word.endswith(".ckpt") else ["input", "in", "runs"]
+    key = next((key for key in keys if re.search(rf"^{key}:", text, re.MULTILINE)), None)
+    return "run_dir=DIR" if key is None else override_of(key, word)
 
 
 def _continued(before: str, rest: str) -> str:

@@ -46,7 +46,7 @@ def require_data(*nodes: Mapping[str, Any]) -> None:
 
 
 def _how_to_get(node: Mapping[str, Any]) -> str:
-    """What a data set's class says of where its files come from, read from its source."""
+    """What a data set's class says of where its files come from, read from its source where it stands there as it is."""
     definition = resolve(str(node["_target_"])) if "_target_" in node else None
     body = getattr(definition.node, "body", []) if definition is not None else []
     for statement in body:
@@ -55,6 +55,12 @@ def _how_to_get(node: Mapping[str, Any]) -> str:
         ):
             with contextlib.suppress(ValueError):  # put together when the class is made
                 return str(ast.literal_eval(statement.value))
+    if definition is None:
+        return ""
+    from scoreexp.core.construct import construct  # imports torch: an error may take that long
+
+    with contextlib.suppress(ValueError, TypeError, ImportError):
+        return str(getattr(construct(node, "data"), "how_to_get", ""))
     return ""
 
 

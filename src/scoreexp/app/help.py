@@ -15,12 +15,11 @@ def help_text(command_line: CommandLine, cfg: DictConfig) -> str:
     loader = command_line.hydra.config_loader
     choices = {str(group): choice for group, choice in reversed(cfg.hydra.runtime.choices.items())}
     groups = [group for group in choices if not group.startswith("hydra") and group != "experiment"]
-    lines = [f"usage: {program} [KEY=VALUE ...] [GROUP=CHOICE ...]", ""]
-    primary = command_line.folder / f"{command_line.config_name}.yaml"
-    text = primary.read_text(encoding="utf-8") if primary.is_file() else ""
+    lines = [f"usage: {program} [KEY=VALUE ...]{' [GROUP=CHOICE ...]' if groups else ''}", ""]
+    text = _text(command_line)
     if description := _first_comment(text):
         lines += [description, ""]
-    if keys := _commented_keys(text):
+    if keys := [(f"{key}={value}", comment) for key, value, comment in _keys(text) if comment]:
         width = max(len(key) for key, _ in keys)
         lines += ["Keys:", *(f"  {key:<{width}}  {comment}".rstrip() for key, comment in keys), ""]
     if groups:
@@ -48,13 +47,22 @@ def help_text(command_line: CommandLine, cfg: DictConfig) -> str:
     return "\n".join(lines) + "\n"
 
 
+def meaning_of(command_line: CommandLine, key: str) -> str:
+    """What the comment of a key at the top level says of it; empty where it has none."""
+    return next((comment for name, _, comment in _keys(_text(command_line)) if name == key), "")
+
+
+def _text(command_line: CommandLine) -> str:
+    primary = command_line.folder / f"{command_line.config_name}.yaml"
+    return primary.read_text(encoding="utf-8") if primary.is_file() else ""
+
+
 def _first_comment(text: str) -> str:
     comments = (line[1:].strip() for line in text.splitlines() if line.startswith("#"))
     return next((comment for comment in comments if comment and not comment.startswith("@package")), "")
 
 
-def _commented_keys(text: str) -> list[tuple[str, str]]:
-    """``key=default`` and the trailing comment of each scalar at the top level of a yaml file."""
+def _keys(text: str) -> list[tuple[str, str, str]]:
+    """Key, default and trailing comment of each scalar at the top level of a yaml file."""
     rows = re.findall(r"^(\w+):[ \t]*([^#\n]*?)[ \t]*(?:#[ \t]*(.*))?$", text, flags=re.MULTILINE)
-    shown = [(key, "REQUIRED" if value == "???" else value, comment) for key, value, comment in rows]
-    return [(f"{key}={value}", comment) for key, value, comment in shown if value]
+    return [(key, "REQUIRED" if value == "???" else value, comment) for key, value, comment in rows if value]

@@ -46,7 +46,7 @@ from scoreexp.app.composition import (
 from scoreexp.app.conf_dir import conf_dir
 from scoreexp.app.config_check import check_config
 from scoreexp.app.early_checks import require_data
-from scoreexp.app.help import help_text
+from scoreexp.app.help import help_text, meaning_of
 from scoreexp.app.hydra_internals import get_args_parser, hydra_of, run_composed
 from scoreexp.app.sweep import devices_of, expand, plan_sweep, run_sweep
 from scoreexp.core.errors import UserError
@@ -176,7 +176,7 @@ def _run(app: App, command_line: CommandLine, args: Namespace) -> int:
         cfgs = [compose(line) for line in lines]
         for line, job_cfg in zip(lines, cfgs):
             refuse_leftovers(line, job_cfg)
-        data = [_check(job_cfg, app, f"job {number}: ") for number, job_cfg in enumerate(cfgs)]
+        data = [_check(job_cfg, app, command_line, f"job {number}: ") for number, job_cfg in enumerate(cfgs)]
         require_data(*data)
         if shared.hydra.launcher._target_.startswith("scoreexp."):
             _check_launcher(shared)
@@ -185,7 +185,7 @@ def _run(app: App, command_line: CommandLine, args: Namespace) -> int:
                 return run_sweep(sweep)
         return _run_here(app, command_line, cfgs)
     refuse_leftovers(command_line, cfg)
-    require_data(_check(cfg, app))
+    require_data(_check(cfg, app, command_line))
     _require_common_folder(cfg)
     job = _Job(app.task, app.schema or {}, _nearest_existing(Path(os.path.abspath(cfg.hydra.run.dir))))
     run_composed(hydra, config_name, cfg, job)
@@ -292,17 +292,23 @@ def _remove_empty(folder: Path, below: Path) -> None:
             return
 
 
-def _check(cfg: DictConfig, app: App, prefix: str = "") -> dict[str, Any]:
+def _check(cfg: DictConfig, app: App, command_line: CommandLine, prefix: str = "") -> dict[str, Any]:
     """Refuse what the task cannot be started with; returns the ``data`` node, empty where there is none."""
     take_single_values_as_lists(cfg, app.schema or {})
     config = plain_config(cfg)
     problems = check_config(config, schema=app.schema, provided=app.provided)
     if problems:
-        raise UserError(
-            "\n".join(prefix + problem for problem in _said_once(problems, interpolated_keys(cfg)))
-        )
+        told = [_told(problem, command_line) for problem in _said_once(problems, interpolated_keys(cfg))]
+        raise UserError("\n".join(prefix + problem for problem in told))
     data = config.get("data")
     return data if isinstance(data, dict) else {}
+
+
+def _told(problem: str, command_line: CommandLine) -> str:
+    """A problem with what a required key means in place of its type, where the command's file says it."""
+    found = re.match(r"(\w+) is required: add \1=VALUE", problem)
+    meaning = meaning_of(command_line, found[1]) if found else ""
+    return f"{found[0]} ({meaning})" if found and meaning else problem
 
 
 def _said_once(problems: Sequence[str], interpolated: Mapping[str, str]) -> list[str]:

@@ -8,7 +8,7 @@ from scoreexp.app.early_checks import require_input
 from scoreexp.app.terminal import say_labelled
 from scoreexp.core.errors import UserError
 from scoreexp.data.image_io import WRITABLE, Picture, check_writable, list_images
-from scoreexp.data.suffixes import READABLE, SCANS, named_after
+from scoreexp.data.suffixes import READABLE, SCANS, named_after, scan_format
 from scoreexp.runs.directory import shown
 
 MAX_NAMED = 3  # files in the last line about those that failed
@@ -35,7 +35,12 @@ def input_and_output(
     if not source.is_dir():
         if target is not None and target.is_dir():
             return [(source, writable_name(target / source.name, scans))]
-        return [(source, target or writable_name(named_after(source, done), scans))]
+        beside = writable_name(named_after(source, done), scans)
+        if target is None and scan_format(source) is None and beside.suffix.lower() not in WRITABLE:
+            raise UserError(
+                f"input={source}: its suffix is none of an image ({', '.join(READABLE)}); give an image, or output=FILE.png"
+            )
+        return [(source, target or beside)]
     folder = output_folder(source, output, done)
     found = list_images(source, more=SCANS if scans else ())
     names = [path for path in found if not path.resolve().is_relative_to(folder.resolve())]

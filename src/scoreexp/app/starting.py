@@ -1,6 +1,7 @@
 """Where a run begins: anew, where it was left, where another run was, or with another run's weights."""
 
 import contextlib
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -174,7 +175,14 @@ def take_weights(module: ScoreModule, path: str | Path) -> None:
         try:
             denoiser.load_state_dict(weights)
         except RuntimeError as error:
-            reason = str(error).strip().splitlines()[-1].strip()[:160]
+            reason = in_words(str(error).strip().splitlines()[-1].strip())
             raise CheckpointError(
                 f"init_from {path} does not fit this run's network ({reason}): give the network configuration of its run"
             ) from error
+
+
+def in_words(said: str) -> str:
+    """The last line that ``load_state_dict`` says, without its list of all names."""
+    if found := re.match(r'(Missing|Unexpected) key\(s\) in state_dict: "([^"]+)"', said):
+        return f"it {'lacks' if found[1] == 'Missing' else 'has'} {found[2]}"
+    return said[:160].rstrip(".")

@@ -41,9 +41,14 @@ def download(urls: Sequence[str], sha256: str, folder: Path, script: str | None 
             )
             return Path(fetched)
         except (OSError, ValueError) as error:  # network trouble; a wrong checksum
-            reasons.append(f"{url}: {' '.join(str(error).split())[:120]}")
+            reasons.append(f"{url}: {_in_words(error)}")
     packaged = f", or run python -m {script} {folder} in a clone of scoreexp" if script else ""
     raise DataError(
         f"could not download {name} ({'; '.join(reasons)}): fetch it by other means and put it into {folder} "
         f"(sha256 {sha256}){packaged}"
     )
+
+
+def _in_words(error: Exception) -> str:
+    said = " ".join(str(error).split())
+    return "no connection" if "Max retries exceeded" in said else said[:120]

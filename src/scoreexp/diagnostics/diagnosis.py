@@ -265,7 +265,7 @@ class _Diagnoser:
         elif self.train is not None:
             oracle, against = (
                 EmpiricalImages(self.train.float()),
-                f"the empirical optimum of {len(self.train)} samples",
+                f"the empirical optimum of {len(self.train)} training sample{'' if len(self.train) == 1 else 's'}",
             )
             meaning = "0 is the model that has memorised its training set: a model that generalises has a large error here."
         else:
@@ -623,7 +623,10 @@ def _finding(
 
 
 def _with_error(estimate: Estimate) -> str:
-    return f"{estimate.value:.4g} +- {estimate.error:.2g}"
+    error = (
+        f" +- {estimate.error:.2g}" if math.isfinite(estimate.error) else " (error unknown)"
+    )  # of a single sample
+    return f"{estimate.value:.4g}{error}"
 
 
 def _needed(estimate: Estimate, exact: float | None) -> int | None:

@@ -70,8 +70,14 @@ def start_from_observation(schedule: Schedule, y: Tensor, sigma: float) -> tuple
     low, high = schedule.sigma_range
     if not (math.isfinite(sigma) and low <= sigma <= high):
         raise ValueError(
-            f"sigma={sigma:.6g} (units of [-1, 1], twice those of [0, 1]) is outside [{low:.6g}, {high:.6g}] "
-            f"of the {type(schedule).__name__} schedule: choose a noise level inside it"
+            f"sigma={sigma:.6g} (units of [-1, 1], twice those of [0, 1]) is outside [{low:.6g}, {high:.6g}] of the "
+            f"{type(schedule).__name__} schedule: choose a noise level inside it, in units of [0, 1] from {low / 2:.3g} to "
+            f"{high / 2:.3g}{_of_255(sigma / 2, high / 2)}"
         )
     t = schedule.t_of_sigma(torch.tensor(sigma, dtype=torch.float64)).item()
     return schedule.at(t)[0] * y, t
+
+
+def _of_255(level: float, highest: float) -> str:
+    """What is meant by a level that looks like one of 255."""
+    return f" ({level:.6g} of 255 is {level / 255:.3g})" if 1 < level <= 255 * highest else ""

@@ -54,7 +54,9 @@ def compare(cfg: DictConfig) -> Path:
     _warn(configs, stored.load)
     write_json(root / COMPARISON_FILE, asdict(stored))
     write_sweep(root, plan.name, jobs, [case.swept for case in cases])
-    say(f"comparison     {plan.name}: {len(chosen)} methods x {len(plan.cases)} runs, {_limit(plan)}")
+    say(
+        f"comparison     {plan.name}: {_count(chosen, 'method')} x {_count(plan.cases, 'run')}, {_limit(plan)}"
+    )
     if cfg.experiments is not None:
         say(f"protocol       {_protocol(plan)}")
     try:
@@ -79,7 +81,19 @@ def report(cfg: DictConfig) -> Path:
     folders = [Path(folder).expanduser() for folder in cfg.runs]
     if not folders:
         raise UserError("runs=[] names no folder: give run folders, or folders that contain some")
+    if not find_runs(folders)[0]:
+        raise UserError(
+            f"no run in {', '.join(map(str, folders))} (a run has a config.yaml): give run folders, or folders that "
+            "contain some"
+        )
     out = Path(cfg.out).expanduser() if cfg.out else folders[0]
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        writable = os.access(out, os.W_OK)
+    except OSError:
+        writable = False
+    if not writable:
+        raise UserError(f"the report cannot be written to {out}: give a folder with out=DIR")
     return _announced(write_report(folders, out, title=cfg.title, baseline=cfg.baseline))
 
 
@@ -128,6 +142,10 @@ def _protocol(plan: Plan) -> str:
     """The settings that all experiments share, each with the value that counts: the last."""
     shared = dict(override.lstrip("+").split("=", 1) for override in plan.shared if "=" in override)
     return " ".join(f"{key}={value}" for key, value in shared.items())
+
+
+def _count(things: Sequence[Any], name: str) -> str:
+    return f"{len(things)} {name}{'' if len(things) == 1 else 's'}"
 
 
 def _limit(plan: Plan) -> str:

@@ -28,6 +28,8 @@ from scoreexp.runs.model import build_denoiser, model_record
 from scoreexp.system.denormals import no_denormals
 from scoreexp.system.processes import failing_together, require_all_processes
 
+NO_EXPERIMENT = "train"  # the name of a run in conf/train.yaml, which an experiment replaces
+
 
 class _Parts(NamedTuple):
     """What a run is made of, built from its configuration and accepted."""
@@ -187,8 +189,18 @@ def _describe(cfg: DictConfig, module: ScoreModule, batch_size: int) -> None:
     """What is about to be trained, in two lines."""
     parameters = module.parameter_count
     copies = 3 + (module.averaged is not None) + 1  # weights, gradients, two Adam moments, average
-    shape = " x ".join(str(n) for n in module.record["event_shape"])
-    say_labelled("experiment", f"{cfg.name}, seed {cfg.seed}: samples of {shape}, batches of {batch_size}")
+    shape = module.record["event_shape"]
+    samples = (
+        f"points of {shape[0]} coordinates"
+        if len(shape) == 1
+        else f"samples of {' x '.join(map(str, shape))}"
+    )
+    if cfg.name == NO_EXPERIMENT:
+        say_labelled(
+            "note",
+            "no experiment is chosen: what is not given is a default; --help lists all experiment=NAME",
+        )
+    say_labelled("experiment", f"{cfg.name}, seed {cfg.seed}: {samples}, batches of {batch_size}")
     say_labelled(
         "network",
         f"{type(module.denoiser.network).__name__}, {parameters / 1e6:.2f} M parameters "
