@@ -137,13 +137,16 @@ def write_files(folder: Path, page: Path) -> None:
     for name in (
         *("noisy.png", "photo.png", "scratched.png", "clean.png", "small.png", "blurred.png", "dark.png"),
         *("scan.png", "counts.tif", "raw.tif"),
-        *(f"{part}/{name}.png" for part in ("clean", "NOISY", "FRAMES") for name in "abc"),
+        *(f"{part}/{name}.png" for part in ("clean", "FRAMES") for name in "abc"),
     ):
         (folder / name).parent.mkdir(exist_ok=True)
         photo.save(folder / name)
     for name in ("my.jpg", *(f"images/{name}.png" for name in "abc")):  # of what is reduced to 64 pixels
         (folder / name).parent.mkdir(exist_ok=True)
         photo.resize((64, 64)).save(folder / name)
+    (folder / "NOISY").mkdir()
+    for name in "abc":  # of what is cut into squares of 96 pixels
+        photo.resize((96, 96)).save(folder / "NOISY" / f"{name}.png")
     for name in ("one.png", "two.png", "three.png", "eight.png"):
         Image.fromarray(rng.integers(0, 256, (28, 28), np.uint8)).save(folder / name)
     Image.fromarray(np.uint8(255 * (rng.random((24, 24)) > 0.2))).save(folder / "holes.png")
