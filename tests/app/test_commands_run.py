@@ -145,8 +145,8 @@ def write_files(folder: Path, page: Path) -> None:
         (folder / name).parent.mkdir(exist_ok=True)
         photo.resize((64, 64)).save(folder / name)
     (folder / "NOISY").mkdir()
-    for name in "abc":  # of what is cut into squares of 96 pixels
-        photo.resize((96, 96)).save(folder / "NOISY" / f"{name}.png")
+    for name in "abc":  # of what is cut into squares of up to 160 pixels
+        photo.resize((160, 160)).save(folder / "NOISY" / f"{name}.png")
     for name in ("one.png", "two.png", "three.png", "eight.png"):
         Image.fromarray(rng.integers(0, 256, (28, 28), np.uint8)).save(folder / name)
     Image.fromarray(np.uint8(255 * (rng.random((24, 24)) > 0.2))).save(folder / "holes.png")
