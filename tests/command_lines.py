@@ -36,9 +36,9 @@ def shown_commands(page: str) -> list[str]:
 
 
 def is_whole(command: str) -> bool:
-    """Whether nothing stands for a part that is left out (``...``, ``VALUES``, ``<...>``), or for all of its keys."""
+    """Whether nothing stands for a part that is left out (``...``, ``TASK``, ``<...>``), or for all of its keys."""
     words = command.partition(" # ")[0]
-    return not re.search(r"\.\.\.|\bVALUES\b|<", words) and len(words.split()) > 3
+    return not re.search(r"\.\.\.|\b(VALUES|TASK)\b|<", words) and len(words.split()) > 3
 
 
 def run_module(module: str, words: list[str], monkeypatch: pytest.MonkeyPatch) -> int | str | None:
