@@ -388,8 +388,9 @@ BAD = [
     (["task=denoise", "simulate=true", "reference=small.png"], "measures against the input itself"),
     (["task=denoise", "reference=small.png"], "the reference is 9 x 6 pixels, the restored image 36 x 24"),
     (["task=denoise", "reference=gray.png"], "the reference has 1 channels, the restored image 3"),
-    (["task=inpaint", "simulate=true", "restorer=zs_n2n", "ckpt=null", "restorer.steps=2"], "ZS-N2N denoises images"),
+    (["task=inpaint", "simulate=true", "restorer=zs_n2n", "ckpt=null", "restorer.steps=2"], "cannot undo RandomMask"),
     (["task=denoise", "label=1"], "the model has no classes"),
+    (["task=denoise", "sigma=13"], "13 of 255 is 0.051"),
     (["task=denoise", "output=photo.xyz"], "photo.xyz"),
 ]  # fmt: skip
 

@@ -7,10 +7,11 @@ from typing import Any, ClassVar, NamedTuple
 
 from torch import Tensor
 
+from scoreexp.core.kinds import Images, kind_of
 from scoreexp.core.streams import ImageStreams
 from scoreexp.denoisers import DenoiserBase
 from scoreexp.denoisers.counting import counting
-from scoreexp.observations import Observation
+from scoreexp.observations import Identity, Observation
 from scoreexp.samplers.base import Callback
 
 
@@ -121,7 +122,8 @@ class RestorerAround(Restorer):
     """A restorer that calls another, ``restorer``; a new one writes ``restore``.
 
     >>> import torch
-    >>> from scoreexp.observations import GaussianNoise, Identity
+    >>> import torch
+    >>> from scoreexp.observations import GaussianNoise
     >>> from scoreexp.restorers import TV
     >>> class Doubled(RestorerAround):  # of data that were halved
     ...     def __init__(self, restorer):
@@ -158,3 +160,22 @@ class RestorerAround(Restorer):
 
         x, trajectory = self.restorer.restore(changed, model, streams, cond, keep, followed)
         return back(x), [back(state) for state in trajectory]
+
+
+def require_noise_alone(observation: Observation, name: str) -> None:
+    """Refuse what a restorer called ``name``, which only denoises images, cannot undo.
+
+    >>> import torch
+    >>> from scoreexp.observations import GaussianNoise
+    >>> require_noise_alone(Observation(torch.zeros(1, 3, 8, 8), Identity(), GaussianNoise(0.1)), "Median")
+
+    Raises:
+        ValueError: the observation is of another operator, or not of images ``[B, C, H, W]``.
+    """
+    if not isinstance(observation.operator, Identity):
+        raise ValueError(
+            f"{name} removes noise and cannot undo {type(observation.operator).__name__}: choose a restorer that does, "
+            "such as DDRM or PiGDM"
+        )
+    if not isinstance(kind_of(observation.y.shape[1:]), Images):
+        raise ValueError(f"{name} is for images [B, C, H, W], not data {tuple(observation.y.shape)}")

@@ -16,12 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from scoreexp.core.checked import checked
-from scoreexp.core.kinds import Images, kind_of
 from scoreexp.core.streams import ImageStreams
 from scoreexp.core.types import PositiveInt
 from scoreexp.denoisers import DenoiserBase
-from scoreexp.observations import Identity, Observation
-from scoreexp.restorers.base import Callback, Restorer, RestorerAround
+from scoreexp.observations import Observation
+from scoreexp.restorers.base import Callback, Restorer, RestorerAround, require_noise_alone
 from scoreexp.restorers.tiling import mirror_to_multiple
 
 
@@ -29,7 +28,7 @@ class Binned(RestorerAround):
     """See the module's formula.
 
     >>> import torch
-    >>> from scoreexp.observations import PoissonNoise
+    >>> from scoreexp.observations import Identity, PoissonNoise
     >>> from scoreexp.restorers import TV, Stabilised
     >>> observation = Observation.simulate(torch.zeros(1, 1, 33, 32), Identity(), PoissonNoise(1.0), ImageStreams([0]))
     >>> Binned(Stabilised(TV()), factor=2)(observation, streams=ImageStreams([0])).x.shape
@@ -57,11 +56,8 @@ class Binned(RestorerAround):
         keep: int,
         callback: Callback | None,
     ) -> tuple[Tensor, list[Tensor]]:
-        y, operator = observation.y, observation.operator
-        if not isinstance(operator, Identity) or not isinstance(kind_of(y.shape[1:]), Images):
-            raise ValueError(
-                f"Binned denoises images [B, C, H, W], not data {tuple(y.shape)} of {type(operator).__name__}"
-            )
+        y = observation.y
+        require_noise_alone(observation, "Binned")
         height, width = y.shape[-2:]
         multiple = model.downsampling_factor if isinstance(model, DenoiserBase) else 1
         few = F.avg_pool2d(mirror_to_multiple(y, self.factor * multiple), self.factor)

@@ -5,10 +5,9 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from scoreexp.core.kinds import Images, kind_of
 from scoreexp.core.streams import ImageStreams
-from scoreexp.observations import CorrelatedNoise, GaussianNoise, Identity, Observation
-from scoreexp.restorers.base import Callback, Restorer
+from scoreexp.observations import CorrelatedNoise, GaussianNoise, Observation
+from scoreexp.restorers.base import Callback, Restorer, require_noise_alone
 
 
 class ImageFilter(Restorer):
@@ -30,10 +29,7 @@ class ImageFilter(Restorer):
         callback: Callback | None,
     ) -> tuple[Tensor, list[Tensor]]:
         name, y, noise = type(self).__name__, observation.y, observation.noise
-        if not isinstance(observation.operator, Identity) or not isinstance(kind_of(y.shape[1:]), Images):
-            raise ValueError(
-                f"{name} denoises images [B, C, H, W], not data {tuple(y.shape)} of {type(observation.operator).__name__}"
-            )
+        require_noise_alone(observation, name)
         if not isinstance(noise, GaussianNoise):
             shared = isinstance(noise, CorrelatedNoise)
             remedy = "take PnPColoured()" if shared else f"wrap it as Stabilised({name}())"

@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from scoreexp.core.kinds import Images, kind_of
 from scoreexp.core.streams import ImageStreams
 from scoreexp.denoisers import DenoiserBase
-from scoreexp.observations import Identity, Observation
-from scoreexp.restorers.base import Callback, Restorer
+from scoreexp.observations import Observation
+from scoreexp.restorers.base import Callback, Restorer, require_noise_alone
 
 EVERY = 25  # steps between two looks at the estimate
 
@@ -67,11 +66,7 @@ class PerImage(Restorer):
         callback: Callback | None,
     ) -> tuple[Tensor, list[Tensor]]:
         y = observation.y
-        if not isinstance(observation.operator, Identity) or not isinstance(kind_of(y.shape[1:]), Images):
-            raise ValueError(
-                f"{self.method} denoises images [B, C, H, W], not data {tuple(y.shape)} of "
-                f"{type(observation.operator).__name__}"
-            )
+        require_noise_alone(observation, self.method)
         if min(y.shape[-2:]) < self.smallest:
             raise ValueError(
                 f"{self.method} takes images of {self.smallest} x {self.smallest} pixels at least, not {tuple(y.shape[-2:])}"

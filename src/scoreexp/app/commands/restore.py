@@ -149,6 +149,11 @@ def _task(cfg: DictConfig) -> _Task:
         raise UserError(
             "simulate=true measures against the input itself: leave reference out, or simulate=true"
         )
+    if cfg.sigma is not None and cfg.sigma > 1:
+        raise UserError(
+            f"sigma={cfg.sigma:g} is above the whole range: give it in units of [0, 1]; {cfg.sigma:g} of 255 is "
+            f"{cfg.sigma / 255:.3f}"
+        )
     node: Any = OmegaConf.to_container(cfg.task.operator, resolve=True)
     noise: NoiseModel = (
         construct(OmegaConf.to_container(cfg.task.noise, resolve=True), "task.noise")
