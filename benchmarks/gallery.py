@@ -267,7 +267,15 @@ def rivals(path: Path) -> None:
     found = json.loads((RESULTS / "rivals_points.json").read_text())
     shown = [
         name
-        for name in ("eps", "v", "edm", "uncertainty", "stable_target", "flow", "consistency")
+        for name in (
+            "eps",
+            "edm",
+            "stable_target",
+            "flow",
+            "flow_levels",
+            "consistency",
+            "consistency_tuning",
+        )
         if any(row["rival"] == name for row in found["rows"])
     ]
     figure = Figure(figsize=(9.6, 3.9), layout="constrained")

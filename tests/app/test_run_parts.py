@@ -103,9 +103,10 @@ def test_a_callback_is_given_the_parts_of_the_run_and_asked_for_its_say(counting
     assert (stored["status"], stored["step"]) == ("2 evaluations", 4)
     assert stored["metrics"]["best/count"] == stored["metrics"]["val/counted"] == 2.0
     said = capsys.readouterr().out.splitlines()
-    assert said[3].startswith("2 evaluations after 4 steps, 5.0 s of pre-computation, ")
+    (summary,) = [i for i, line in enumerate(said) if line.startswith("2 evaluations after 4 steps")]
+    assert "steps, 5.0 s of pre-computation, " in said[summary]
     shown = str(tmp_path / "run" / "pictures" / "counted.png")
-    assert said[4:8] == [
+    assert said[summary + 1 : summary + 5] == [
         "counted 2 in pictures and checkpoints",
         f"figure         {shown}",
         f"curves         {shown} and loss.png beside it",
