@@ -13,7 +13,7 @@ import pytest
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from scoreexp.app.composition import readable, shell_command
+from scoreexp.app.composition import composed, readable, shell_command
 from scoreexp.app.conf_dir import conf_dir
 from scoreexp.app.launch import run_app
 from scoreexp.core.errors import UserError
@@ -494,3 +494,11 @@ def test_processes_of_a_run_get_names_that_hydra_cannot_read(tmp_path):
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "ü (2)" / "it's" / "checkpoints" / "last.ckpt").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["ü (2)"]
+
+
+def test_debug_fast_leaves_a_sampler_without_grid_as_it_is():
+    short, usual = (
+        composed(["experiment=swiss_roll_ddgan", *words], "train")["sampler"]
+        for words in (["debug=fast"], [])
+    )
+    assert short == usual

@@ -93,7 +93,7 @@ def run_for(tmp_path_factory):
         "data.num_val=2",
     ]
     recipes = {
-        "ddgan": ["experiment=swiss_roll_ddgan", "debug=fast"],
+        "ddgan": ["experiment=swiss_roll_ddgan", "trainer.val_check_interval=2"],
         "border=valid": ["experiment=photo32_ours", *SMALL, "sampler.grid.steps=2"],
         "langevin": ["experiment=photo32_score_cnn", "data.size=16"],
         "label": [

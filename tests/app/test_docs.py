@@ -153,7 +153,12 @@ def test_choices_named_in_commands_exist(path):
 
 @pytest.mark.integration
 @pytest.mark.parametrize("path", documents(), ids=lambda p: p.name)
-def test_commands_compose_and_pass_the_check(path, monkeypatch, capsys):
+def test_commands_compose_and_pass_the_check(path, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for title, text in blocks(path).items():  # a page's own components
+        (tmp_path / title).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / title).write_text(text)
     for line in shown_commands(path.read_text()):
         check_command(line, monkeypatch, capsys)
 

@@ -56,7 +56,16 @@ def compose(command_line: CommandLine, mode: RunMode = RunMode.RUN) -> DictConfi
     with explaining(command_line):
         cfg = hydra.compose_config(config_name, list(overrides), mode, with_log_configuration=False)
     use_current_names(cfg)
+    _keep_samplers_without_grid(cfg)
     return cfg
+
+
+def _keep_samplers_without_grid(cfg: DictConfig) -> None:
+    """Take back what ``debug=fast`` says of the grid where the sampler has none, as that of a GAN."""
+    grid = OmegaConf.select(cfg, "sampler.grid")
+    if OmegaConf.select(cfg, "hydra.runtime.choices.debug") and grid is not None and "_target_" not in grid:
+        with flag_override(cfg, "struct", False):
+            del cfg.sampler.grid
 
 
 def composed(words: Sequence[str], config_name: str) -> dict[str, Any]:
