@@ -69,9 +69,9 @@ def test_a_seed_names_a_result_whatever_the_batch_and_nothing_else_is_touched():
 
 def test_what_it_cannot_serve_is_refused():
     restorer, streams = ZSN2N(steps=1), ImageStreams([0])
-    with pytest.raises(ValueError, match=r"data .* of Radon"):
+    with pytest.raises(ValueError, match=r"cannot undo Radon"):
         restorer(Observation(torch.zeros(1, 1, 5, 8), Radon(8, 5), GaussianNoise(0.1)), streams=streams)
-    with pytest.raises(ValueError, match=r"not data \(1, 2\) of Identity"):
+    with pytest.raises(ValueError, match=r"not data \(1, 2\)"):
         restorer(Observation(torch.zeros(1, 2), Identity(), GaussianNoise(0.1)), streams=streams)
     with pytest.raises(ValueError, match=r"2 x 2 pixels at least, not \(1, 9\)"):
         restorer(Observation(torch.zeros(1, 1, 1, 9), Identity(), GaussianNoise(0.1)), streams=streams)
