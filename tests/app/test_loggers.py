@@ -1,6 +1,7 @@
 """TensorBoard and MLflow hold what metrics.csv holds, under the keys of W&B, read back by their own readers."""
 
 import csv
+import sys
 
 import pytest
 
@@ -61,15 +62,19 @@ def test_mlflow_has_the_table_and_the_pictures_in_one_run_also_after_a_resume(ti
 def test_without_the_package_the_remedy_is_named(tiny, monkeypatch, logger):
     import pytorch_lightning.loggers.mlflow
     import pytorch_lightning.loggers.tensorboard
-    from lightning_fabric.loggers import tensorboard
 
+    (tensorboard,) = (
+        sys.modules[base.__module__]
+        for base in pytorch_lightning.loggers.tensorboard.TensorBoardLogger.__bases__
+        if base is not pytorch_lightning.loggers.logger.Logger
+    )
     for module, flag in (
         (tensorboard, "_TENSORBOARD_AVAILABLE"),
         (tensorboard, "_TENSORBOARDX_AVAILABLE"),
         (pytorch_lightning.loggers.mlflow, "_MLFLOW_AVAILABLE"),
     ):
         monkeypatch.setattr(module, flag, False)
-    monkeypatch.setitem(__import__("sys").modules, "mlflow", None)
+    monkeypatch.setitem(sys.modules, "mlflow", None)
     with pytest.raises(
         UserError, match=rf"logger={logger} needs {logger}: pip install 'scoreexp\[{logger}\]'"
     ):

@@ -13,7 +13,7 @@ from scoreexp.app.terminal import say_labelled
 from scoreexp.core.construct import construct
 from scoreexp.core.errors import UserError
 from scoreexp.core.kinds import Images, kind_of
-from scoreexp.core.ranges import sigma_to_model
+from scoreexp.core.ranges import of_255, sigma_to_model
 from scoreexp.denoisers import DenoiserBase
 from scoreexp.guidance.base import LabelGuidance
 from scoreexp.restorers import Restorer
@@ -164,7 +164,7 @@ def require_reachable(sampler: Sampler, schedule: Schedule, sigma: float) -> Non
         low, high = _range(schedule)
         if low <= sigma <= high:
             raise
-        hint = f"; {sigma:g} of 255 is {sigma / 255:.3f}" if sigma > 1 else ""
+        hint = f"; {of_255(sigma)}" if sigma > 1 else ""
         raise UserError(
             f"sigma={sigma:g}: this model denoises {_in_words(schedule)} (units of [0, 1]{hint})"
         ) from error

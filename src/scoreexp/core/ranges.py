@@ -116,3 +116,12 @@ def _require_numbers(has_nan: bool) -> None:
         raise ValueError(
             "the image has values that are not numbers (NaN), which no file can show: find their origin"
         )
+
+
+def of_255(level: float) -> str:
+    """What a level is in units of [0, 1] if it was meant in those of 8-bit files.
+
+    >>> of_255(25)
+    '25 of 255 is 0.098'
+    """
+    return f"{level:.6g} of 255 is {level / 255:.3f}"

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from scoreexp.core.ranges import of_255
 from scoreexp.core.streams import ImageStreams
 from scoreexp.denoisers.denoiser import DenoiserBase
 from scoreexp.schedules import Schedule
@@ -80,4 +81,4 @@ def start_from_observation(schedule: Schedule, y: Tensor, sigma: float) -> tuple
 
 def _of_255(level: float, highest: float) -> str:
     """What is meant by a level that looks like one of 255."""
-    return f" ({level:.6g} of 255 is {level / 255:.3g})" if 1 < level <= 255 * highest else ""
+    return f" ({of_255(level)})" if 1 < level <= 255 * highest else ""

@@ -152,7 +152,7 @@ def _page_by_page(task: Task, scan: Scan) -> _Pages:
             pages[number] = result.restored.states[-1]
             levels.append(level(result.noise.noise, pages[number]))
             nfe, seconds = max(nfe, result.restored.nfe), seconds + result.restored.seconds
-            done[number] = result._replace(restored=RestoredPixels([], nfe, seconds))
+            done[number] = result._replace(restored=RestoredPixels([], 0, 0.0))  # its states are in pages
             if count > 1:
                 progress.part_done(number + 1, count)
     if not done:

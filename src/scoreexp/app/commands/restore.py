@@ -25,7 +25,7 @@ from scoreexp.app.run_settings import label_of_pictures, prior_of_pictures, rest
 from scoreexp.app.terminal import say_labelled
 from scoreexp.core.construct import construct, locate
 from scoreexp.core.errors import UserError
-from scoreexp.core.ranges import sigma_to_model, sigma_to_unit
+from scoreexp.core.ranges import of_255, sigma_to_model, sigma_to_unit
 from scoreexp.core.streams import ImageStreams
 from scoreexp.data.image_io import Picture, few_bits, read_image, write_image
 from scoreexp.denoisers import DenoiserBase
@@ -151,8 +151,7 @@ def _task(cfg: DictConfig) -> _Task:
         )
     if cfg.sigma is not None and cfg.sigma > 1:
         raise UserError(
-            f"sigma={cfg.sigma:g} is above the whole range: give it in units of [0, 1]; {cfg.sigma:g} of 255 is "
-            f"{cfg.sigma / 255:.3f}"
+            f"sigma={cfg.sigma:g} is above the whole range: give it in units of [0, 1]; {of_255(cfg.sigma)}"
         )
     node: Any = OmegaConf.to_container(cfg.task.operator, resolve=True)
     noise: NoiseModel = (
