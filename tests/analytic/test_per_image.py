@@ -247,11 +247,13 @@ def test_noise2score_refuses_a_model_of_clean_images_and_another_operator():
         Noise2Score()(
             Observation(torch.zeros(1, 1, 5, 8), Radon(8, 5), GaussianNoise(0.1)), model, streams=STREAMS
         )
-    model.record = {"config": {"objective": {"_target_": "scoreexp.objectives.DenoisingScoreMatching"}}}
-    with pytest.raises(
-        ValueError, match="objective is DenoisingScoreMatching: give one of experiment=folder_noise2score"
-    ):
-        Noise2Score()(observed(torch.zeros(1, 1, 5, 8)), model, streams=STREAMS)
+    bundled = {}  # the prior's record has no objective
+    for objective, said in (({"_target_": "scoreexp.objectives.DSM"}, "DSM"), (bundled, "not known")):
+        model.record = {"config": {"objective": objective}}
+        with pytest.raises(
+            ValueError, match=f"objective is {said}: give one of experiment=folder_noise2score"
+        ):
+            Noise2Score()(observed(torch.zeros(1, 1, 5, 8)), model, streams=STREAMS)
 
 
 # what they share

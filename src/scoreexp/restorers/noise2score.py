@@ -56,10 +56,11 @@ class Noise2Score(Restorer):
                 f"Noise2Score denoises, and {type(observation.operator).__name__} is no identity"
             )
         trained = (model.record.get("config") or {}).get("objective") or {}
-        if trained and not str(trained.get("_target_")).endswith(f".{OBJECTIVE}"):
+        objective = str(trained.get("_target_", "not known")).rpartition(".")[2]
+        if model.record and objective != OBJECTIVE:
             raise ValueError(
-                "Noise2Score needs the score of noisy images, and this model's objective is "
-                f"{str(trained.get('_target_')).rpartition('.')[2]}: give one of experiment=folder_noise2score"
+                f"Noise2Score needs the score of noisy images, and this model's objective is {objective}: give one of "
+                "experiment=folder_noise2score"
             )
         y, t = observation.y, model.schedule.t_min
         alpha = float(model.schedule.at(t)[0])
