@@ -22,7 +22,7 @@ import argparse
 import hashlib
 import json
 import statistics
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -141,7 +141,7 @@ def measure(
 
 
 def page(headers: dict[str, dict[str, Any]], cells: Sequence[Cell]) -> str:
-    """A table for each data set and number of evaluations: restorers by tasks, the best restorer of a task in bold."""
+    """A table for each data set and number of evaluations: restorers by tasks, the best PSNR of a task in bold."""
     parts = []
     for data, nfe in sorted(
         {(cell.data, cell.nfe) for cell in cells}, key=lambda pair: (list(headers).index(pair[0]), pair[1])
@@ -153,7 +153,7 @@ def page(headers: dict[str, dict[str, Any]], cells: Sequence[Cell]) -> str:
         names = sorted({row.restorer for row in rows}, key=lambda name: (name != EXACT, name))
         tasks = sorted({row.task for row in rows}, key=lambda task: (TASKS.index(task), task))
         best = {
-            max((row for row in rows if row.task == task and row.restorer != EXACT), key=lambda row: row.psnr)
+            task: max((_rounded(r) for r in rows if r.task == task and r.restorer != EXACT), default=0.0)
             for task in tasks
         }
         memory = any(row.mib is not None for row in rows)
@@ -179,11 +179,15 @@ def _pictures(header: dict[str, Any]) -> str:
     return f"{header['count']} of {header['side']} x {header['side']} pixels"
 
 
-def _quality(row: Row | None, best: Collection[Row]) -> str:
+def _rounded(row: Row) -> float:
+    return round(row.psnr or 0.0, 2)
+
+
+def _quality(row: Row | None, best: dict[str, float]) -> str:
     if row is None or row.psnr is None:
         return "–"
     shown = f"{row.psnr:.2f}" if row.ssim is None else f"{row.psnr:.2f}, {row.ssim:.3f}"
-    return f"**{shown}**" if row in best else shown
+    return f"**{shown}**" if row.restorer != EXACT and _rounded(row) == best[row.task] else shown
 
 
 def main() -> None:

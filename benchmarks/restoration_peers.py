@@ -6,7 +6,8 @@ since none of what is measured uses them. Seconds are those of the processor: ta
 
 Three tables, all from one run in which the candidates take turns, so that a change of the machine's speed meets all:
 
-* DPS, DiffPIR and DDRM of both: seconds per image, peak memory, network evaluations, and PSNR where there is a checkpoint.
+* DPS, DiffPIR and DDRM of both: seconds per image, peak memory, network evaluations, and PSNR where there is a checkpoint;
+  beside them the seconds of the network alone, with its gradient for DPS, which no restorer of so many steps can do without.
   Network, data, operator, number of steps and dtype of the network are the same; DPS and DiffPIR have the same noise
   schedule; weights and all else are each package's defaults, DiffPIR's share of fresh noise is 0.3 for both.
 * The fastest of our restorers that is as good: least seconds over steps 5, 10, 20, 50 with the PSNR of deepinv's DPS, whose
@@ -278,6 +279,22 @@ def main() -> None:
         arguments.json.write_text(json.dumps(result, indent=1) + "\n")
 
 
+def network_alone(model: DenoiserBase, problem: Problem, steps: int, *, gradient: bool) -> Run:
+    """The evaluations of so many steps and nothing else, with the gradient of the input by torch's own way or without."""
+    x = problem.clean.clone().requires_grad_(gradient)
+    t = model.schedule.t_of_sigma(torch.full((len(x),), model.schedule.sigma_range[1], dtype=torch.float64))
+
+    def run() -> Tensor:
+        with torch.set_grad_enabled(gradient):
+            for _ in range(steps):
+                x_0 = model(x, t)
+                if gradient:
+                    torch.autograd.grad(x_0.sum(), x)
+        return x_0.detach()
+
+    return run
+
+
 def peers(
     arguments: argparse.Namespace, model: DenoiserBase, problems: dict[str, Problem]
 ) -> list[dict[str, Any]]:
@@ -290,8 +307,10 @@ def peers(
             }
             runs = {who: run for who, run in found.items() if run is not None}
             brief = {who: candidate(who, method, 2, model, problem) for who in runs}
-            seconds, made = seconds_by_turns(runs, arguments.repeats)
+            alone = network_alone(model, problem, arguments.steps, gradient=method == "dps")
+            seconds, made = seconds_by_turns({**runs, "network": alone}, arguments.repeats)
             row: dict[str, Any] = {"task": name, "method": method}
+            row["network"] = seconds["network"] / len(problem.clean)
             for who in runs:
                 row[who] = {
                     "seconds": seconds[who] / len(problem.clean),
@@ -307,16 +326,17 @@ def peers(
 def peers_table(rows: Sequence[dict[str, Any]]) -> str:
     """Markdown of the first table."""
     lines = [
-        "| task | method | s/image, ours | deepinv | ratio | MiB, ours | deepinv | ratio | NFE | PSNR, ours | deepinv |",
-        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| task | method | s/image: network alone | ours | deepinv | ratio | MiB: ours | deepinv | ratio | NFE | PSNR: ours "
+        "| deepinv |",
+        f"| --- | --- |{' ---: |' * 10}",
     ]
     return "\n".join([*lines, *(_peer_line(row) for row in rows)])
 
 
 def _peer_line(row: dict[str, Any]) -> str:
     a, b = row["ours"], row.get("theirs")
-    cells = [row["task"], row["method"]]
-    for key, digits in (("seconds", 3), ("mib", 0)):
+    cells = [row["task"], row["method"], f"{row['network']:.3f}"]
+    for key, digits in (("seconds", 3), ("mib", 1)):
         cells.append(f"{a[key]:.{digits}f}")
         cells += [f"{b[key]:.{digits}f}", f"{a[key] / b[key]:.2f}"] if b else ["–", "–"]
     cells.append(f"{a['nfe']}, {b['nfe'] if b else '–'}")
