@@ -55,12 +55,17 @@ class Noise2Score(Restorer):
             raise ValueError(
                 f"Noise2Score denoises, and {type(observation.operator).__name__} is no identity"
             )
-        trained = (model.record.get("config") or {}).get("objective") or {}
-        objective = str(trained.get("_target_", "not known")).rpartition(".")[2]
-        if model.record and objective != OBJECTIVE:
+        config = model.record.get("config")
+        target = str(((config or {}).get("objective") or {}).get("_target_", ""))
+        if config and not target.endswith(f".{OBJECTIVE}"):
+            what = (
+                f"this model's objective is {target.rpartition('.')[2]}"
+                if target
+                else "this model knows clean ones"
+            )
             raise ValueError(
-                f"Noise2Score needs the score of noisy images, and this model's objective is {objective}: give one of "
-                "experiment=folder_noise2score"
+                f"Noise2Score needs the score of noisy images, and {what}: "
+                "give one of experiment=folder_noise2score (ckpt=RUN/checkpoints/best.ckpt)"
             )
         y, t = observation.y, model.schedule.t_min
         alpha = float(model.schedule.at(t)[0])
