@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.metadata
+import itertools
 import platform
 import subprocess
 import sys
@@ -59,6 +60,62 @@ def new_folder(folder: Path, remedy: str) -> Iterator[None]:
             with contextlib.suppress(OSError):  # not empty
                 path.rmdir()
         raise
+
+
+def home_of(ckpt: str | Path) -> Path:
+    """The folder of the run that a checkpoint is of, or else the one that it lies in.
+
+    >>> home_of("/runs/7/checkpoints/best.ckpt")
+    PosixPath('/runs/7')
+    """
+    beside = Path(ckpt).expanduser().resolve().parent
+    return beside.parent if beside.name == "checkpoints" else beside
+
+
+@contextlib.contextmanager
+def output_folder(out: str | Path | None, home: Path) -> Iterator[Path]:
+    """A folder for the results of one call: ``out``, new or empty, or else one below ``home`` named by the time.
+
+    Calls of the same second get folders of their own. As with ``new_folder``, what stays empty goes again.
+
+    >>> with tempfile.TemporaryDirectory() as home:
+    ...     with output_folder(None, Path(home)) as first, output_folder(None, Path(home)) as second:
+    ...         first != second
+    True
+
+    Raises:
+        UserError: ``out`` holds something, or the folder cannot be made.
+    """
+    remedy = "give another with out=DIR"
+    if out is not None:
+        folder = Path(out).expanduser()
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise UserError(f"out={out} is not an empty folder: give a new one with out=DIR")
+        with new_folder(folder, remedy):
+            yield folder
+        return
+    with new_folder(home, remedy):
+        folder = _dated(home, remedy)
+        try:
+            yield folder
+        except BaseException:
+            with contextlib.suppress(OSError):  # not empty
+                folder.rmdir()
+            raise
+
+
+def _dated(home: Path, remedy: str) -> Path:
+    """A new folder in ``home``, named by the time, and numbered where another call of this second has that name."""
+    stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
+    for name in itertools.chain([stamp], (f"{stamp}_{k}" for k in itertools.count(2))):
+        try:
+            (home / name).mkdir()
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise UserError(f"{home / name} cannot be written to ({error.strerror}): {remedy}") from error
+        return home / name
+    raise AssertionError
 
 
 def git_revision() -> str | None:

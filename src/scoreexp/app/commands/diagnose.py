@@ -1,6 +1,5 @@
 """A page of findings about one model."""
 
-import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,7 +17,7 @@ from scoreexp.core.errors import UserError
 from scoreexp.denoisers import Denoiser
 from scoreexp.metrics.score_error import LEVELS
 from scoreexp.numerics.oracles import Oracle
-from scoreexp.runs.directory import new_folder, shown
+from scoreexp.runs.directory import home_of, output_folder, shown
 from scoreexp.runs.model import load
 from scoreexp.runs.reporting.diagnosis import write_diagnosis
 from scoreexp.runs.reporting.reading import read_rows
@@ -45,8 +44,7 @@ def diagnose(cfg: DictConfig) -> Path:
             raise
         missing = str(error)
     sampler = instantiate(sampler_settings(cfg, model.record))
-    folder = _folder(cfg)
-    with new_folder(folder, "give another with out=DIR"):
+    with output_folder(cfg.out, home_of(cfg.ckpt) / "diagnoses") as folder:
         found = diagnose_model(
             model,
             data.train,
@@ -100,15 +98,3 @@ def _data(cfg: DictConfig, model: Denoiser) -> _Data:
         seen.classes(data.train_positions),
         None if held_out is None else unseen.classes(positions),
     )
-
-
-def _folder(cfg: DictConfig) -> Path:
-    """The folder of this diagnosis' own."""
-    if cfg.out is None:
-        beside = Path(cfg.ckpt).expanduser().resolve().parent
-        home = beside.parent if beside.name == "checkpoints" else beside
-        return home / "diagnoses" / time.strftime("%Y-%m-%d_%H-%M-%S")
-    folder = Path(cfg.out).expanduser()
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"out={cfg.out} is not an empty folder: give a new one")
-    return folder

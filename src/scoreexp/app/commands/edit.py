@@ -19,7 +19,7 @@ from scoreexp.denoisers import DenoiserBase
 from scoreexp.denoisers.counting import counting
 from scoreexp.editing import Editor
 from scoreexp.figures.images import comparison
-from scoreexp.runs.directory import new_folder, shown
+from scoreexp.runs.directory import output_folder, shown
 from scoreexp.samplers import labels_for
 from scoreexp.system.json_files import write_json
 
@@ -35,12 +35,12 @@ def edit(cfg: DictConfig) -> Path:
     if len(sources) != editor.inputs:
         remedy = "add other=PICTURE" if editor.inputs > 1 else "leave other out, or give editor=interpolation"
         raise UserError(f"editor: {type(editor).__name__} takes {editor.inputs} of input and other: {remedy}")
-    folder = _folder(cfg, sources[0])
-    model = model_of_pictures(cfg)
-    images = [_read(source, model).to(model.device) for source in sources]
-    cond, target = _labels(cfg, model, editor)
-    streams = ImageStreams([cfg.seed])
-    with new_folder(folder, "give another with out=DIR"), counting() as evaluations:
+    out = sources[0].with_name(f"{sources[0].stem}_edited") if cfg.out is None else cfg.out
+    with output_folder(out, sources[0].parent) as folder, counting() as evaluations:
+        model = model_of_pictures(cfg)
+        images = [_read(source, model).to(model.device) for source in sources]
+        cond, target = _labels(cfg, model, editor)
+        streams = ImageStreams([cfg.seed])
         strip = editor.strip(model, images, streams=streams, cond=cond, target=target)[:, 0]
         frames = [np.moveaxis(to_unit(x).clamp(0, 1).cpu().numpy(), 0, -1) for x in strip]
         for number, frame in enumerate(frames):
@@ -51,13 +51,6 @@ def edit(cfg: DictConfig) -> Path:
         write_json(folder / "meta.json", {**meta, "evaluations": evaluations.rows})
     say_labelled("images", f"{shown(folder)} ({len(frames)}, {evaluations.rows} network evaluations)")
     say_labelled("overview", shown(folder / "strip.png"))
-    return folder
-
-
-def _folder(cfg: DictConfig, source: Path) -> Path:
-    folder = source.with_name(f"{source.stem}_edited") if cfg.out is None else Path(cfg.out).expanduser()
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"out={folder} is not an empty folder: give a new one with out=DIR")
     return folder
 
 

@@ -1,8 +1,8 @@
 """Measure a trained model: how it denoises, how likely it finds the data, and how far its samples are from them."""
 
+import contextlib
 import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,7 +31,7 @@ from scoreexp.denoisers.denoiser import Denoiser
 from scoreexp.metrics.catalogue import metric_named, specs
 from scoreexp.metrics.real_samples import real_samples
 from scoreexp.metrics.spec import Kind, MetricSpec, Needs
-from scoreexp.runs.directory import new_folder, shown
+from scoreexp.runs.directory import home_of, output_folder, shown
 from scoreexp.runs.model import load
 from scoreexp.system.devices import choose_device
 
@@ -64,13 +64,17 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
         subject.unmeasured.update(dict.fromkeys(asked, reason))
         metrics = {name: metric for name, metric in metrics.items() if name not in asked}
     collectors = collectors_of(subject, needing("pictures"))
-    file, folder = _places(cfg)
     generated = None
-    with new_folder(file.parent, "give out=DIR"):
+    with contextlib.ExitStack() as folders:
+        home = home_of(cfg.ckpt)
+        if cfg.out is not None:
+            home = folders.enter_context(output_folder(cfg.out, home))
         measured = measure_denoised(subject, needing("pairs"))
         measured += measure_likelihood(subject, needing("likelihood"))
         measured += measure_against_oracle(subject, needing("oracle"))
         if collectors or needing("points") or needing("training set") or needing("model"):
+            samples = output_folder(None if cfg.out is None else home / "samples", home / "evaluations")
+            folder = folders.enter_context(samples)
             generated = generate(subject, folder)
             measured += measure_pictures(subject, collectors, generated)
             measured += measure_points(subject, needing("points"), generated)
@@ -80,6 +84,7 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
         if not measured:
             raise UserError("; ".join(reasons))
         nfe = None if generated is None else generated.nfe
+        file = home / "evaluation.json"
         results.write(subject, file, measured, nfe, time.perf_counter() - started)
     for line in results.table(measured):
         say(line)
@@ -148,20 +153,3 @@ def _usual(subject: Subject) -> list[str]:
     restores = own_task(subject.model.record) is not None
     usual = [spec for spec in specs(subject.kind) if spec.usual and (spec.needs == "pairs" or not restores)]
     return [spec.name for spec in usual if is_possible(spec)]
-
-
-# ---------------------------------------------------------------------------------------------- where it goes
-
-
-def _places(cfg: DictConfig) -> tuple[Path, Path]:
-    """The file of the values, and a folder for samples."""
-    if cfg.out is not None:
-        home = Path(cfg.out).expanduser()
-        if home.exists() and (not home.is_dir() or any(home.iterdir())):
-            raise UserError(f"out={cfg.out} is not an empty folder: give a new one")
-        folder = home / "samples"
-    else:
-        beside = Path(cfg.ckpt).expanduser().resolve().parent
-        home = beside.parent if beside.name == "checkpoints" else beside
-        folder = home / "evaluations" / time.strftime("%Y-%m-%d_%H-%M-%S")
-    return home / "evaluation.json", folder

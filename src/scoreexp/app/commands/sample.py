@@ -21,7 +21,7 @@ from scoreexp.data.image_io import write_image
 from scoreexp.denoisers import DenoiserBase
 from scoreexp.figures.images import image_grid
 from scoreexp.figures.points import scatter
-from scoreexp.runs.directory import git_revision, new_folder, shown
+from scoreexp.runs.directory import git_revision, home_of, output_folder, shown
 from scoreexp.runs.model import load
 from scoreexp.runs.solvers import StoredSolver, solver_beside
 from scoreexp.samplers import Auto, Sampler, draw, labels_for
@@ -47,8 +47,7 @@ def sample(cfg: DictConfig) -> Path:
             f"{cfg.ckpt} models samples of shape {shape}, neither images nor points: give another checkpoint"
         )
     sampler: Sampler = instantiate(cfg.sampler)
-    folder = _folder(cfg)
-    with new_folder(folder, "give another with out=DIR"):
+    with output_folder(cfg.out, home_of(cfg.ckpt) / "samples") as folder:
         solver = None
         if isinstance(sampler, Auto):
             settings = {"weights": cfg.weights, "guidance": _plain(cfg.get("guidance"))}
@@ -155,17 +154,6 @@ def _write_points(folder: Path, seeds: list[int], samples: Tensor) -> tuple[str,
         overview,
         "the points are all at one place: is the model trained?" if at_one_place else None,
     )
-
-
-def _folder(cfg: DictConfig) -> Path:
-    """The folder of this draw's own."""
-    if cfg.out is None:
-        run = Path(cfg.ckpt).expanduser().resolve().parent.parent
-        return run / "samples" / time.strftime("%Y-%m-%d_%H-%M-%S")
-    folder = Path(cfg.out).expanduser()
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"out={cfg.out} is not an empty folder: give a new one")
-    return folder
 
 
 def _degenerate(images: torch.Tensor) -> str | None:

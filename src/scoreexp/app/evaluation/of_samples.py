@@ -64,7 +64,6 @@ def generate(subject: Subject, folder: Path) -> Generated:
 
 def _write(subject: Subject, samples: Tensor, folder: Path) -> None:
     """``samples.npz`` (images ``[N, H, W, C]`` uint8, points ``[N, D]`` float32), an overview, and each image."""
-    folder.mkdir(parents=True, exist_ok=True)
     values = samples.movedim(1, -1) if subject.is_of_pictures else samples.float()
     first = subject.cfg.first_seed
     seeds = np.arange(first, first + len(samples))
