@@ -177,14 +177,20 @@ def shown(measured: tuple[float, str] | None) -> str:
 def stage_cells(name: str, stage: dict[str, Any], source: str, target: str, claimed: float) -> list[str]:
     """The ratios and the verdict of a published figure by the runs of ``study_claims_images``."""
     told, ours = STAGES[name], "score_embedding"
+    ran = {row["method"] for row in stage["rows"]}
     alone = shown(ratio(stage, "without_embedding", ours, target))
+
+    def against(baseline: str) -> tuple[str, str]:
+        measured = ratio(stage, baseline, ours, target)
+        return shown(measured), verdict(measured, claimed) if baseline in ran else "not measured"
+
     if told.generates:
-        baseline = ratio(stage, "DDIM" if source.endswith("DDIM") else "DDPM", ours, target)
-        cells, judged = [shown(baseline), "–", alone], verdict(baseline, claimed)
+        cell, judged = against("DDIM" if source.endswith("DDIM") else "DDPM")
+        cells = [cell, "–", alone]
     else:
-        published, tuned = (ratio(stage, f"DDPM_{which}", ours, target) for which in ("published", "tuned"))
-        cells = [shown(published), shown(tuned), alone]
-        judged = f"{verdict(published, claimed)} against DDPM published, {verdict(tuned, claimed)} against DDPM tuned"
+        (published, first), (tuned, second) = against("DDPM_published"), against("DDPM_tuned")
+        cells = [published, tuned, alone]
+        judged = f"{first} against DDPM published, {second} against DDPM tuned"
     runs = f"{stage['images']} image{'s' * (stage['images'] > 1)}, cap {stage['cap_seconds']:g} s a run"
     return [*cells, f"{judged} ({runs}; {told.differs})"]
 
@@ -290,6 +296,24 @@ def methods_table(results: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def stages_table(images: dict[str, Any]) -> str:
+    """One line per stage of ``study_claims_images`` and method: images at the stage's target, steps and seconds to it."""
+    lines = [
+        "| stage | method | at the target | steps to it | of so many at most | seconds | best |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for name, stage in images.items():
+        for method in dict.fromkeys(row["method"] for row in stage["rows"]):
+            rows = [row for row in stage["rows"] if row["method"] == method]
+            hits = [hit for row in rows if (hit := row["reached"][f"{STAGES[name].target:.2f}"])]
+            lines.append(
+                f"| {name} | {method} | {len(hits)} of {len(rows)} | {_span([hit[0] for hit in hits], '.0f')} | "
+                f"{max(row['steps'] for row in rows)} | {_span([hit[1] for hit in hits], '.0f')} | "
+                f"{_span([row['best'] for row in rows], '.3f')} |"
+            )
+    return "\n".join(lines)
+
+
 def _span(values: list[float], form: str) -> str:
     """Median and range."""
     if not values:
@@ -330,9 +354,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--own", type=Path, default=COMPARISONS / "claims")
     parser.add_argument("--published", type=Path, default=COMPARISONS / "claims_published")
+    parser.add_argument(
+        "--stored", action="store_true", help="write the tables again from the stored results"
+    )
     arguments = parser.parse_args()
-    results = []
-    for folder in (arguments.own, arguments.published):
+    results = list(read_json(RESULT).values()) if arguments.stored else []
+    for folder in () if arguments.stored else (arguments.own, arguments.published):
         if not folder.is_dir():
             parser.error(f"{folder} does not exist: run python -m scoreexp.compare sweep={folder.name} first")
         runs, plan = find_runs([folder])
@@ -344,6 +371,7 @@ def main() -> None:
     images = read_json(IMAGES)
     write_table(PAGE, "claims", claims_table(own, images))
     write_table(PAGE, "methods", methods_table(results))
+    write_table(PAGE, "stages", stages_table(images))
     write_table(PAGE, "contribution", conclusion(own, published, images))
     print(f"wrote {RESULT} and the tables of {PAGE}")
 

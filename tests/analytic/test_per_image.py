@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from scoreexp import prior
+from scoreexp.core.errors import UserError
 from scoreexp.core.streams import ImageStreams, generator
 from scoreexp.denoisers import OracleDenoiser
 from scoreexp.numerics.oracles import Gaussian
@@ -103,6 +105,9 @@ def test_its_widths_are_written_as_numbers_and_pictures_beside_earlier_ones(tmp_
     np.testing.assert_allclose(np.load(tmp_path / "maps" / names[-1]), widths, rtol=1e-5)
     restorer(observation, streams=STREAMS)
     assert len(list((tmp_path / "maps").glob("000_*"))) == len(list((tmp_path / "maps").glob("001_*"))) == 7
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(UserError, match="is a file: give a folder"):
+        Filter2Noise(steps=2, maps=str(tmp_path / "file"))(observation, streams=STREAMS)
 
 
 # ScoreDVI
@@ -252,6 +257,10 @@ def test_noise2score_refuses_a_model_of_clean_images_and_another_operator():
         ValueError, match="objective is DenoisingScoreMatching: give one of experiment=folder_noise2score"
     ):
         Noise2Score()(observed(torch.zeros(1, 1, 5, 8)), model, streams=STREAMS)
+    with pytest.raises(
+        ValueError, match="this model knows clean ones: give one of experiment=folder_noise2score"
+    ):
+        Noise2Score()(observed(torch.zeros(1, 1, 8, 8)), prior.load(), streams=STREAMS)
 
 
 # what they share

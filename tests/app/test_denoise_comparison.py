@@ -75,6 +75,7 @@ def test_a_folder_has_means_and_goes_on(tmp_path, capsys):
     [
         (["restorers=[bm3d]", "noises=[estimated]"], "restorer=bm3d: allowed are "),
         (["noises=[rayleigh]"], "noise=rayleigh: allowed are "),
+        (["restorers=[tvv]", "noises=[estimated]"], "; did you mean 'tv'?"),
         (["noises=[]"], "noises=[] names none: give some, such as noises=[estimated]"),
         (["noises=[estimated]", "reference=REFERENCE"], "the reference of "),
     ],

@@ -7,6 +7,7 @@ import pytest
 import tifffile
 import torch
 from conftest import composed
+from PIL import Image
 
 import scoreexp as se
 from scoreexp.app.commands.denoise import denoise
@@ -104,6 +105,19 @@ def test_dead_pixels_of_a_page_and_of_a_volume_are_filled_in(tmp_path):
     np.save(tmp_path / "c.npy", cube(1, 30)[0])
     with pytest.raises(UserError, match=r"dead=.*is 20 x 24 pixels in 1 channel, the image 20 x 30 pixels"):
         denoise(asked(tmp_path / "c.npy", f"dead={tmp_path / 'dead.png'}", "sigma=0.1"))
+
+
+def test_a_hot_pixel_darkens_no_picture_and_is_in_the_file(tmp_path, capsys):
+    hot = np.tile(cube(1)[0].astype(np.float32) / 65535, (3, 3))
+    hot[3, 4] = 20.0
+    np.save(tmp_path / "hot.npy", hot)
+    (done,) = denoise(asked(tmp_path / "hot.npy", "restorer=tv", "sigma=0.005"))
+    assert "pictures       show " in capsys.readouterr().out
+    assert np.load(done.target).max() > 10
+    with Image.open(tmp_path / "hot_denoised_strip.png") as strip:
+        shown = np.asarray(strip.convert("L"))
+    middle = shown[shown.shape[0] // 2 - 100 : shown.shape[0] // 2 + 100, 50:350]
+    assert middle.std() > 20  # of 255
 
 
 def test_pages_of_tiff_are_refused_unless_it_is_said_what_they_are(tmp_path):

@@ -9,6 +9,7 @@ from conftest import composed
 
 import scoreexp as se
 from scoreexp import prior
+from scoreexp.api.denoise import by_residual
 from scoreexp.app.commands.denoise import denoise
 from scoreexp.app.launch import run_app
 from scoreexp.core.errors import UserError
@@ -21,6 +22,8 @@ from scoreexp.observations import (
     CorrelatedNoise,
     GammaNoise,
     GaussianNoise,
+    Identity,
+    Observation,
     PoissonNoise,
 )
 from scoreexp.schedules import VE
@@ -288,7 +291,18 @@ def test_python_users_hear_what_was_done(capsys):
     said = capsys.readouterr().out.splitlines()
     assert [line.partition(":")[0] for line in said] == ["noise", "restorer", "residual"]
     assert "white Gaussian, sigma 0.1" in said[0]
-    assert "white as the noise" in said[2]
+    assert "what was removed looks like noise alone" in said[2]
+
+
+def test_noise_alone_in_few_pixels_is_no_pattern_and_texture_in_it_is():
+    noise, x = GaussianNoise(0.2), torch.zeros(1, 1, 24, 24)
+    texture = 0.2 * torch.sin(1.2 * torch.arange(24.0))
+    for seed in range(4):
+        y = noise.sample(x, ImageStreams([seed]))
+        assert "looks like noise alone" in str(by_residual(Observation(y, Identity(), noise), x))
+        assert "has a pattern that such noise has not" in str(
+            by_residual(Observation(y + texture, Identity(), noise), x)
+        )
 
 
 def test_tiles_give_what_the_whole_gives():

@@ -22,6 +22,7 @@ from scoreexp.diagnostics.without_reference import (
     check_residual,
     posterior_variance,
     sure_of_noise,
+    whiteness,
 )
 from scoreexp.observations import GaussianNoise, Identity, NoiseModel, Observation, find_dead_pixels
 from scoreexp.observations.noise.estimate import Estimate, clipped_ends, estimate
@@ -48,6 +49,7 @@ LOOKED_AT = 160  # side of the part of an image by which the result is judged
 LEAST = 0.002  # of a noise level at the mean brightness that is more than rounding, in the units of the model
 SMALLEST = 8  # side of an image whose residual tells anything
 WHITE = 0.05  # deviation of the residual's correlations from the noise's
+CHANCE = 4.0  # the same of noise itself in few pixels, largest of all lags, in units of their standard error
 
 
 class Judgement(NamedTuple):
@@ -58,22 +60,26 @@ class Judgement(NamedTuple):
         psnr: expected, in dB; None where the restorer would have to run at length again.
         by: how it is known: by SURE where the noise was given, which asks nothing of the prior but the exact level of the
             noise, and else by the posterior's own variance, which believes the prior.
+        chance: deviation of the correlations that noise itself has in so few pixels.
     """
 
     residual: ResidualCheck | None
     psnr: float | None = None
     by: Literal["SURE", "the prior's own variance"] | None = None
+    chance: float = 0.0
 
     def __str__(self) -> str:
         if self.residual is None:
             return "nothing to judge the result by: the image is too small, or nothing was removed"
         scale, correlation, _ = self.residual
-        white = (
-            "white as the noise"
-            if correlation < WHITE
-            else "not like the noise, so texture is lost or noise is left"
+        told = f"correlations differ by {correlation:.2f}"
+        looks = (
+            f"looks like noise alone ({told})"
+            if correlation < max(WHITE, self.chance)
+            else f"has a pattern that such noise has not ({told}), so texture of the picture went too, or noise is left: "
+            "look at it, and try another sigma= or noise="
         )
-        text = f"{scale:.2f} of the noise was removed, {white} (correlations within {correlation:.2f})"
+        text = f"{scale:.2f} of the noise was removed; what was removed {looks}"
         return text if self.psnr is None else f"{text}; PSNR about {self.psnr:.1f} dB by {self.by}"
 
 
@@ -282,6 +288,18 @@ def middle(pixels: np.ndarray) -> tuple[slice, slice]:
     return rows, columns
 
 
+def by_residual(observation: Observation, x: Tensor) -> Judgement:
+    """What was removed from an observed image or cube ``[1, C, H, W]``, judged by itself.
+
+    >>> noise, x = GaussianNoise(0.2), torch.zeros(1, 1, 24, 24)
+    >>> told = by_residual(Observation.simulate(x, Identity(), noise, ImageStreams([0])), x)
+    >>> str(told)[:70]
+    '0.99 of the noise was removed; what was removed looks like noise alone'
+    """
+    squares = 1 + 2 * float(whiteness(observation.y - x).correlations.square().sum())  # Bartlett's formula
+    return Judgement(check_residual(observation, x), chance=CHANCE * math.sqrt(squares / x[0, 0].numel()))
+
+
 def judged(
     restorer: Restorer,
     model: DenoiserBase | None,
@@ -319,17 +337,19 @@ def judged(
         found = restore_pixels(restorer, model, part, noise, label=label, seed=seed, tiles=Tiles(None))
         return as_observed(found.states[-1])
 
-    residual = check_residual(observation, x)
+    judgement = by_residual(observation, x)
     inner = restorer
     while isinstance(inner, Binned | Declipped | Stabilised):
         inner = inner.restorer
     if is_known and isinstance(inner, PosteriorMean | ImageFilter | PnPColoured):
         error = float(sure_of_noise(again, y, noise, ImageStreams([seed], "sure"))) / 4
-        return Judgement(residual, -10 * math.log10(error) if error > 0 else None, "SURE")
+        return judgement._replace(psnr=-10 * math.log10(error) if error > 0 else None, by="SURE")
     if isinstance(inner, PosteriorMean | PnPColoured):
         error = float(posterior_variance(again, y, noise, ImageStreams([seed], "sure"))) / 4
-        return Judgement(residual, -10 * math.log10(error) if error > 0 else None, "the prior's own variance")
-    return Judgement(residual)
+        return judgement._replace(
+            psnr=-10 * math.log10(error) if error > 0 else None, by="the prior's own variance"
+        )
+    return judgement
 
 
 def _pixels(image: np.ndarray | Tensor) -> np.ndarray:

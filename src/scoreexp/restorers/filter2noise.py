@@ -29,6 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from scoreexp.core.checked import checked
+from scoreexp.core.errors import UserError
 from scoreexp.core.streams import generator
 from scoreexp.core.types import NonNegativeFloat, PositiveFloat, PositiveInt
 from scoreexp.data.image_io import write_image
@@ -147,6 +148,7 @@ class Filter2Noise(PerImage):
 
     Raises:
         ValueError: a parameter is outside its domain; on a call, the observation is no image under the identity.
+        UserError: on a call, ``maps`` is a file.
         FloatingPointError: on a call, the loss is not finite.
     """
 
@@ -169,9 +171,12 @@ class Filter2Noise(PerImage):
     def fit(
         self, observation: Observation, model: DenoiserBase | None, seed: int, followed: Followed
     ) -> Tensor:
+        folder = None if self.maps is None else Path(self.maps).expanduser()
+        if folder is not None and folder.exists() and not folder.is_dir():
+            raise UserError(f"restorer.maps={self.maps} is a file: give a folder for the maps of the widths")
         x, widths = self._fit(observation, seed, followed)
-        if self.maps is not None:
-            write_maps(Path(self.maps).expanduser(), widths)
+        if folder is not None:
+            write_maps(folder, widths)
         return x
 
     def fitted(self, observation: Observation, seed: int = 0) -> Fitted:

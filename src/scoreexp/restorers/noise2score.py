@@ -55,11 +55,17 @@ class Noise2Score(Restorer):
             raise ValueError(
                 f"Noise2Score denoises, and {type(observation.operator).__name__} is no identity"
             )
-        trained = (model.record.get("config") or {}).get("objective") or {}
-        if trained and not str(trained.get("_target_")).endswith(f".{OBJECTIVE}"):
+        config = model.record.get("config")
+        target = str(((config or {}).get("objective") or {}).get("_target_", ""))
+        if config and not target.endswith(f".{OBJECTIVE}"):
+            what = (
+                f"this model's objective is {target.rpartition('.')[2]}"
+                if target
+                else "this model knows clean ones"
+            )
             raise ValueError(
-                "Noise2Score needs the score of noisy images, and this model's objective is "
-                f"{str(trained.get('_target_')).rpartition('.')[2]}: give one of experiment=folder_noise2score"
+                f"Noise2Score needs the score of noisy images, and {what}: "
+                "give one of experiment=folder_noise2score (ckpt=RUN/checkpoints/best.ckpt)"
             )
         y, t = observation.y, model.schedule.t_min
         alpha = float(model.schedule.at(t)[0])

@@ -209,13 +209,14 @@ def _denoised(
             progress=progress.part_done,
         )
     clean = restored.states[-1]
-    residual, expected, by = judged(restorer, prior, pixels, clean, noise, is_known=False, seed=cfg.seed)
+    told = judged(restorer, prior, pixels, clean, noise, is_known=False, seed=cfg.seed)
+    residual = told.residual
     values = {} if reference is None else measured(clean, reference)
     return row._replace(
         removed=None if residual is None else residual.scale,
         correlation=None if residual is None else residual.correlation,
-        expected=expected,
-        by=by,
+        expected=told.psnr,
+        by=told.by,
         psnr=values.get("psnr"),
         ssim=values.get("ssim"),
         seconds=restored.seconds,

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from scoreexp.api.denoise import SMALLEST, Judgement, name_of
+from scoreexp.api.denoise import SMALLEST, Judgement, by_residual, name_of
 from scoreexp.app.commands.denoise import (
     Denoised,
     Result,
@@ -29,7 +29,6 @@ from scoreexp.data.image_io import write_image
 from scoreexp.data.scan import Scan
 from scoreexp.data.scan_io import read_scan
 from scoreexp.data.suffixes import named_after
-from scoreexp.diagnostics.without_reference import check_residual
 from scoreexp.observations import GaussianNoise, Identity, Observation
 from scoreexp.observations.noise.estimate import Estimate
 from scoreexp.observations.noise.level import CHANNEL_RATIO, estimate_sigma
@@ -97,6 +96,13 @@ def denoise_scan(task: Task, source: Path, target: Path) -> Denoised:
     of_page = f"of page {number + 1}: " if pages > 1 and not cfg.volume else ""
     say_labelled("residual", f"{of_page}{made_of.judgement}")
     before, after = scan.page(number), made_of.pages[number]
+    dark, light = shown_range(before)
+    if light - dark < 1 and (with_residual or with_strip):
+        least, most = (low + share * (high - low) for share in (dark, light))
+        say_labelled(
+            "pictures", f"show {least:.5g} to {most:.5g}{unit}, all but 0.2 % of the values; the file has all"
+        )
+    before, after = ((part - dark) / (light - dark) for part in (before, after))
     if with_residual:
         write_image(removed, residual(before, after), overwrite=cfg.overwrite)
         say_labelled("removed", f"{shown(removed)} (gray is nothing)")
@@ -118,6 +124,20 @@ def denoise_scan(task: Task, source: Path, target: Path) -> Denoised:
         "levels": made_of.levels,
     }
     return Denoised(source, target, rms, values)
+
+
+def shown_range(page: np.ndarray) -> tuple[float, float]:
+    """What pictures show of a page in [0, 1]: 0 and 1, or its 0.1 and 99.9 % where these are less than half as far apart.
+
+    A hot pixel, or a type with room for far larger values, would make a black picture of it.
+
+    >>> page = np.linspace(0, 0.2, 10000, dtype=np.float32)
+    >>> page[-1] = 1
+    >>> [round(value, 3) for value in shown_range(page)], shown_range(5 * page)
+    ([0.0, 0.2], (0.0, 1.0))
+    """
+    low, high = (float(value) for value in np.quantile(page, (0.001, 0.999)))
+    return (low, high) if 0 < high - low < 0.5 else (0.0, 1.0)
 
 
 def _middle(levels: list[float | None]) -> int:
@@ -220,9 +240,8 @@ def _as_volume(task: Task, scan: Scan) -> _Pages:
     if dead is not None:
         living = np.where(dead, clean, cube)
     observation = Observation(as_observed(living), Identity(), found.noise)
-    judgement = Judgement(
-        check_residual(observation, as_observed(clean)) if min(cube.shape[:2]) >= SMALLEST else None
-    )
+    small = min(cube.shape[:2]) < SMALLEST
+    judgement = Judgement(None) if small else by_residual(observation, as_observed(clean))
     levels: list[float | None] = [level(found.noise, clean)] * bands
     pages = np.moveaxis(clean, -1, 0)[..., None]
     return _Pages(pages, levels, Result(found, restorer, restored, dead), judgement)

@@ -15,7 +15,7 @@ from torch import Tensor
 from scoreexp.app.composition import shell_command
 from scoreexp.core.kinds import Images, kind_of
 from scoreexp.core.ranges import to_uint8, to_unit
-from scoreexp.data import DataModule, Folder
+from scoreexp.data import DataModule, Folder, Speech
 from scoreexp.data.cache import verify
 from scoreexp.runs.directory import shown
 from scoreexp.system.atomic import atomic_write
@@ -63,7 +63,10 @@ def inspect_data(cfg: DictConfig) -> dict[str, Any]:
     for warning in data.warnings():
         print(f"warning        {warning}")
     if isinstance(kind_of(data.event_shape), Images):
-        contact_sheet(_spaced(data, _ON_SHEET), run_dir / "contact_sheet.png")
+        pictures = _spaced(data, _ON_SHEET)
+        contact_sheet(
+            amplitudes(pictures) if isinstance(data, Speech) else pictures, run_dir / "contact_sheet.png"
+        )
         print(f"contact sheet  {shown(run_dir / 'contact_sheet.png')}")
     print(f"details        {shown(run_dir / 'data.json')}")
     keys = [argument for argument in sys.argv[1:] if argument.startswith("data")]
@@ -72,10 +75,14 @@ def inspect_data(cfg: DictConfig) -> dict[str, Any]:
 
 
 def contact_sheet(x: Tensor, path: Path) -> None:
-    """Write the images ``x[B, C, H, W]`` in [-1, 1] side by side in a near-square grid."""
+    """Write the images ``x[B, C, H, W]`` in [-1, 1] side by side in a near-square grid, of bands some (``visible``)."""
     columns = math.ceil(math.sqrt(len(x)))
     enlarge = max(1, _SHEET_SIDE // x.shape[-1])
     pixels = np.moveaxis(to_uint8(to_unit(x)).numpy(), 1, -1)
+    if pixels.shape[-1] not in (1, 3):
+        from scoreexp.figures.images import visible  # matplotlib, for bands alone
+
+        pixels = visible(pixels).reshape(*pixels.shape[:3], -1)
     pixels = pixels.repeat(enlarge, axis=1).repeat(enlarge, axis=2)
     height, width = (side + 2 for side in pixels.shape[1:3])
     rows = math.ceil(len(x) / columns)
@@ -85,6 +92,17 @@ def contact_sheet(x: Tensor, path: Path) -> None:
         sheet[top : top + height - 2, left : left + width - 2] = picture
     with atomic_write(path) as temporary:
         Image.fromarray(sheet.squeeze(2) if sheet.shape[2] == 1 else sheet).save(temporary)
+
+
+def amplitudes(x: Tensor) -> Tensor:
+    """Spectrograms ``x[B, 2, F, T]`` of real and imaginary parts as pictures ``[B, 1, F, T]`` in [-1, 1]: white is the
+    largest amplitude of all, low frequencies are at the bottom.
+
+    >>> amplitudes(torch.tensor([[[[3.0], [0.0]], [[4.0], [0.0]]]])).flatten()
+    tensor([-1.,  1.])
+    """
+    found = x.square().sum(1, keepdim=True).sqrt().flip(2)
+    return 2 * found / found.max().clamp(min=1e-12) - 1
 
 
 def _spaced(data: DataModule, most: int) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor
 from scoreexp.api.restore import restore
 from scoreexp.app.conf_dir import conf_dir
 from scoreexp.app.run_settings import prior_of_pictures
+from scoreexp.app.signatures import suggest
 from scoreexp.app.terminal import say, say_labelled
 from scoreexp.core.construct import construct, locate
 from scoreexp.core.errors import UserError
@@ -76,8 +77,8 @@ def read_conf(group: str, name: str) -> dict[str, Any]:
     """
     path = conf_dir() / group / f"{name}.yaml"
     if not path.exists():
-        known = ", ".join(sorted(one.stem for one in path.parent.glob("*.yaml")))
-        raise UserError(f"{group}={name}: allowed are {known}")
+        known = sorted(one.stem for one in path.parent.glob("*.yaml"))
+        raise UserError(f"{group}={name}: allowed are {', '.join(known)}{suggest(name, known)}")
     node: dict[str, Any] = yaml.safe_load(path.read_text())
     return node
 
@@ -172,11 +173,14 @@ def compare_restorers(
         tasks: names of conf/task.
         budget: what is equal.
         memory: whether to measure it, which takes two steps more.
+
+    Raises:
+        ValueError: an image does not suit a task, found before anything is measured.
     """
+    made = {name: [task(name, (x.shape[-2], x.shape[-1])) for x in images] for name in tasks}
     for name in tasks:
         observed = []
-        for x in images:
-            operator, noise = task(name, (x.shape[-2], x.shape[-1]))
+        for x, (operator, noise) in zip(images, made[name], strict=True):
             streams = ImageStreams(range(len(x)), "observation")
             observed.append(Observation.simulate(x, operator, noise, streams))
         started = time.perf_counter()
