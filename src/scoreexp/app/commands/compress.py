@@ -86,8 +86,8 @@ def compress(cfg: DictConfig) -> Path:
         kept = "" if tuned.after < tuned.before else ": no better, so the model is as quantised"
         say_labelled("fine-tuning", f"loss {tuned.before:.4g} before, {tuned.after:.4g} after{kept}")
     say("noise level    relative squared error of the score, against the model before")
-    for level, error in errors.items():
-        say_labelled(f"{level:g}", f"{error.value:.3g} +- {error.error:.1g}")
+    for level, estimate in errors.items():
+        say_labelled(f"{level:g}", f"{estimate.value:.3g} +- {estimate.error:.1g}")
     say_labelled("samples", f"differ by {apart:.3g} rms for the same seeds (units of the model)")
     say_labelled("seconds", f"{after:.3g} for {len(seeds)} samples on {model.device}, {before:.3g} before")
     say_labelled("bytes", f"{sizes[1]} of {sizes[0]} ({sizes[1] / sizes[0]:.3f})")
