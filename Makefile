@@ -112,16 +112,16 @@ study-claims-images: $(READY)  ## the papers' tables on their kinds of images (R
 	$(BIN)/python -m benchmarks.study_claims
 
 study-memorisation: $(READY)  ## at which size of the training set do models of two halves agree: MNIST and CIFAR-10 below ROOT (days on 2 cores)
-	$(BIN)/python -m benchmarks.study_memorisation --root $(ROOT)
-	$(BIN)/python -m benchmarks.study_memorisation --table
+	$(BIN)/python -m benchmarks.study_memorisation --root $(ROOT) --json outputs/memorisation.json
+	$(BIN)/python -m benchmarks.study_memorisation --table --json outputs/memorisation.json
 
 study-ssim-stopping: $(READY)  ## does stopping on SSIM stop where the population error is least: MNIST and CIFAR-10 below ROOT (days on 2 cores)
-	$(BIN)/python -m benchmarks.study_ssim_stopping --root $(ROOT)
-	$(BIN)/python -m benchmarks.study_ssim_stopping --table
+	$(BIN)/python -m benchmarks.study_ssim_stopping --root $(ROOT) --json outputs/ssim_stopping.json
+	$(BIN)/python -m benchmarks.study_ssim_stopping --table --json outputs/ssim_stopping.json
 
 study-hypotheses: $(READY)  ## do weighted convolutions or a learned law of noise levels help: MNIST below ROOT (5 hours of one core)
-	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.study_hypotheses --root $(ROOT)
-	$(BIN)/python -m benchmarks.study_hypotheses --table
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.study_hypotheses --root $(ROOT) --json outputs/hypotheses.json
+	$(BIN)/python -m benchmarks.study_hypotheses --table --json outputs/hypotheses.json
 
 study-stack: $(READY)  ## scoreexp against bare Lightning, Hydra and W&B, fault by fault (docs/faults.md)
 	$(BIN)/python -m pytest benchmarks/stack

@@ -300,6 +300,7 @@ def rivals(path: Path) -> None:
     ticks = [float(at) for at in found["rows"][0]["sliced_wasserstein"]]
     right.set_xticks(ticks, [f"{at:g}" for at in ticks])
     right.minorticks_off()
+    right.set_yticks([0.03, 0.1, 0.3], ["0.03", "0.1", "0.3"])
     figure.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=9)
     seeds = len({row["seed"] for row in found["rows"]})
     figure.suptitle(

@@ -1,15 +1,17 @@
 """All restorers on all tasks: ``python -m benchmarks.restoration [--ckpt FILE --data NAME=PICTURES ...] [--nfe 10 50 100]``
 
-Tables of PSNR, SSIM, network evaluations (NFE), seconds per picture and memory, for every restorer of conf/restorer that
-takes a model, with the settings of its file but the steps that make so many evaluations, on every task of conf/task but
-gray. Pictures are clean, cropped in the middle, and damaged as ``python -m scoreexp.restore simulate=true`` does it.
+A table for each data set and number of network evaluations (NFE): PSNR and SSIM of every restorer of conf/restorer that
+takes any model of pictures, with the settings of its file but the steps that make so many evaluations, on every task of
+conf/task but gray; seconds per picture, the mean over the tasks; memory with ``--memory``. Pictures are clean, cropped in
+the middle, and damaged as ``python -m scoreexp.restore simulate=true`` does it.
 
 ``--data`` names folders of pictures, or of CIFAR-10 in its binary form, whose test pictures are taken::
 
     --data kodak24=testsets/Kodak24 cbsd68=testsets/CBSD68 cifar10=data/cifar10
 
 ``--out FILE`` keeps each row as soon as it is known, as a line of JSON; the same command goes on where it was stopped, with
-more restorers, tasks or data too. The table is of all that the file holds; ``--doc`` writes it to docs/restoration.md.
+more restorers and tasks, and with other data in a number of their own. The tables are of all that the file holds;
+``--doc`` writes them to docs/restoration.md.
 
 Without --ckpt and --data the prior is a Gaussian of smooth 16 x 16 images, known exactly, and so is the best answer: the
 exact posterior mean is a row, which no restorer can exceed in mean squared error on average. About a minute on one core.
@@ -19,6 +21,7 @@ A restorer that cannot serve a task (one that needs a decomposition which the op
 import argparse
 import hashlib
 import json
+import statistics
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,7 +38,6 @@ from scoreexp.app.commands.restore_comparison import (
     Row,
     compare_restorers,
     restorers_with_model,
-    table,
 )
 from scoreexp.core.ranges import to_model
 from scoreexp.data.image_io import list_images, read_image
@@ -48,6 +50,7 @@ COUNT, SIDE = 16, 16  # images and pixels of the exact prior
 TASKS = ("inpaint", "inpaint_box", "deblur", "deblur_motion", "super_resolution", "denoise")
 SMOOTH = "smooth"  # the data of the exact prior
 RECORD = 3 * 32 * 32 + 1  # bytes of a picture of CIFAR-10 and its label
+GENERATES = ("conditional_start",)  # with its default settings it does not look at the observation
 
 
 class Cell(NamedTuple):
@@ -91,28 +94,31 @@ def images_of(source: Path, count: int, side: int) -> Tensor:
     return torch.cat(cut)
 
 
-def stored(path: Path | None, header: dict[str, Any]) -> list[Cell]:
-    """The rows of a file that an earlier call has written; a line that was cut off is not one.
+def stored(
+    path: Path | None, headers: dict[str, dict[str, Any]]
+) -> tuple[dict[str, dict[str, Any]], list[Cell]]:
+    """Headers by data set and rows of a file that an earlier call has written; a line that was cut off is not one.
 
     Raises:
-        ValueError: they were measured with another model or other pictures.
+        ValueError: a data set of ``headers`` was measured with another model or other pictures.
     """
-    if path is None or not path.exists():
-        return []
+    known: dict[str, dict[str, Any]] = {}
     found = []
-    for line in path.read_text().splitlines():
+    for line in path.read_text().splitlines() if path is not None and path.exists() else []:
         try:
             values = json.loads(line)
         except json.JSONDecodeError:
             continue
         if "header" in values:
-            if values["header"] != header:
+            name, header = values["data"], values["header"]
+            if headers.get(name, header) != header:
                 raise ValueError(
-                    f"{path} was measured with {values['header']}, not {header}: give another --out"
+                    f"{name} of {path} was measured with {header}, not {headers[name]}: give another --out"
                 )
-            continue
-        found.append(Cell(values["data"], values["nfe"], Row(**values["row"])))
-    return found
+            known[name] = header
+        else:
+            found.append(Cell(values["data"], values["nfe"], Row(**values["row"])))
+    return known, found
 
 
 def measure(
@@ -134,20 +140,54 @@ def measure(
                         yield Cell(name, nfe, row)
 
 
-def page(cells: Sequence[Cell]) -> str:
-    """A table for each data set and number of evaluations, of what was served."""
+def page(headers: dict[str, dict[str, Any]], cells: Sequence[Cell]) -> str:
+    """A table for each data set and number of evaluations: restorers by tasks, the best PSNR of a task in bold."""
     parts = []
-    for data, nfe in dict.fromkeys((cell.data, cell.nfe) for cell in cells):
-        chosen = [cell.row for cell in cells if (cell.data, cell.nfe) == (data, nfe)]
-        rows = [row for row in chosen if row.psnr is not None]
-        rows.sort(
-            key=lambda row: (
-                TASKS.index(row.task) if row.task in TASKS else len(TASKS),
-                row.restorer != EXACT,
-            )
-        )
-        parts.append(f"**{data}, {nfe} evaluations**\n\n{table(rows)}")
+    for data, nfe in sorted(
+        {(cell.data, cell.nfe) for cell in cells}, key=lambda pair: (list(headers).index(pair[0]), pair[1])
+    ):
+        rows = [
+            cell.row for cell in cells if (cell.data, cell.nfe) == (data, nfe) and cell.row.psnr is not None
+        ]
+        by_place = {(row.restorer, row.task): row for row in rows}
+        names = sorted({row.restorer for row in rows}, key=lambda name: (name != EXACT, name))
+        tasks = sorted({row.task for row in rows}, key=lambda task: (TASKS.index(task), task))
+        best = {
+            task: max((_rounded(r) for r in rows if r.task == task and r.restorer != EXACT), default=0.0)
+            for task in tasks
+        }
+        memory = any(row.mib is not None for row in rows)
+        heads = [*tasks, "NFE", "s/picture", *(["MiB"] if memory else [])]
+        lines = [
+            f"**{data}, {_pictures(headers[data])}, {nfe} evaluations**\n",
+            f"| restorer | {' | '.join(heads)} |",
+            f"| --- |{' ---: |' * len(heads)}",
+        ]
+        for name in names:
+            own = [row for row in rows if row.restorer == name]
+            shown = [_quality(by_place.get((name, task)), best) for task in tasks]
+            shown += [str(max(row.nfe for row in own)), f"{statistics.mean(row.seconds for row in own):.2f}"]
+            if memory:
+                most = [row.mib for row in own if row.mib is not None]
+                shown.append(f"{max(most):.1f}" if most else "–")
+            lines.append(f"| {name} | {' | '.join(shown)} |")
+        parts.append("\n".join(lines))
     return "\n\n".join(parts)
+
+
+def _pictures(header: dict[str, Any]) -> str:
+    return f"{header['count']} of {header['side']} x {header['side']} pixels"
+
+
+def _rounded(row: Row) -> float:
+    return round(row.psnr or 0.0, 2)
+
+
+def _quality(row: Row | None, best: dict[str, float]) -> str:
+    if row is None or row.psnr is None:
+        return "–"
+    shown = f"{row.psnr:.2f}" if row.ssim is None else f"{row.psnr:.2f}, {row.ssim:.3f}"
+    return f"**{shown}**" if row.restorer != EXACT and _rounded(row) == best[row.task] else shown
 
 
 def main() -> None:
@@ -165,8 +205,10 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=128, help="pixels a side of their crops (default 128)")
     parser.add_argument("--batch", type=int, default=8, help="pictures restored at once (default 8)")
     parser.add_argument("--nfe", type=int, nargs="+", default=[10, 50, 100])
-    parser.add_argument("--restorers", nargs="+", default=restorers_with_model())
-    parser.add_argument("--tasks", nargs="+", default=TASKS)
+    parser.add_argument(
+        "--restorers", nargs="+", default=[name for name in restorers_with_model() if name not in GENERATES]
+    )
+    parser.add_argument("--tasks", nargs="+", default=TASKS, choices=TASKS)
     parser.add_argument(
         "--memory", action="store_true", help="measure memory too, which takes two more steps"
     )
@@ -191,11 +233,15 @@ def main() -> None:
             header["ckpt"] = hashlib.sha256(Path(arguments.ckpt).read_bytes()).hexdigest()[:16]
         named = dict(pair.split("=", 1) for pair in arguments.data)
         data = {name: images_of(Path(path), arguments.count, arguments.side) for name, path in named.items()}
-    header |= {"count": arguments.count, "side": arguments.side}
-    cells = stored(arguments.out, header)
-    if arguments.out and not arguments.out.exists():
+    headers = {
+        name: {**header, "count": len(images), "side": images.shape[-1]} for name, images in data.items()
+    }
+    known, cells = stored(arguments.out, headers)
+    if arguments.out:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(json.dumps({"header": header}) + "\n")
+        with arguments.out.open("a") as file:
+            for name in headers.keys() - known:
+                file.write(json.dumps({"data": name, "header": headers[name]}) + "\n")
     for cell in measure(model, data, arguments, cells):
         cells.append(cell)
         if cell.row.reason:
@@ -203,9 +249,10 @@ def main() -> None:
         if arguments.out:
             with arguments.out.open("a") as file:
                 file.write(json.dumps({**cell._asdict(), "row": cell.row._asdict()}) + "\n")
-    print(page(cells))
+    shown = page(known | headers, cells)
+    print(shown)
     if arguments.doc:
-        write_table(DOCS / "restoration.md", "restoration", page(cells))
+        write_table(DOCS / "restoration.md", "restoration", shown)
 
 
 if __name__ == "__main__":

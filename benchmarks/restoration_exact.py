@@ -18,7 +18,8 @@ known variance is subtracted, and what is not three standard errors from 0 is sh
 The control is the same ancestral sampler with the exact denoiser of the posterior: its likelihood part is 0 by construction,
 and shows how small a number of this page means anything.
 
-Writes the tables of docs/restoration.md; the same numbers on every run, about half a minute on one core.
+Writes the tables of docs/restoration.md. All draws are named by seeds, so another run on the same machine and version of
+torch gives the same numbers; a minute on one core.
 """
 
 from collections.abc import Callable

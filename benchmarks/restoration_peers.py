@@ -6,16 +6,19 @@ since none of what is measured uses them. Seconds are those of the processor: ta
 
 Three tables, all from one run in which the candidates take turns, so that a change of the machine's speed meets all:
 
-* DPS, DiffPIR and DDRM of both: seconds per image, peak memory, network evaluations, and PSNR where there is a checkpoint.
+* DPS, DiffPIR and DDRM of both: seconds per image, peak memory, network evaluations, and PSNR where there is a checkpoint;
+  beside them the seconds of the network alone, with its gradient for DPS, which no restorer of so many steps can do without.
   Network, data, operator, number of steps and dtype of the network are the same; DPS and DiffPIR have the same noise
   schedule; weights and all else are each package's defaults, DiffPIR's share of fresh noise is 0.3 for both.
 * The fastest of our restorers that is as good: least seconds over steps 5, 10, 20, 50 with the PSNR of deepinv's DPS, whose
-  number of steps is --dps-steps. With a network of low noise levels, such as the bundled prior, deepinv's DPS begins where
-  ours does: at the highest level, around the same first estimate.
+  number of steps is --dps-steps, and whose guidance is the better one of its two, each with its weight of 1. With a network
+  of low noise levels, such as the bundled prior, deepinv's DPS begins where ours does: at the highest level, around the same
+  first estimate.
 * Batches: seconds per image of our DPS and DiffPIR in batches of 1, 2, 4, 8.
 
 Without a checkpoint the network is ``conf/network/unet_1m.yaml`` with the weights of its start: times and memory only.
-Memory is the most bytes of torch's tensors at once, for the whole batch and two steps.
+Memory is the most bytes of torch's tensors at once, for the whole batch and two steps. ``--doc`` writes the tables to
+docs/restoration.md, ``--json FILE`` keeps what they were made of.
 """
 
 import argparse
@@ -35,6 +38,7 @@ import torch
 from torch import Tensor, nn
 
 import scoreexp as se
+from benchmarks.fokker_planck import describe_machine
 from benchmarks.pages import DOCS, write_table
 from benchmarks.restoration import images_of
 from scoreexp import prior
@@ -51,6 +55,7 @@ from scoreexp.schedules import EDM, VP
 from scoreexp.system.peak_memory import peak_memory
 
 METHODS = ("dps", "diffpir", "ddrm")
+GUIDANCES = ("norm", "annealed")  # of deepinv's DPS
 TASKS = ("inpaint", "deblur", "super_resolution", "denoise")
 STEPS_TRIED = (5, 10, 20, 50)
 BATCHES = (1, 2, 4, 8)
@@ -146,8 +151,10 @@ def physics_of(dinv: Any, operator: LinearOperator, event_shape: Sequence[int], 
     )
 
 
-def theirs(dinv: Any, method: str, steps: int, network: AsDeepinv, problem: Problem) -> Run | None:
-    """deepinv's restorer, or None where it does not serve the operator."""
+def theirs(
+    dinv: Any, method: str, steps: int, network: AsDeepinv, problem: Problem, guidance: str = GUIDANCES[0]
+) -> Run | None:
+    """deepinv's restorer, or None where it does not serve the operator; the guidance is that of its DPS."""
     observation, event_shape = problem.observation, problem.clean.shape[1:]
     operator = observation.operator
     assert isinstance(operator, LinearOperator)
@@ -167,7 +174,9 @@ def theirs(dinv: Any, method: str, steps: int, network: AsDeepinv, problem: Prob
         sampler = dinv.sampling.DiffPIR(network, fidelity, sigma=sigma, max_iter=steps, zeta=0.3, lambda_=7.0)
         return lambda: sampler(y, physics)
     random = torch.Generator().manual_seed(0)
-    sampler = dinv.sampling.DPS(network, num_steps=steps + 1, dtype=torch.float32, rng=random)
+    sampler = dinv.sampling.DPS(
+        network, num_steps=steps + 1, guidance=guidance, dtype=torch.float32, rng=random
+    )
     highest = network.model.schedule.sigma_range[1]
     if highest >= FAR:
         return lambda: sampler(y, physics, x_init=tuple(problem.clean.shape)).detach()
@@ -245,24 +254,45 @@ def main() -> None:
         "--trainable", action="store_true", help="weights that could be trained, as of a network as made"
     )
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--doc", action="store_true", help="write the second table to docs/restoration.md")
+    parser.add_argument("--doc", action="store_true", help="write the tables to docs/restoration.md")
     arguments = parser.parse_args()
     torch.manual_seed(0)
     model, clean = _model_and_images(arguments)
     problems = {name: _problem(name, clean) for name in arguments.tasks}
-    result: dict[str, Any] = {}
+    settings = {key: value for key, value in vars(arguments).items() if key not in ("input", "json", "doc")}
+    result: dict[str, Any] = {"settings": settings, "machine": describe_machine()}
+    shown = {}
     if arguments.only in (None, "peers"):
         result["peers"] = peers(arguments, model, problems)
+        shown["peers"] = peers_table(result["peers"])
     if arguments.only in (None, "equal") and arguments.ckpt:
         result["equal"] = at_equal_quality(arguments, model, problems)
-        shown = equal_table(result["equal"], arguments.dps_steps)
-        print(f"\n{shown}", flush=True)
-        if arguments.doc:
-            write_table(DOCS / "restoration.md", "restoration_peers equal", shown)
+        shown["equal"] = equal_table(result["equal"], arguments.dps_steps)
     if arguments.only in (None, "batches"):
         result["batches"] = batches(arguments, model, clean)
+        shown["batches"] = batches_table(result["batches"])
+    for name, table in shown.items():
+        print(f"\n{table}", flush=True)
+        if arguments.doc:
+            write_table(DOCS / "restoration.md", f"restoration_peers {name}", table)
     if arguments.json:
-        arguments.json.write_text(json.dumps(result, indent=1))
+        arguments.json.write_text(json.dumps(result, indent=1) + "\n")
+
+
+def network_alone(model: DenoiserBase, problem: Problem, steps: int, *, gradient: bool) -> Run:
+    """The evaluations of so many steps and nothing else, with the gradient of the input by torch's own way or without."""
+    x = problem.clean.clone().requires_grad_(gradient)
+    t = model.schedule.t_of_sigma(torch.full((len(x),), model.schedule.sigma_range[1], dtype=torch.float64))
+
+    def run() -> Tensor:
+        with torch.set_grad_enabled(gradient):
+            for _ in range(steps):
+                x_0 = model(x, t)
+                if gradient:
+                    torch.autograd.grad(x_0.sum(), x)
+        return x_0.detach()
+
+    return run
 
 
 def peers(
@@ -270,10 +300,6 @@ def peers(
 ) -> list[dict[str, Any]]:
     """The first table."""
     rows = []
-    print(
-        "| task | method | s/image, ours | deepinv | ratio | MiB, ours | deepinv | ratio | NFE | PSNR, ours | deepinv |"
-    )
-    print("| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
     for name, problem in problems.items():
         for method in arguments.methods:
             found = {
@@ -281,8 +307,10 @@ def peers(
             }
             runs = {who: run for who, run in found.items() if run is not None}
             brief = {who: candidate(who, method, 2, model, problem) for who in runs}
-            seconds, made = seconds_by_turns(runs, arguments.repeats)
+            alone = network_alone(model, problem, arguments.steps, gradient=method == "dps")
+            seconds, made = seconds_by_turns({**runs, "network": alone}, arguments.repeats)
             row: dict[str, Any] = {"task": name, "method": method}
+            row["network"] = seconds["network"] / len(problem.clean)
             for who in runs:
                 row[who] = {
                     "seconds": seconds[who] / len(problem.clean),
@@ -295,10 +323,20 @@ def peers(
     return rows
 
 
+def peers_table(rows: Sequence[dict[str, Any]]) -> str:
+    """Markdown of the first table."""
+    lines = [
+        "| task | method | s/image: network alone | ours | deepinv | ratio | MiB: ours | deepinv | ratio | NFE | PSNR: ours "
+        "| deepinv |",
+        f"| --- | --- |{' ---: |' * 10}",
+    ]
+    return "\n".join([*lines, *(_peer_line(row) for row in rows)])
+
+
 def _peer_line(row: dict[str, Any]) -> str:
     a, b = row["ours"], row.get("theirs")
-    cells = [row["task"], row["method"]]
-    for key, digits in (("seconds", 3), ("mib", 0)):
+    cells = [row["task"], row["method"], f"{row['network']:.3f}"]
+    for key, digits in (("seconds", 3), ("mib", 1)):
         cells.append(f"{a[key]:.{digits}f}")
         cells += [f"{b[key]:.{digits}f}", f"{a[key] / b[key]:.2f}"] if b else ["–", "–"]
     cells.append(f"{a['nfe']}, {b['nfe'] if b else '–'}")
@@ -312,9 +350,11 @@ def at_equal_quality(
     """The second table."""
     rows: list[dict[str, Any]] = []
     for name, problem in problems.items():
-        reference = theirs(deepinv(), "dps", arguments.dps_steps, AsDeepinv(model), problem)
-        assert reference is not None
-        runs = {"theirs": reference}
+        runs: dict[str, Run] = {}
+        for guidance in GUIDANCES:
+            run = theirs(deepinv(), "dps", arguments.dps_steps, AsDeepinv(model), problem, guidance)
+            assert run is not None
+            runs[guidance] = run
         for restorer in arguments.restorers:
             for steps in STEPS_TRIED:
                 runs[f"{restorer}, {steps} steps"] = ours(configured(restorer, steps), model, problem)
@@ -326,16 +366,18 @@ def at_equal_quality(
             except (ValueError, FloatingPointError):
                 continue
             made[key] = quality(found, problem), time.process_time() - started
-        goal = made["theirs"][0]
+        reference = max(GUIDANCES, key=lambda k: made[k][0])
+        goal = made[reference][0]
         good = sorted(
-            (k for k, (q, _) in made.items() if k != "theirs" and q >= goal), key=lambda k: made[k][1]
+            (k for k, (q, _) in made.items() if k not in GUIDANCES and q >= goal), key=lambda k: made[k][1]
         )[:3]
-        seconds, _ = seconds_by_turns({k: runs[k] for k in ["theirs", *good]}, arguments.repeats)
+        seconds, _ = seconds_by_turns({k: runs[k] for k in [reference, *good]}, arguments.repeats)
         best = min(good, key=lambda k: seconds[k], default=None)
         row = {
             "task": name,
+            "guidance": {key: made[key][0] for key in GUIDANCES},
             "psnr": goal,
-            "seconds": seconds["theirs"] / len(problem.clean),
+            "seconds": seconds[reference] / len(problem.clean),
             "ours": best,
             "ours_psnr": None if best is None else made[best][0],
             "ours_seconds": None if best is None else seconds[best] / len(problem.clean),
@@ -346,13 +388,14 @@ def at_equal_quality(
 
 def equal_table(rows: Sequence[dict[str, Any]], dps_steps: int) -> str:
     """Markdown of the second table."""
+    theirs = " | ".join(GUIDANCES)
     lines = [
-        f"| task | deepinv's DPS, {dps_steps} steps: PSNR | s/image | ours | PSNR | s/image | share |",
-        "| --- | ---: | ---: | --- | ---: | ---: | ---: |",
+        f"| task | deepinv's DPS, {dps_steps} steps: PSNR, {theirs} | s/image | ours | PSNR | s/image | share |",
+        "| --- | ---: | ---: | ---: | --- | ---: | ---: | ---: |",
     ]
     for row in rows:
         seconds = row["ours_seconds"]
-        cells = [row["task"], f"{row['psnr']:.2f}", f"{row['seconds']:.3f}"]
+        cells = [row["task"], *(f"{row['guidance'][key]:.2f}" for key in GUIDANCES), f"{row['seconds']:.3f}"]
         cells += (
             ["none as good", "–", "–", "–"]
             if row["ours"] is None
@@ -369,23 +412,26 @@ def equal_table(rows: Sequence[dict[str, Any]], dps_steps: int) -> str:
 
 def batches(arguments: argparse.Namespace, model: DenoiserBase, clean: Tensor) -> dict[str, dict[int, float]]:
     """The third table."""
-    sizes = BATCHES
     rows: dict[str, dict[int, float]] = {}
-    print(
-        f"\n| s/image in batches of | {' | '.join(map(str, sizes))} |\n| --- | {' | '.join('---:' for _ in sizes)} |"
-    )
     for method in ("dps", "diffpir"):
         runs = {}
-        for size in sizes:
+        for size in BATCHES:
             problem = _problem("inpaint", clean[torch.arange(size) % len(clean)])
             runs[str(size)] = ours(restorer_of(method, 5), model, problem)
         seconds, _ = seconds_by_turns(runs, arguments.repeats)
-        rows[method] = {size: seconds[str(size)] / size for size in sizes}
-        print(
-            f"| {method}, 5 steps | {' | '.join(f'{value:.3f}' for value in rows[method].values())} |",
-            flush=True,
-        )
+        rows[method] = {size: seconds[str(size)] / size for size in BATCHES}
     return rows
+
+
+def batches_table(rows: dict[str, dict[int, float]]) -> str:
+    """Markdown of the third table."""
+    lines = [
+        f"| s/image in batches of | {' | '.join(map(str, BATCHES))} |",
+        f"| --- | {' | '.join('---:' for _ in BATCHES)} |",
+    ]
+    for method, row in rows.items():
+        lines.append(f"| {method}, 5 steps | {' | '.join(f'{value:.3f}' for value in row.values())} |")
+    return "\n".join(lines)
 
 
 def _problem(name: str, clean: Tensor) -> Problem:

@@ -11,6 +11,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -46,13 +47,16 @@ RATIOS = (0.0, 5.0, 10.0)  # dB
 SPECTROGRAM = CompressedSTFT(254, 64)
 
 
+@cache
 def reader() -> Callable[[str, str], np.ndarray]:
-    """``read(text, voice)`` -> float32 ``[n]`` of 8 kHz by espeak-ng."""
+    """``read(text, voice)`` -> float32 ``[n]`` of 8 kHz by espeak-ng, which can be initialised once in a process."""
     import espeakng_loader
 
     library = ctypes.CDLL(espeakng_loader.get_library_path())
-    retrieval = 1  # samples are handed over, not played
-    rate = library.espeak_Initialize(retrieval, 0, espeakng_loader.get_data_path().encode(), 0)
+    synchronous = (
+        2  # samples are handed over, not played, before the call returns; the other mode can wait for ever
+    )
+    rate = library.espeak_Initialize(synchronous, 0, espeakng_loader.get_data_path().encode(), 0)
     pieces: list[bytes] = []
 
     @ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
@@ -69,7 +73,6 @@ def reader() -> Callable[[str, str], np.ndarray]:
             raise ValueError(f"espeak-ng has no voice {voice}")
         said = text.encode()
         library.espeak_Synth(said, len(said) + 1, 0, 1, 0, 1, None, None)
-        library.espeak_Synchronize()
         samples = np.frombuffer(b"".join(pieces), np.int16) / 32768
         made = resample_poly(samples, 160, 441) if rate == 22050 else resample_poly(samples, RATE, rate)
         return (0.5 * made / np.abs(made).max()).astype(np.float32)

@@ -143,6 +143,8 @@ def test_the_posterior_mean_is_calibrated_and_a_model_of_too_narrow_data_is_too_
     exact = calibration(OracleDenoiser(gaussian, VP()), x, level)
     assert abs(exact.error.value - 1) < 3 * exact.error.error < 0.1
     assert abs(exact.spread.value - 1) < 3 * exact.spread.error < 0.2
+    assert abs(exact.dispersion.value - c / (c + level**2)) < 3 * exact.dispersion.error < 0.1
+    assert abs(exact.total.value - 1) < 3 * exact.total.error < 0.1
     # D = g u with g = wrong / (wrong + r^2): the error is ((1 - g)^2 c + g^2 r^2), stated is r^2 g; D spreads by
     # g^2 (c + r^2), and c - r^2 g would be left
     g = wrong / (wrong + level**2)
@@ -153,6 +155,9 @@ def test_the_posterior_mean_is_calibrated_and_a_model_of_too_narrow_data_is_too_
     spread = g**2 * (c + level**2) / (c - level**2 * g)
     assert abs(narrow.error.value - error) < 3 * narrow.error.error
     assert abs(narrow.spread.value - spread) < 3 * narrow.spread.error
+    kept = g**2 * (c + level**2) / c
+    assert abs(narrow.dispersion.value - kept) < 3 * narrow.dispersion.error < 0.1
+    assert abs(narrow.total.value - (kept + level**2 * g / c)) < 3 * narrow.total.error < 0.1
     assert error > 3
     assert spread < 0.2
     with pytest.raises(ValueError, match=r"1 sample.* at least 2"):

@@ -48,6 +48,7 @@ def test_the_checkpoint_is_small_close_and_drawn_from_as_any_other(path, calibra
     assert table["bytes"]["after"] < 0.4 * table["bytes"]["before"]
     errors = [row["value"] for row in table["relative squared error of the score"].values()]
     assert 0 < max(errors) < 0.1
+    assert all(table["seconds of these samples"][when] > 0 for when in ("before", "after"))
     assert load(small).event_shape == (2,)
     arguments = [f"ckpt={small}", f"out={path.parent / 'drawn'}", "n=3", "device=cpu"]
     assert run_app("sample", "scoreexp.sample:run", schema=OF_SAMPLE, argv=arguments) == 0

@@ -8,7 +8,7 @@ import torch
 
 import scoreexp as se
 from scoreexp.app.commands import restore_comparison
-from scoreexp.app.commands.restore_comparison import EXACT, Budget, compare_restorers, steps_for, table
+from scoreexp.app.commands.restore_comparison import EXACT, Budget, Row, compare_restorers, steps_for, table
 from scoreexp.denoisers import OracleDenoiser
 from scoreexp.numerics.oracles import EmpiricalImages, Gaussian, GaussianMixture
 from scoreexp.observations import GaussianNoise, Identity, Observation, RandomMask
@@ -80,6 +80,20 @@ def test_equal_evaluations_and_the_exact_answer_ahead_of_all():
     assert "| inpaint | renoise | – |" in table(rows)
 
 
+def test_a_picture_that_does_not_suit_the_last_task_is_refused_before_the_first_row():
+    prior = OracleDenoiser(Gaussian(torch.zeros(1, 9, 9), torch.full((1, 9, 9), 0.2)), VP())
+    rows = compare_restorers(
+        prior,
+        [torch.zeros(1, 1, 9, 9)],
+        ["dds"],
+        ["inpaint", "super_resolution"],
+        Budget(nfe=2),
+        memory=False,
+    )
+    with pytest.raises(ValueError, match="factor=4 does not divide the size 9 x 9"):
+        next(rows)
+
+
 def test_equal_seconds_are_turned_into_steps(monkeypatch):
     """By the seconds of two short runs: here 0.1 s and 0.02 s a step, of a batch of 2."""
     monkeypatch.setattr(
@@ -97,19 +111,43 @@ def test_steps_for_an_equal_number_of_evaluations():
 
 def test_the_table_of_the_benchmark_goes_on_where_it_was_stopped(tmp_path):
     benchmark = pytest.importorskip("benchmarks.restoration", reason="benchmarks are not part of the package")
-    file, header = tmp_path / "rows.jsonl", {"ckpt": None}
+    file, headers = tmp_path / "rows.jsonl", {"smooth": {"ckpt": None, "count": 2, "side": 8}}
     prior = Gaussian(torch.zeros(1, 8, 8), torch.full((1, 8, 8), 0.2))
     model = OracleDenoiser(prior, VP())
     data = {"smooth": prior.sample(2, torch.Generator().manual_seed(0)).float()}
     asked = argparse.Namespace(nfe=[2], tasks=["denoise"], restorers=["dds"], batch=2, memory=False)
     cells = list(benchmark.measure(model, data, asked, []))
     lines = [json.dumps({**cell._asdict(), "row": cell.row._asdict()}) for cell in cells]
-    file.write_text("\n".join([json.dumps({"header": header}), *lines, lines[0][:20]]))
-    assert benchmark.stored(file, header) == cells
+    first = json.dumps({"data": "smooth", "header": headers["smooth"]})
+    file.write_text("\n".join([first, *lines, lines[0][:20]]))
+    others = {"other": {"ckpt": "other"}}
+    assert benchmark.stored(file, headers) == benchmark.stored(file, others) == (headers, cells)
     asked.restorers = ["dds", "ddrm"]
     assert [cell.row.restorer for cell in benchmark.measure(model, data, asked, cells)] == ["ddrm"]
     with pytest.raises(ValueError, match="another --out"):
-        benchmark.stored(file, {"ckpt": "other"})
+        benchmark.stored(file, {"smooth": {**headers["smooth"], "count": 3}})
+
+
+def test_the_table_of_the_benchmark_has_restorers_by_tasks_and_the_best_in_bold():
+    benchmark = pytest.importorskip("benchmarks.restoration", reason="benchmarks are not part of the package")
+    rows = [
+        Row(EXACT, "inpaint", psnr=31.0),
+        Row("dds", "inpaint", 9, 25.0, 0.8, 9, 0.5),
+        Row("ddrm", "inpaint", 9, 26.0, 0.7, 9, 0.25),
+        Row("ddrm", "denoise", 9, 30.0, 0.9, 9, 0.75),
+        Row("dds", "denoise", reason="another"),
+    ]
+    headers = {"kodak24": {"ckpt": "prior", "count": 3, "side": 128}}
+    cells = [benchmark.Cell("kodak24", 10, row) for row in rows]
+    title, _, *lines = benchmark.page(headers, cells).splitlines()
+    assert title == "**kodak24, 3 of 128 x 128 pixels, 10 evaluations**"
+    assert lines == [
+        "| restorer | inpaint | denoise | NFE | s/picture |",
+        "| --- | ---: | ---: | ---: | ---: |",
+        f"| {EXACT} | 31.00 | – | 0 | 0.00 |",
+        "| ddrm | **26.00, 0.700** | **30.00, 0.900** | 9 | 0.50 |",
+        "| dds | 25.00, 0.800 | – | 9 | 0.50 |",
+    ]
 
 
 def test_models_of_other_libraries_are_rows_beside_each_other(tmp_path):

@@ -7,11 +7,13 @@ import pytest
 import torch
 from skimage.restoration import denoise_nl_means
 
+import scoreexp as se
 from scoreexp import prior
 from scoreexp.core.ranges import to_model, to_unit
 from scoreexp.core.streams import generator
 from scoreexp.data.photo import photographs
 from scoreexp.data.pictures import read_picture, with_channels
+from scoreexp.observations import GaussianNoise
 
 HELD_OUT = {3: "motorcycle_left", 1: "camera"}
 
@@ -35,6 +37,12 @@ def test_the_package_carries_at_most_four_megabytes_and_names_every_source():
     assert card["parameters"] == sum(p.numel() for p in prior.load().network.parameters())
     assert all(source["licence"] and source["author"] for source in card["sources"])
     assert len({(source["package"], source["path"]) for source in card["sources"]}) == len(card["sources"])
+
+
+def test_images_of_other_channels_are_refused_in_a_line():
+    observation = se.Observation(torch.zeros(1, 2, 16, 16), se.observations.Identity(), GaussianNoise(0.1))
+    with pytest.raises(ValueError, match="images of 2 channels for a network of 3: give images of 3, or"):
+        se.restore(observation, prior.load())
 
 
 @pytest.mark.parametrize("channels", [1, 3])

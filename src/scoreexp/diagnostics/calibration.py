@@ -7,7 +7,8 @@ against two things that data show:
 .. math:: E|x_0 - D|^2 = r^2 E \operatorname{tr} J, \qquad
           E|D - E D|^2 = E|x_0 - E x_0|^2 - r^2 E \operatorname{tr} J ,
 
-the error of the denoiser, and the law of total variance for what it returns. Both hold for the exact posterior mean.
+the error of the denoiser, and the law of total variance for what it returns. Both hold for the exact posterior mean, which
+always varies less than the data, by the variance that it states.
 
 Reference: C. Meng, Y. Song, W. Li, S. Ermon, "Estimating High Order Gradients of the Data Distribution by Denoising", 2021,
 https://arxiv.org/abs/2111.04726.
@@ -27,15 +28,19 @@ from scoreexp.diagnostics.fields import denoised, noisy, probes, products
 
 
 class Calibration(NamedTuple):
-    """Two ratios that are 1 for the exact posterior mean.
+    """Ratios, of which all but ``dispersion`` are 1 for the exact posterior mean.
 
     Attributes:
         error: squared error over the stated variance; above 1 the model is surer than it should be.
         spread: variance of what is returned over that which Tweedie's formula leaves; below 1 it is under-dispersed.
+        dispersion: variance of what is returned over that of the data; below 1 for the exact posterior mean too.
+        total: the same with the stated variance added to what is returned, by the law of total variance.
     """
 
     error: Estimate
     spread: Estimate
+    dispersion: Estimate
+    total: Estimate
 
 
 @checked
@@ -84,4 +89,9 @@ def calibration(
     unbiased = len(x) / (len(x) - 1)
     kept = unbiased * sum_per_sample((d - d.mean(0)).square())
     whole = unbiased * sum_per_sample((x - x.mean(0)).square())
-    return Calibration(ratio_of(sum_per_sample((x - d).square()), stated), ratio_of(kept, whole - stated))
+    return Calibration(
+        error=ratio_of(sum_per_sample((x - d).square()), stated),
+        spread=ratio_of(kept, whole - stated),
+        dispersion=ratio_of(kept, whole),
+        total=ratio_of(kept + stated, whole),
+    )

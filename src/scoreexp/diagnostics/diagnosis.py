@@ -322,10 +322,12 @@ class _Diagnoser:
                 r: c.error for r, c in found.items()
             },
             "variance of the denoised over that which it leaves": {r: c.spread for r, c in found.items()},
+            "variance of the denoised over that of the data": {r: c.dispersion for r, c in found.items()},
         }
         meaning = (
-            "Both are 1 for the exact posterior mean. An error above 1: the model is surer than it is right. A spread "
-            "below 1: what it returns varies less than the data allow."
+            "The first two are 1 for the exact posterior mean. An error above 1: the model is surer than it is right. A "
+            "spread below 1: what it returns varies less than the data allow. The third is below 1 for the exact one too: "
+            "statistics of denoised data are too narrow by that factor."
         )
         made = _finding("calibration", title, meaning, series, exact=1.0)
         if self.seen:

@@ -77,11 +77,17 @@ class DenoisingUNet(nn.Module):
         """``x[B, C, H, W]`` -> ``[B, C, H, W]``, or ``[B, 1, H, W]`` through three channels; ``cond`` is not used.
 
         Raises:
-            ValueError: if H or W is not divisible by the downsampling factor.
+            ValueError: if H or W is not divisible by the downsampling factor, or the channels are neither one nor those
+                of the network.
         """
         check_image_shape(tuple(x.shape[1:]), self.downsampling_factor)
         if x.shape[1] == 1 < self.channels:
             return self(x.expand(-1, self.channels, -1, -1), c_noise).mean(1, keepdim=True)
+        if x.shape[1] != self.channels:
+            raise ValueError(
+                f"images of {x.shape[1]} channels for a network of {self.channels}: give images of {self.channels}, or "
+                "restore each channel by itself"
+            )
         e = self.embedding(c_noise)
         h = F.pixel_unshuffle(x, 2)
         plane = c_noise[:, None, None, None].to(h.dtype).expand(-1, 1, *h.shape[2:])

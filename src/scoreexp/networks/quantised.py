@@ -142,10 +142,9 @@ def _prepare(layer: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
 def _rounded(x: Tensor, low: Tensor, step: Tensor, bits: int) -> Tensor:
     """``x`` on a grid of ``2^bits`` values; a step of 0 leaves it as it is."""
     spacing = torch.where(step > 0, step, torch.ones_like(step))
-    clipped = torch.clamp(x, low, low + (2**bits - 1) * spacing)
-    on_grid = low + spacing * ((clipped - low) / spacing).round()
-    found = x + (on_grid - x).detach()
-    return torch.where(step > 0, found, x)
+    v = x.detach()  # in place: rounding is half the time of a network otherwise
+    moved = (v - low).div_(spacing).round_().clamp_(0, 2**bits - 1).mul_(spacing).add_(low).sub_(v)
+    return x + moved.mul_(step > 0)
 
 
 def _along_first(v: Tensor, like: Tensor) -> Tensor:

@@ -49,18 +49,17 @@ class _Convolution(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, *geometry: Any) -> Tensor:
         ctx.save_for_backward(weight)
-        ctx.shape, ctx.geometry = x.shape, geometry
-        *sides, groups = geometry
-        found: Tensor = torch.ops.aten.convolution(x, weight, bias, *sides, False, [0, 0], groups)
-        return found
+        ctx.layout, ctx.geometry = (x.shape, x.stride()), geometry
+        return torch.conv2d(x, weight, bias, *geometry)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,), (weight,), (*sides, groups) = gradients, ctx.saved_tensors, ctx.geometry
-        shape_alone = gradient.new_empty(1).expand(ctx.shape)
+        # the values of the input are never read, but in another layout they would be copied into that of the weights
+        layout_alone = gradient.new_empty_strided(*ctx.layout)
         wanted = (True, False, False)
-        found = torch.ops.aten.convolution_backward(
-            gradient, shape_alone, weight, None, *sides, False, [0, 0], groups, wanted
+        found = torch.ops.aten.convolution_backward.default(
+            gradient, layout_alone, weight, None, *sides, False, [0, 0], groups, wanted
         )
         return (found[0], *[None] * 6)
 

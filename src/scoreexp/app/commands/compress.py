@@ -1,5 +1,7 @@
 """A trained model in fewer bits, and what that costs."""
 
+import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +22,7 @@ from scoreexp.metrics.score_error import LEVELS
 from scoreexp.runs.checkpoint_file import write_checkpoint
 from scoreexp.runs.directory import shown
 from scoreexp.runs.model import load
-from scoreexp.samplers import draw, labels_for
+from scoreexp.samplers import Sampler, draw, labels_for
 from scoreexp.system.devices import choose_device
 from scoreexp.system.json_files import write_json
 
@@ -58,7 +60,7 @@ def compress(cfg: DictConfig) -> Path:
         small = tuned.model
     seeds = range(cfg.seed + cfg.n, cfg.seed + cfg.n + cfg.measured_on)  # not those of the calibration
     cond = labels_for(seeds, model.record, device=model.device)
-    drawn, again = (draw(one, sampler, seeds, cond=cond).x for one in (model, small))
+    (drawn, before), (again, after) = (_timed(one, sampler, seeds, cond) for one in (model, small))
     levels = usable_levels(LEVELS, *model.schedule.sigma_range)
     errors = compression_error(model, small, drawn, levels, seed=cfg.seed)
     sizes = stored_bytes(model), stored_bytes(small)
@@ -74,6 +76,7 @@ def compress(cfg: DictConfig) -> Path:
             "bytes": {"before": sizes[0], "after": sizes[1]},
             "relative squared error of the score": {f"{r:g}": e._asdict() for r, e in errors.items()},
             "rms difference of samples of the same seeds": apart,
+            "seconds of these samples": {"before": before, "after": after, "device": str(model.device)},
             "fine-tuning": None
             if tuned is None
             else {"steps": cfg.finetune_steps, "loss before": tuned.before, "loss after": tuned.after},
@@ -83,12 +86,22 @@ def compress(cfg: DictConfig) -> Path:
         kept = "" if tuned.after < tuned.before else ": no better, so the model is as quantised"
         say_labelled("fine-tuning", f"loss {tuned.before:.4g} before, {tuned.after:.4g} after{kept}")
     say("noise level    relative squared error of the score, against the model before")
-    for level, error in errors.items():
-        say_labelled(f"{level:g}", f"{error.value:.3g} +- {error.error:.1g}")
+    for level, estimate in errors.items():
+        say_labelled(f"{level:g}", f"{estimate.value:.3g} +- {estimate.error:.1g}")
     say_labelled("samples", f"differ by {apart:.3g} rms for the same seeds (units of the model)")
+    say_labelled("seconds", f"{after:.3g} for {len(seeds)} samples on {model.device}, {before:.3g} before")
     say_labelled("bytes", f"{sizes[1]} of {sizes[0]} ({sizes[1] / sizes[0]:.3f})")
     say_labelled("checkpoint", shown(out))
     return out
+
+
+def _timed(
+    model: Denoiser, sampler: Sampler, seeds: Sequence[int], cond: Tensor | None
+) -> tuple[Tensor, float]:
+    """Samples, and how long they took."""
+    began = time.perf_counter()
+    x = draw(model, sampler, seeds, cond=cond).x.cpu()  # waits for the device
+    return x.to(model.device), time.perf_counter() - began
 
 
 def _data(cfg: DictConfig, model: Denoiser) -> Tensor:

@@ -173,11 +173,14 @@ def compare_restorers(
         tasks: names of conf/task.
         budget: what is equal.
         memory: whether to measure it, which takes two steps more.
+
+    Raises:
+        ValueError: an image does not suit a task, found before anything is measured.
     """
+    made = {name: [task(name, (x.shape[-2], x.shape[-1])) for x in images] for name in tasks}
     for name in tasks:
         observed = []
-        for x in images:
-            operator, noise = task(name, (x.shape[-2], x.shape[-1]))
+        for x, (operator, noise) in zip(images, made[name], strict=True):
             streams = ImageStreams(range(len(x)), "observation")
             observed.append(Observation.simulate(x, operator, noise, streams))
         started = time.perf_counter()
