@@ -166,8 +166,8 @@ def theirs(
     if method == "ddrm":
         if not isinstance(physics, dinv.physics.DecomposablePhysics):
             return None
-        highest = min(1, network.model.schedule.sigma_range[1] / 2)
-        sampler = dinv.sampling.DDRM(network, sigmas=torch.linspace(highest, 0, steps).numpy())
+        # from 1, as it asks for, also where the network ends below: begun at less it takes roots of negative numbers
+        sampler = dinv.sampling.DDRM(network, sigmas=torch.linspace(1, 0, steps).numpy())
         return lambda: sampler(y, physics)
     if method == "diffpir":
         fidelity = dinv.optim.data_fidelity.L2()
