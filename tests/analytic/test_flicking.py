@@ -55,3 +55,11 @@ def test_an_odd_number_of_angles_is_refused():
         SinogramFlicking(steps=1)(
             Observation(torch.zeros(1, 1, 15, 8), Identity(), GaussianNoise(0.1)), streams=ImageStreams([0])
         )
+
+
+def test_a_picture_that_is_no_sinogram_is_refused():
+    picture = torch.linspace(-1, 1, 16).expand(1, 1, 12, 16) + 0.1 * random(1, 1, 12, 16).float()
+    with pytest.raises(ValueError, match=r"rays of a line are 1\.[12] apart, of which the noise makes 0\.14"):
+        SinogramFlicking(steps=1)(
+            Observation(picture, Identity(), GaussianNoise(0.1)), streams=ImageStreams([0])
+        )

@@ -11,7 +11,7 @@ from scoreexp.core.errors import UserError
 from scoreexp.core.streams import ImageStreams, generator
 from scoreexp.denoisers import OracleDenoiser
 from scoreexp.numerics.oracles import Gaussian
-from scoreexp.observations import GammaNoise, GaussianNoise, Identity, Observation, Radon
+from scoreexp.observations import GammaNoise, GaussianNoise, Identity, Observation, PoissonNoise, Radon
 from scoreexp.restorers import MID, ZSN2N, Bilateral, Filter2Noise, Noise2Score, NoiSER, ScoreDVI
 from scoreexp.restorers.filter2noise import bilateral, shuffled
 from scoreexp.restorers.mid import noise_bank
@@ -149,16 +149,28 @@ def test_a_mixture_of_noises_finds_the_two_levels_and_the_outliers():
     z = draw(1, 1, 100, 100)
     rare = torch.rand(1, 1, 100, 100, generator=generator(1), dtype=torch.float64) < 0.1
     noise = torch.where(rare, 1.0, 0.1) * z
-    mixture = NoiseMixture(torch.full_like(noise, 0.04), components=2)
+    mixture = NoiseMixture(noise, components=2)
     mixture.first_rate, mixture.first_shape = (
         1e-3 * mixture.first_rate,
         1e-3 * mixture.first_shape,
     )  # data alone
     for _ in range(100):
-        mixture.update(noise.square())
+        mixture.update(noise.square() / 0.04)
     levels = (mixture.rate / mixture.shape * 0.04).sqrt().flatten().sort().values
     torch.testing.assert_close(levels, torch.tensor([0.1, 1.0]).double(), rtol=0.08, atol=0)
     assert mixture.precision()[rare & (z.abs() > 1)].max() < 0.1 * mixture.precision().median()
+
+
+@pytest.mark.parametrize("noise", [PoissonNoise(10.0), GammaNoise(20.0)])
+def test_noise_that_depends_on_the_image_has_the_variance_of_the_estimate_not_of_the_noisy_value(noise):
+    mean, variance, level, shape = 0.2, 1e-3, 0.02, (1, 2, 3)
+    known = Gaussian(torch.full(shape, mean).double(), variance * torch.eye(6).double())
+    y = torch.tensor([-1.0, -0.999, -0.5, 0.2, 1.0, 2.0]).double().reshape(1, *shape)
+    restorer = ScoreDVI(steps=100, components=0, level=level, tolerance=0.0)
+    found, _ = restorer.posterior(Observation(y, Identity(), noise), OracleDenoiser(known, VE()))
+    smoothed = variance + level**2
+    given = noise.variance(mean + (found - mean) * variance / smoothed)
+    torch.testing.assert_close(found, mean + (y - mean) * smoothed / (smoothed + given), rtol=0, atol=1e-4)
 
 
 # MID

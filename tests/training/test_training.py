@@ -366,6 +366,7 @@ def test_unwritable_run_directory_is_refused_before_training(tiny, tmp_path):
         ("data.size=17", "17 is not divisible"),
         ("data.path=nowhere.png", r"nowhere\.png"),
         ("trainer.precision=bf16-true", "set bf16-mixed"),
+        ("objective=sdap", "trains on many noisy images"),  # after the folder was made
     ],
 )
 def test_a_refused_setting_leaves_no_folder(override, match, tiny, tmp_path):

@@ -202,6 +202,16 @@ def test_misspelt_target(target, expected):
     assert expected in problem
 
 
+def test_parameters_of_another_class_are_named_in_one_line_and_misspelt_ones_in_their_own():
+    foreign, misspelt = sorted(problems(unet(centre=True, stride=1, widht=3)))
+    assert foreign.startswith(
+        "network.centre=true, network.stride=1: toy_models.UNet has no parameters 'centre', 'stride'"
+    )
+    assert misspelt.startswith(
+        "network.widht=3: toy_models.UNet has no parameter 'widht'; did you mean 'width'?"
+    )
+
+
 def test_missing_parameters_unless_partial_or_provided():
     node = {"_target_": "toy_models.UNet"}
     assert [line.split()[0] for line in problems(node)] == ["network.event_shape", "network.channels"]

@@ -226,6 +226,7 @@ def _check_node(
         return
     by_program = {name for pattern, names in provided.items() if fnmatchcase(path, pattern) for name in names}
     by_program.update(from_run(found))
+    unknown = []
     for key, value in node.items():
         here = _join(path, key)
         if key in INSTANTIATE_KEYS:
@@ -236,14 +237,27 @@ def _check_node(
             yield from _check_value(here, value, found.parameters[key], target)
             yield from _check_third_party_range(here, value, definition, key)
         elif not found.is_open:
-            allowed = sorted({*found.parameters, *INSTANTIATE_KEYS} - by_program)
-            known = _choices([name for name in allowed if name not in INSTANTIATE_KEYS])
-            yield f"{here}={show(value)}: {target} has no parameter '{key}'{suggest(key, allowed)}{known}"
+            unknown.append(key)
+    yield from _unknown_parameters(node, path, unknown, {*found.parameters, *INSTANTIATE_KEYS} - by_program)
     if lenient or node.get("_partial_") or "_args_" in node:
         return
     for name, parameter in found.parameters.items():
         if parameter.required and name not in node and name not in by_program:
             yield f"{_join(path, name)} is required by {target}{_wanted(parameter)}"
+
+
+def _unknown_parameters(
+    node: Mapping[str, Any], path: str, unknown: list[str], allowed: Collection[str]
+) -> Iterator[str]:
+    """A line for each that looks like a misspelt one, and one for all others."""
+    allowed = sorted(allowed)
+    known = _choices([name for name in allowed if name not in INSTANTIATE_KEYS])
+    likely = {key: suggest(key, allowed) for key in unknown}
+    others = [key for key in unknown if not likely[key]]
+    for keys in [*([key] for key in unknown if likely[key]), *([others] if others else [])]:
+        given = ", ".join(f"{_join(path, key)}={show(node[key])}" for key in keys)
+        names = f"parameter{'s' if len(keys) > 1 else ''} {', '.join(map(repr, keys))}"
+        yield f"{given}: {node['_target_']} has no {names}{likely[keys[0]]}{known}"
 
 
 def _choices(names: Collection[str]) -> str:

@@ -28,6 +28,8 @@ from scoreexp.observations import Observation
 from scoreexp.restorers.per_image import Followed, PerImage
 from scoreexp.restorers.zs_n2n import residual_network
 
+FARTHEST = 2.0  # that the two rays of a line are apart, in units of what the noise makes
+
 
 def conjugate(y: Tensor) -> Tensor:
     """The sinogram ``y[B, C, angles, N]`` over a full turn with all conjugate rays exchanged.
@@ -67,7 +69,8 @@ class SinogramFlicking(PerImage):
             25 steps; 0 takes all steps.
 
     Raises:
-        ValueError: a parameter is outside its domain; on a call, the number of angles is odd.
+        ValueError: a parameter is outside its domain; on a call, the number of angles is odd, or the two rays of a line
+            are more than twice as far apart as the noise makes them, as in a picture that is no such sinogram.
         FloatingPointError: on a call, the loss is not finite.
     """
 
@@ -91,6 +94,14 @@ class SinogramFlicking(PerImage):
             raise ValueError(
                 f"SinogramFlicking takes sinograms over a full turn, and {y.shape[-2]} angles do not come in pairs: give an "
                 "even number in [0, 2 pi)"
+            )
+        apart = float((y - conjugate(y)).square().mean().sqrt())
+        made_by_noise = float(2 * observation.noise.variance(y.clamp(min=-1)).mean()) ** 0.5
+        if apart > FARTHEST * made_by_noise:
+            raise ValueError(
+                f"SinogramFlicking takes sinograms over a full turn, and the two rays of a line are {apart:.2g} apart, of "
+                f"which the noise makes {made_by_noise:.2g}: give all angles of [0, 2 pi) in rows, the axis in the middle, "
+                "whole (tile=null), and the level of the noise"
             )
         network = residual_network(y.shape[1], self.width, generator(seed, "flicking network")).to(y)
         optimizer = torch.optim.Adam(network.parameters(), lr=self.lr)

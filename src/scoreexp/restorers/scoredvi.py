@@ -15,6 +15,10 @@ and each step goes towards that: the precision ``\tau + \lambda h`` is averaged 
 gradient divided by it (natural gradient). The paper has a network for ``\mu`` and ``v`` instead, trained by Adam. The score
 is that of the denoiser at one noise level, ``(D(z) - z) / \sigma^2``, and so that of images with that little noise.
 
+Where the variance ``V`` of the noise depends on the image (photons, speckle), ``\tau_k`` are in units of
+``1 / V(D(z))``. For counts, ``(n - x) / x`` is the gradient of ``\log p(n | x)``. With ``V(y)`` a value would weigh the more
+the darker it came out, one without any photon infinitely much, and the image would be too dark.
+
 For Gaussian noise and a Gaussian prior of precision ``P``, ``\mu`` is the posterior mean, and ``v_i = 1 / (\tau + P_{ii})``:
 the variance of a pixel given all others, which is less than its posterior variance ``((\tau + P)^{-1})_{ii}``.
 
@@ -42,6 +46,7 @@ from scoreexp.observations import Observation
 from scoreexp.restorers.per_image import Followed, PerImage
 from scoreexp.samplers.base import batch_of
 
+FAINTEST = 1e-12  # variance
 SPREAD = 4.0  # ratio of the precisions of neighbouring components at the start
 
 
@@ -49,32 +54,30 @@ class NoiseMixture:
     """``q`` of the noise: Gamma precisions, Dirichlet weights, and the responsibilities of each pixel.
 
     The prior of the precisions weighs as much as the image does, and has the given level as its mean; without it the
-    bound can grow without end where the prior explains the image too well.
+    bound can grow without end where the prior explains the image too well. All is in units of the variance given.
 
-    >>> mixture = NoiseMixture(torch.full((1, 1, 1, 3), 0.04), components=2)
-    >>> mixture.update(torch.tensor([[[[0.04, 0.04, 4.0]]]]))
+    >>> mixture = NoiseMixture(torch.zeros(1, 1, 1, 3), components=2)
+    >>> mixture.update(torch.tensor([[[[1.0, 1.0, 100.0]]]]))
     >>> precision = mixture.precision().flatten()
     >>> bool(precision[2] < precision[0] / 2)  # the outlier
     True
 
     Args:
-        variance: of the noise as it is given ``[1, C, H, W]``, > 0.
+        y: an image ``[1, C, H, W]`` of the shape and type of that with the noise.
         components: ``K``.
     """
 
-    def __init__(self, variance: Tensor, components: int) -> None:
-        places = torch.arange(components, dtype=variance.dtype, device=variance.device)
+    def __init__(self, y: Tensor, components: int) -> None:
+        places = torch.arange(components, dtype=y.dtype, device=y.device)
         scale = SPREAD ** (places - (components - 1) / 2).reshape(-1, 1, 1, 1)
-        self.given = variance
-        self.shape = torch.full_like(scale, 1 + variance.numel() / (2 * components))
-        self.first_rate = self.rate = self.shape / scale  # in units of 1 / variance
+        self.shape = torch.full_like(scale, 1 + y.numel() / (2 * components))
+        self.first_rate = self.rate = self.shape / scale
         self.first_shape = self.shape
         self.weights = torch.ones_like(scale)
-        self.shares = torch.full_like(variance.expand(components, -1, -1, -1), 1 / components)
+        self.shares = torch.full_like(y.expand(components, -1, -1, -1), 1 / components)
 
     def update(self, squares: Tensor) -> None:
-        """One round of the variational updates, given ``E(y - x)^2 [1, C, H, W]``."""
-        squares = squares / self.given
+        """One round of the variational updates, given ``E(y - x)^2 [1, C, H, W]`` over the variance given."""
         log_precision = torch.digamma(self.shape) - self.rate.log()
         log_weights = torch.digamma(self.weights) - torch.digamma(self.weights.sum())
         logits = log_weights + 0.5 * log_precision - 0.5 * self.shape / self.rate * squares
@@ -86,7 +89,7 @@ class NoiseMixture:
 
     def precision(self) -> Tensor:
         """``E tau_i [1, C, H, W]``."""
-        return (self.shares * self.shape / self.rate).sum(0, keepdim=True) / self.given
+        return (self.shares * self.shape / self.rate).sum(0, keepdim=True)
 
 
 class ScoreDVI(PerImage):
@@ -151,11 +154,12 @@ class ScoreDVI(PerImage):
         assert model is not None
         y, streams = observation.y, ImageStreams([seed], "scoredvi")
         observation.require_finite()
-        given = observation.noise.variance(y.clamp(min=-1)).clamp(min=1e-12)
-        mixture = NoiseMixture(given, self.components) if self.components else None
-        mean, precision, tau = y.clone(), 2 / given, 1 / given
         if self.weight == 0:
-            return mean, torch.zeros_like(y)
+            return y.clone(), torch.zeros_like(y)
+        mixture = NoiseMixture(y, self.components) if self.components else None
+        mean, ratio = y.clone(), torch.ones_like(y)  # of precisions, to that of the noise as it is given
+        # of the whole image: at a single value it may be 0, where no photon came
+        precision = 2 / observation.noise.variance(y.clamp(min=-1)).mean().clamp(min=FAINTEST).expand_as(y)
         for step in range(1, self.steps + 1):
             rate = self.rate * min(
                 1.0, 2 * (1 - (step - 1) / self.steps)
@@ -163,13 +167,19 @@ class ScoreDVI(PerImage):
             deviation = (self.weight / precision).sqrt()
             noise = torch.cat([streams.normal(y) for _ in range(self.pairs)])
             noise = torch.cat([noise, -noise])
-            score = self._score(model, mean + deviation * noise, float(deviation.square().mean().sqrt()))
+            z = mean + deviation * noise
+            clean, square = self._denoised(model, z, float(deviation.square().mean().sqrt()))
+            score = (clean - z) / square
+            # an intensity is not known better than to its deviation
+            variance = observation.noise.variance(clean.mean(0, keepdim=True).clamp(min=-1 + deviation))
+            variance = variance.clamp(min=FAINTEST)
+            tau = ratio / variance
             curvature = (-(score * noise).mean(0, keepdim=True) / deviation).clamp(min=0)
             precision = (1 - rate) * precision + rate * (tau + self.weight * curvature)
             mean = mean + rate * (tau * (y - mean) + self.weight * score.mean(0, keepdim=True)) / precision
             if mixture is not None:
-                mixture.update((y - mean).square() + self.weight / precision)
-                tau = mixture.precision()
+                mixture.update(((y - mean).square() + self.weight / precision) / variance)
+                ratio = mixture.precision()
             if not mean.isfinite().all():
                 raise FloatingPointError(
                     f"the estimate is not finite at step {step} of {self.steps}: choose a smaller rate than {self.rate:g}"
@@ -178,8 +188,8 @@ class ScoreDVI(PerImage):
                 break
         return mean, self.weight / precision
 
-    def _score(self, model: DenoiserBase, z: Tensor, deviation: float) -> Tensor:
-        """The score of clean images at ``z[B, C, H, W]``, by the model at one noise level."""
+    def _denoised(self, model: DenoiserBase, z: Tensor, deviation: float) -> tuple[Tensor, float]:
+        """``D(z)`` for ``z[B, C, H, W]``, by the model at one noise level, and the square of that level."""
         low, high = model.schedule.sigma_range
         level = min(max(self.level or deviation, low), high)
         t = float(model.schedule.t_of_sigma(torch.tensor(level, dtype=torch.float64)))
@@ -188,4 +198,4 @@ class ScoreDVI(PerImage):
             raise ValueError(
                 f"level={level:g} is where the model's schedule keeps no image: choose a smaller one"
             )
-        return (model(alpha * z, batch_of(t, z)) - z) / (sigma / alpha) ** 2
+        return model(alpha * z, batch_of(t, z)), float(sigma / alpha) ** 2

@@ -168,7 +168,7 @@ class RunDirectory:
             raise UserError(f"resume is {resume!r}: allowed are never and auto")
         self._resume = resume
         self.continued = self._holds_a_run()
-        self.begun = False  # set by the run when it leaves more than what describes it
+        self.begun = False  # set by the run before its first step
 
     def _holds_a_run(self) -> bool:
         there = (self.path / MANIFEST).exists()
@@ -195,10 +195,16 @@ class RunDirectory:
             self.continued = self._holds_a_run()  # another one may have ended in the meantime
             try:
                 yield
-            except BaseException:
-                if not (self.continued or self.begun):
+            except BaseException as error:
+                refused = isinstance(error, ValueError) and self._only_described()
+                if not self.continued and (refused or not self.begun):
                     self._remove(created)
                 raise
+
+    def _only_described(self) -> bool:
+        """Whether the folder holds nothing but what describes the run: its first step was refused."""
+        files = {path.name for path in self.path.rglob("*") if not path.is_dir()}
+        return files <= {CONFIG, MANIFEST, LOCK}
 
     def _remove(self, created: Sequence[Path]) -> None:
         """Leave nothing of a run that has not begun."""
