@@ -13,7 +13,7 @@ SCHEMA = {
     "samples": "AtLeastTwo",
     "n": "AtLeastTwo",
     "diti_steps": "NonNegativeInt",
-    "levels": "list[float] | None",
+    "levels": "list[FinitePositiveFloat] | None",
     "seed": "int",
     "batch_size": "PositiveInt",
     "trust": "list[str]",

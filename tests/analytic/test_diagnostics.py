@@ -7,7 +7,7 @@ import torch
 
 from scoreexp.core.streams import generator
 from scoreexp.denoisers import Denoiser, OracleDenoiser, VPrediction, Wrapper
-from scoreexp.diagnostics.agreement import split_half_disagreement
+from scoreexp.diagnostics.agreement import split_half_disagreement, training_over_held_out
 from scoreexp.diagnostics.calibration import calibration
 from scoreexp.diagnostics.certified import certified_radius, clopper_pearson_lower
 from scoreexp.diagnostics.diti import DiTi, fit_diti
@@ -186,6 +186,19 @@ def test_the_disagreement_of_two_gaussian_models_is_known():
     wanted = (gains[1] - gains[0]) ** 2 * (c + r**2) / error
     assert abs(found.value - wanted) < 3 * found.error < 0.1 * wanted
     assert split_half_disagreement(models[0], models[0], x[:2], r).value == 0
+
+
+def test_the_training_error_over_the_held_out_error_is_that_of_two_gaussians_and_0_of_what_was_memorised():
+    c, k, g, r = 0.5, 2.0, 0.5, 1.0  # samples of variance 0.5 and 2, a model of variance 1
+    x, y = (points(Gaussian(torch.zeros(3), torch.full((3,), v)), 3000) for v in (c, k))
+    model = OracleDenoiser(Gaussian(torch.zeros(3), torch.ones(3)), VP())
+    found = training_over_held_out(model, x, y, r, batch=1000)
+    error = [(1 - g) ** 2 * v + g**2 * r**2 for v in (c, k)]
+    assert abs(found.value - error[0] / error[1]) < 3 * found.error < 0.1
+    memorised = OracleDenoiser(EmpiricalImages(x[:20]), VP())
+    assert training_over_held_out(memorised, x[:20], x[20:40], 0.02).value < 1e-6
+    with pytest.raises(ValueError, match=r"1 sample.*the held-out error"):
+        training_over_held_out(model, x, y[:1], r)
 
 
 def test_the_standard_error_covers_the_ratio():

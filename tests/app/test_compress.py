@@ -14,22 +14,26 @@ from scoreexp.sample import SCHEMA as OF_SAMPLE
 
 @pytest.fixture
 def path(tmp_path):
+    return checkpoint(tmp_path, {"_target_": "scoreexp.networks.MLP", "width": 64, "blocks": 1})
+
+
+def checkpoint(folder, network, data=None, shape=(2,)):
     torch.manual_seed(0)
     config = {
-        "network": {"_target_": "scoreexp.networks.MLP", "width": 64, "blocks": 1},
+        "network": network,
         "precond": {"_target_": "scoreexp.denoisers.VPrediction"},
         "schedule": {"_target_": "scoreexp.schedules.VP"},
         "sampler": {
             "_target_": "scoreexp.samplers.DDIM",
             "grid": {"_target_": "scoreexp.samplers.UniformGrid", "steps": 5},
         },
-        "data": {"_target_": "scoreexp.data.SwissRoll", "points": 50},
+        "data": data or {"_target_": "scoreexp.data.SwissRoll", "points": 50},
     }
-    record = model_record(config, (2,), None)
+    record = model_record(config, shape, None)
     model = build_denoiser(record)
     for parameter in model.parameters():  # parts of it start at 0
         torch.nn.init.normal_(parameter, std=0.1)
-    file = tmp_path / "best.ckpt"
+    file = folder / "best.ckpt"
     state = {f"denoiser.{key}": value for key, value in model.state_dict().items()}
     write_checkpoint({"state_dict": state, "scoreexp": record}, file)
     return file
@@ -86,3 +90,36 @@ def test_nothing_is_overwritten_or_compressed_twice(path, capsys):
     assert "exists: give another name" in capsys.readouterr().err
     assert compressed(path.with_name("best_8bit.ckpt")) == 1
     assert "compressed already" in capsys.readouterr().err
+
+
+def test_arrays_that_stay_as_they_are_are_named(tmp_path, capsys):
+    path = checkpoint(tmp_path, {"_target_": "scoreexp.networks.RandomFeatures", "width": 16})
+    assert compressed(path) == 0
+    table = json.loads(path.with_name("best_8bit.json").read_text())
+    assert table["bytes of arrays that stay as they are"] == {"network.network.frequencies": 16 * 2 * 4}
+    assert "network.network.frequencies: 128 bytes" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("network", "data", "shape", "said"),
+    [
+        ({"_target_": "scoreexp.networks.ExactPosteriorMean"}, None, (2,), "no convolution"),
+        (
+            {"_target_": "scoreexp.networks.MagnitudePreservingUNet", "channels": 8, "multipliers": [1]},
+            None,
+            (1, 8, 8),
+            "has weights that cannot be quantised: noise_embedding.weight, stem.weight",
+        ),
+        (
+            {"_target_": "scoreexp.networks.MLP", "width": 8, "blocks": 1},
+            {"_target_": "scoreexp.data.MNIST", "root": "/nowhere"},
+            (1, 28, 28),
+            "data.root=/nowhere",
+        ),
+    ],
+)
+def test_what_cannot_be_compressed_leaves_no_file(tmp_path, capsys, network, data, shape, said):
+    path = checkpoint(tmp_path, network, data, shape)
+    assert compressed(path, f"calibration={'forward' if data else 'random'}") == 1
+    assert said in capsys.readouterr().err
+    assert [file.name for file in tmp_path.iterdir()] == ["best.ckpt"]

@@ -17,8 +17,8 @@ NETWORK = {"_target_": "scoreexp.networks.ExactPosteriorMean"}
 FEW = ["samples=8", "n=16", "levels=[0.1,0.5]", "device=cpu"]
 
 
-def memorised(folder, data):
-    """A checkpoint of the model that has memorised 50 points."""
+def memorised(folder, data, x=None):
+    """A checkpoint of the model that has memorised ``x``, 50 points by default."""
     config = {
         "network": NETWORK,
         "precond": {"_target_": "scoreexp.denoisers.X0Prediction"},
@@ -29,10 +29,10 @@ def memorised(folder, data):
         },
         "data": data,
     }
-    points = SwissRoll(points=50).split("train").values
+    x = torch.from_numpy(SwissRoll(points=50).split("train").values) if x is None else x
     path = folder / "checkpoints" / "best.ckpt"
-    state = {"denoiser.network.images": torch.from_numpy(points)}
-    write_checkpoint({"state_dict": state, "scoreexp": model_record(config, (2,), None)}, path)
+    state = {"denoiser.network.images": x}
+    write_checkpoint({"state_dict": state, "scoreexp": model_record(config, tuple(x.shape[1:]), None)}, path)
     return path
 
 
@@ -46,8 +46,8 @@ def test_a_memorising_model_is_found_out_and_agrees_with_itself(tmp_path):
     assert diagnosed(path, tmp_path / "page", f"other={path}") == 0
     found = json.loads((tmp_path / "page" / "diagnosis.json").read_text())["findings"]
     assert set(found) == {
-        "score_error", "nearest_neighbours", "calibration", "jacobian_spectrum", "jacobian_asymmetry",
-        "fokker_planck_residual", "likelihood_by_level", "split_half_disagreement",
+        "score_error", "training_over_held_out", "nearest_neighbours", "calibration", "jacobian_spectrum",
+        "jacobian_asymmetry", "fokker_planck_residual", "likelihood_by_level", "split_half_disagreement",
     }  # fmt: skip
     assert found["nearest_neighbours"]["values"]["share of copies"][0]["value"] > 0.5
     assert found["score_error"]["values"]["relative squared error"][0]["value"] > 0.3  # of the exact density
@@ -55,16 +55,21 @@ def test_a_memorising_model_is_found_out_and_agrees_with_itself(tmp_path):
     assert [row["value"] for row in found["split_half_disagreement"]["values"]["disagreement"]] == [0, 0]
     page = (tmp_path / "page" / "diagnosis.html").read_text()
     assert all(finding["title"] in page for finding in found.values())
-    assert page.count("data:image/png") == 7
+    assert page.count("data:image/png") == 8
     assert "too few samples" in (tmp_path / "page" / "diagnosis.txt").read_text()
 
 
 def test_without_its_data_it_says_what_can_be_said_and_why_no_more(tmp_path, capsys):
     missing = {"_target_": "scoreexp.data.MNIST", "root": str(tmp_path / "nowhere")}
-    assert diagnosed(memorised(tmp_path, missing), tmp_path / "page") == 0
+    images = torch.zeros(2, 1, 28, 28)
+    assert diagnosed(memorised(tmp_path, missing, images), tmp_path / "page", "levels=[0.5]") == 0
     found = json.loads((tmp_path / "page" / "diagnosis.json").read_text())
     assert set(found["findings"]) == {"jacobian_spectrum", "jacobian_asymmetry", "fokker_planck_residual"}
     assert found["unsaid"]["error of the score"] == "needs data: give data=NAME"
+    title, reason = next(iter(found["unsaid"].items()))  # the cause of the others is said first
+    assert title == "anything that needs the data of the run"
+    assert f"data.root={tmp_path / 'nowhere'}" in reason
+    assert "+data.KEY=VALUE" in reason
     assert "not said" in capsys.readouterr().out
 
 
@@ -106,12 +111,47 @@ def test_classes_and_the_table_of_the_run_give_the_findings_that_need_them():
         se.diagnose(model, x[:40], labels=labels[:3], samples=2, n=2, levels=[1.0])
 
 
+def test_what_levels_and_samples_do_not_give_is_said():
+    law = se.oracles.Gaussian(torch.zeros(2), torch.ones(2))
+    model = se.denoisers.OracleDenoiser(law, se.schedules.VE(sigma_min=0.01, sigma_max=50.0))
+    x = law.sample(4, generator(0, "data"))
+    found = se.diagnose(model, x[:2], held_out=x[2:], samples=2, n=1000, levels=[0.5, 100.0])
+    assert (
+        found.unsaid["anything at noise level 100"]
+        == "the schedule has 0.01 to 50, and the levels here are 0.5"
+    )
+    assert "other=FILE" in found.unsaid["agreement with the other model"]
+    assert "callbacks=population" in found.unsaid["stopping by SSIM"]
+    ratio = next(f for f in found.findings if f.name == "training_over_held_out")
+    needed = ratio.series["ratio"][0.5].needed(0.1)
+    assert ratio.remarks == [
+        "too few samples for ratio at noise level 0.5: its standard error is above a tenth; "
+        f"{needed} would bring it there (n={needed}, of data that have as many)"
+    ]
+
+
+def test_a_model_of_other_samples_is_no_other_half(tmp_path, capsys):
+    path = memorised(tmp_path, {"_target_": "scoreexp.data.SwissRoll", "points": 50})
+    images = path.with_name("images.ckpt")
+    record = model_record(
+        {"network": NETWORK, "precond": {"_target_": "scoreexp.denoisers.X0Prediction"},
+         "schedule": {"_target_": "scoreexp.schedules.VP"}}, (1, 2, 2), None,
+    )  # fmt: skip
+    state = {"denoiser.network.images": torch.zeros(3, 1, 2, 2)}
+    write_checkpoint({"state_dict": state, "scoreexp": record}, images)
+    assert diagnosed(path, tmp_path / "page", f"other={images}") == 1
+    assert "samples of shape (1, 2, 2), ckpt of (2,)" in capsys.readouterr().err
+    assert not (tmp_path / "page").exists()
+
+
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
         (["n=1"], "n=1 must be"),
         (["data=swiss_roll", "other=/nowhere.ckpt"], "/nowhere.ckpt"),
         (["samples=0"], "samples=0 must be"),
+        (["levels=[0.1,-1]"], "levels=[0.1, -1]"),
+        (["levels=[]"], "levels=[] has no noise level"),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(tmp_path, capsys, overrides, said):

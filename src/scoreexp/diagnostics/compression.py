@@ -124,7 +124,7 @@ def quantise(
         batch: samples at once.
 
     Raises:
-        ValueError: an argument is out of its range, or the network has weights that cannot be quantised.
+        ValueError: an argument is out of its range, or the network has weights that cannot be quantised, or none at all.
     """
     classes = model.record.get("num_classes")
     shape = tuple(model.event_shape or ())
@@ -134,6 +134,11 @@ def quantise(
         num_classes=classes,
         bits=bits,
     ).to(model.device)
+    if all(value.is_floating_point() for value in network.state_dict().values()):
+        raise ValueError(
+            f"{type(model.network).__name__} has no convolution, linear layer or embedding to quantise: give a checkpoint "
+            "of another network"
+        )
 
     def run() -> None:
         for rows in torch.arange(len(calibration.t)).split(batch):

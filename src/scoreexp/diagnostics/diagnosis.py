@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from scoreexp.core.checked import checked
 from scoreexp.core.errors import UserError
 from scoreexp.core.kinds import Images, kind_of
-from scoreexp.core.types import AtLeastTwo, NonNegativeInt, PositiveInt
+from scoreexp.core.types import AtLeastTwo, FinitePositiveFloat, NonNegativeInt, PositiveInt
 from scoreexp.denoisers.denoiser import Denoiser, DenoiserBase, OracleDenoiser
-from scoreexp.diagnostics.agreement import split_half_disagreement
+from scoreexp.diagnostics.agreement import split_half_disagreement, training_over_held_out
 from scoreexp.diagnostics.calibration import calibration
 from scoreexp.diagnostics.certified import certified_radius
 from scoreexp.diagnostics.diti import DiTi, fit_diti
@@ -135,7 +135,7 @@ def diagnosis(
     held_out_labels: Tensor | None = None,
     history: Sequence[Mapping[str, float]] = (),
     diti_steps: NonNegativeInt = 0,
-    levels: Sequence[float] = LEVELS,
+    levels: Sequence[FinitePositiveFloat] = LEVELS,
     n: AtLeastTwo = 256,
     seed: int = 0,
     batch_size: PositiveInt = 32,
@@ -168,8 +168,10 @@ def diagnosis(
 
     Raises:
         ValueError: the shapes of what is given differ, or an argument is outside its range.
-        UserError: the model needs a class label.
+        UserError: the model needs a class label, or there is no level.
     """
+    if not levels:
+        raise UserError("levels=[] has no noise level: give one at least, such as levels=[0.1,1]")
     if model.record.get("num_classes") is not None and not knows_null_label(model.record):
         raise UserError(
             "this model needs a class and was trained without label dropout, and the diagnosis asks it without one: "
@@ -214,6 +216,7 @@ class _Diagnoser:
         self.held_out_labels: Tensor | None = None
         self.history: Sequence[Mapping[str, float]] = ()
         self.diti_steps = 0
+        self.asked = levels
         self.levels = usable_levels(levels, *model.schedule.sigma_range)
         # where the model is asked: real data where there are some, else what it draws itself
         unseen = held_out if held_out is not None else train
@@ -222,13 +225,14 @@ class _Diagnoser:
         self.data = None if unseen is None else unseen[:n].to(model.device)
         self.seen = held_out is None and train is not None and oracle is None
         self.points = (samples[:n] if self.data is None else self.data).to(model.device)
-        self.whose = "its own samples" if self.data is None else "data"
+        self.whose = "samples of its own" if self.data is None else "data"
 
     def run(self) -> Diagnosis:
         findings: list[Finding] = []
         unsaid: dict[str, str] = {}
         for title, find in (
             ("error of the score", self.score_error),
+            ("training error over held-out error", self.generalisation),
             ("nearest training samples", self.nearest),
             ("calibration of the posterior mean", self.calibration),
             ("what the denoiser keeps", self.spectrum),
@@ -245,8 +249,14 @@ class _Diagnoser:
             found = find(title)
             if isinstance(found, Finding):
                 findings.append(found)
-            elif found:
+            else:
                 unsaid[title] = found
+        if outside := [f"{level:g}" for level in self.asked if level not in self.levels]:
+            low, high = self.model.schedule.sigma_range
+            unsaid[f"anything at noise level {', '.join(outside)}"] = (
+                f"the schedule has {low:.3g} to {high:.3g}, and the levels here are "
+                f"{', '.join(f'{level:g}' for level in self.levels)}"
+            )
         settings = {
             "schedule": type(self.model.schedule).__name__,
             "levels": self.levels,
@@ -275,6 +285,24 @@ class _Diagnoser:
         )
         meaning = f"E |s - s*|^2 / E |s*|^2 against {against}. {meaning}"
         return _finding("score_error", title, meaning, {"relative squared error": found})
+
+    def generalisation(self, title: str) -> Finding | str:
+        if self.train is None or self.held_out is None:
+            return "needs training samples and held-out ones: give data=NAME"
+        if min(len(self.train), len(self.held_out)) < 2:
+            return "needs at least 2 samples of each"
+        device = self.model.device
+        seen = self.train[_spread(len(self.train), self.n)].to(device)
+        unseen = self.held_out[: self.n].to(device)
+        found = {
+            level: training_over_held_out(self.model, seen, unseen, level, seed=self.seed, batch=self.batch)
+            for level in self.levels
+        }
+        meaning = (
+            "Squared error of the denoiser on training samples over that on held-out ones: 1 for a model that generalises, "
+            "0 for one that has memorised its training set; between them it is on the way."
+        )
+        return _finding("training_over_held_out", title, meaning, {"ratio": found}, exact=1.0)
 
     def nearest(self, title: str) -> Finding | str:
         if self.train is None:
@@ -349,8 +377,9 @@ class _Diagnoser:
                 scale = basis.flatten(1).abs().amax(1).clamp_min(1e-12)
                 pictures = (basis / scale.reshape(-1, 1, 1, 1)).cpu()
         meaning = (
-            "Eigenvalues of the denoiser's Jacobian, largest first: 1 keeps a direction, 0 removes it; none is below 0 for "
-            f"an exact model, and Gaussian data have Wiener's c / (c + r^2). Mean over {len(u)} noisy {self.whose}."
+            "Eigenvalues of the denoiser's Jacobian, largest first: 1 keeps a direction, 0 removes it, above 1 the "
+            "posterior is wider than the noise, as between modes; none is below 0 for an exact model, and "
+            f"Gaussian data have Wiener's c / (c + r^2). Mean over {len(u)} noisy {self.whose}."
         )
         made = _finding("jacobian_spectrum", title, meaning, series, axis="eigenvalue number", exact=None)
         return made._replace(
@@ -526,7 +555,7 @@ class _Diagnoser:
 
     def diti(self, title: str) -> Finding | str:
         if not self.diti_steps:
-            return ""
+            return "needs a training of its own: give diti_steps=1000"
         classify = self.classifier
         if isinstance(classify, str):
             return classify
@@ -561,7 +590,7 @@ class _Diagnoser:
         error = next((name for name in POPULATION if any(name in row for row in self.history)), None)
         rows = [row for row in self.history if error in row and "val/ssim" in row]
         if error is None or not rows:
-            return ""
+            return f"needs val/ssim and {' or '.join(POPULATION)} in the table of the run: train with callbacks=population"
         found = compare_stopping(
             [int(row["step"]) for row in rows],
             [row["val/ssim"] for row in rows],
@@ -579,7 +608,7 @@ class _Diagnoser:
 
     def agreement(self, title: str) -> Finding | str:
         if self.other is None:
-            return ""
+            return "needs a model of the other half of the data: give other=FILE"
         if self.data is None or len(self.data) < 2:
             return "needs at least 2 samples of data: give data=NAME"
         levels = usable_levels(self.levels, *self.other.schedule.sigma_range)
@@ -618,8 +647,12 @@ def _finding(
             key = "n" if axis else "samples"
             where = "" if not axis else f" at {axis} {', '.join(f'{at:g}' for at in short)}"
             remarks.append(
-                f"too few samples for {what}{where}: its standard error is above a tenth; {key}={max(short.values())} "
-                "would bring it there"
+                f"too few samples for {what}{where}: its standard error is above a tenth; {max(short.values())} would "
+                f"bring it there ({key}={max(short.values())}, of data that have as many)"
+            )
+        if undefined := [f"{at:g}" for at, estimate in values.items() if math.isnan(estimate.value)]:
+            remarks.append(
+                f"no value for {what} at {axis} {', '.join(undefined)}: what it is divided by is not above 0 there"
             )
     return Finding(name, title, meaning, axis, series, remarks)
 

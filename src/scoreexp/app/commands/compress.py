@@ -10,10 +10,10 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from torch import Tensor
 
-from scoreexp.app.run_settings import own_settings, sampler_settings
+from scoreexp.app.run_data import data_of_run
+from scoreexp.app.run_settings import sampler_settings
 from scoreexp.app.terminal import say, say_labelled
 from scoreexp.core.errors import UserError
-from scoreexp.data import DataModule
 from scoreexp.denoisers import Denoiser
 from scoreexp.diagnostics.compression import calibration_set, compression_error, quantise, stored_bytes
 from scoreexp.diagnostics.estimates import usable_levels
@@ -64,6 +64,11 @@ def compress(cfg: DictConfig) -> Path:
     levels = usable_levels(LEVELS, *model.schedule.sigma_range)
     errors = compression_error(model, small, drawn, levels, seed=cfg.seed)
     sizes = stored_bytes(model), stored_bytes(small)
+    kept = {
+        key: value.numel() * value.element_size()
+        for key, value in small.state_dict().items()
+        if value.is_floating_point() and value.ndim > 1
+    }
     apart = float((again - drawn).square().mean().sqrt())
     state = {f"denoiser.{key}": value.cpu() for key, value in small.state_dict().items()}
     write_checkpoint({"state_dict": state, "scoreexp": dict(small.record)}, out)
@@ -74,6 +79,7 @@ def compress(cfg: DictConfig) -> Path:
             "bits": cfg.bits,
             "calibration": cfg.calibration,
             "bytes": {"before": sizes[0], "after": sizes[1]},
+            "bytes of arrays that stay as they are": kept,
             "relative squared error of the score": {f"{r:g}": e._asdict() for r, e in errors.items()},
             "rms difference of samples of the same seeds": apart,
             "seconds of these samples": {"before": before, "after": after, "device": str(model.device)},
@@ -83,14 +89,18 @@ def compress(cfg: DictConfig) -> Path:
         },
     )
     if tuned is not None:
-        kept = "" if tuned.after < tuned.before else ": no better, so the model is as quantised"
-        say_labelled("fine-tuning", f"loss {tuned.before:.4g} before, {tuned.after:.4g} after{kept}")
+        unchanged = "" if tuned.after < tuned.before else ": no better, so the model is as quantised"
+        say_labelled("fine-tuning", f"loss {tuned.before:.4g} before, {tuned.after:.4g} after{unchanged}")
     say("noise level    relative squared error of the score, against the model before")
     for level, estimate in errors.items():
         say_labelled(f"{level:g}", f"{estimate.value:.3g} +- {estimate.error:.1g}")
     say_labelled("samples", f"differ by {apart:.3g} rms for the same seeds (units of the model)")
     say_labelled("seconds", f"{after:.3g} for {len(seeds)} samples on {model.device}, {before:.3g} before")
     say_labelled("bytes", f"{sizes[1]} of {sizes[0]} ({sizes[1] / sizes[0]:.3f})")
+    if kept:
+        say_labelled(
+            "as before", f"{', '.join(kept)}: {sum(kept.values())} bytes of constants of the network"
+        )
     say_labelled("checkpoint", shown(out))
     return out
 
@@ -106,13 +116,7 @@ def _timed(
 
 def _data(cfg: DictConfig, model: Denoiser) -> Tensor:
     """As many training samples as the calibration takes."""
-    node = own_settings(cfg, model.record, "data", "scoreexp.data", "what it was trained on: give data=NAME")
-    data: DataModule = instantiate({"seed": cfg.seed, **node})
-    if list(data.event_shape) != list(model.event_shape or ()):
-        raise UserError(
-            f"the data have samples of shape {list(data.event_shape)}, the model {list(model.event_shape or ())}: "
-            "give the data that it was trained on, or of the same shape"
-        )
+    data = data_of_run(cfg, model)
     positions = data.train_positions
     chosen = torch.linspace(0, len(positions) - 1, min(cfg.n, len(positions))).round().long().numpy()
     return data.split("train").samples(np.asarray(positions)[chosen])

@@ -64,7 +64,9 @@ def diagnose(cfg: DictConfig) -> Path:
         )
         found.settings["checkpoint"] = Path(cfg.ckpt).name
         if missing is not None:
-            found.unsaid["anything that needs the data of the run"] = missing
+            reason = f"{missing}; +data.KEY=VALUE changes where a run's data are"
+            unsaid = {"anything that needs the data of the run": reason, **found.unsaid}
+            found = found._replace(unsaid=unsaid)
         page = write_diagnosis(found, folder, title=f"What {Path(cfg.ckpt).name} knows")
     say(found.text().rstrip())
     say_labelled("page", shown(page))
