@@ -2,7 +2,7 @@
 
 import inspect
 import pkgutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
@@ -31,7 +31,7 @@ def outside(hint: Any) -> list[Any]:
         return [bound + STEP[symbol] for symbol, bound in filter(_is_bound, arguments[1:])]
     if origin is Literal:
         return ["none of them"] if any(isinstance(choice, str) for choice in arguments) else []
-    if origin in (tuple, list):
+    if origin in (tuple, list, Sequence):
         fixed = origin is tuple and Ellipsis not in arguments
         return [(bad,) * (len(arguments) if fixed else 1) for bad in outside(arguments[0])]
     if any(getattr(argument, "_is_protocol", False) for argument in arguments):
