@@ -33,6 +33,7 @@ from torch import Tensor
 from benchmarks.cells import Cells, half_interval
 from benchmarks.pages import DOCS, write_table
 from scoreexp.core.kinds import Images, kind_of
+from scoreexp.core.ranges import to_unit
 from scoreexp.data import CIFAR10, MNIST, DataModule, SwissRoll
 from scoreexp.denoisers import Denoiser
 from scoreexp.diagnostics.calibration import calibration
@@ -86,7 +87,7 @@ class Subject:
         self.samples = options.samples if self.images else 10 * options.samples
 
     def statistics(self, x: Tensor) -> FeatureStatistics:
-        unit = (x.clamp(-1, 1) + 1) / 2
+        unit = to_unit(x.clamp(-1, 1))
         return FeatureStatistics.of(torch.cat([self.features(as_bytes(part)) for part in unit.split(250)]))
 
     def drawn(self, model: Denoiser, seed: int) -> tuple[Tensor, float]:

@@ -31,7 +31,7 @@ from scoreexp.core.errors import UserError
 from scoreexp.runs import directory
 from scoreexp.runs.checkpoint_file import read_checkpoint
 from scoreexp.runs.checkpoint_path import CheckpointError, require_checkpoint
-from scoreexp.runs.directory import new_folder, output_folder
+from scoreexp.runs.directory import dated_folder, new_folder
 from scoreexp.samplers import DDIM, UniformGrid
 from scoreexp.schedules import DDPM, VE, VP
 
@@ -288,10 +288,10 @@ def test_an_interrupted_sample_leaves_nothing(trained, tmp_path, monkeypatch):
 def test_calls_of_one_second_write_into_folders_of_their_own(tmp_path, monkeypatch):
     monkeypatch.setattr(directory.time, "strftime", lambda _: "now")
     for name in ("now", "now_2", "now_3"):
-        with output_folder(None, tmp_path) as folder:
+        with dated_folder(tmp_path) as folder:
             (folder / "mine").touch()
         assert folder == tmp_path / name
-    with contextlib.suppress(KeyboardInterrupt), output_folder(None, tmp_path):
+    with contextlib.suppress(KeyboardInterrupt), dated_folder(tmp_path):
         raise KeyboardInterrupt
     assert len(list(tmp_path.iterdir())) == 3
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import importlib.metadata
-import itertools
 import platform
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from scoreexp.system.locks import LOCK, hold
 from scoreexp.system.processes import is_first_process
 
 CONFIG, MANIFEST = "config.yaml", "manifest.json"
+ANOTHER = "give another with out=DIR"
 PACKAGES = ("scoreexp", "torch", "pytorch-lightning", "hydra-core", "torchmetrics", "numpy", "scipy")
 
 
@@ -73,29 +73,39 @@ def home_of(ckpt: str | Path) -> Path:
 
 
 @contextlib.contextmanager
-def output_folder(out: str | Path | None, home: Path) -> Iterator[Path]:
-    """A folder for the results of one call: ``out``, new or empty, or else one below ``home`` named by the time.
+def empty_folder(out: str | Path) -> Iterator[Path]:
+    """The folder ``out`` for the results of one call, which is new or empty; as with ``new_folder``, a new one that stays
+    empty goes again.
 
-    Calls of the same second get folders of their own. As with ``new_folder``, what stays empty goes again.
+    >>> with tempfile.TemporaryDirectory() as out, empty_folder(out) as folder:
+    ...     list(folder.iterdir())
+    []
+
+    Raises:
+        UserError: it holds something, or cannot be made.
+    """
+    folder = Path(out).expanduser()
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"out={out} is not an empty folder: give a new one with out=DIR")
+    with new_folder(folder, ANOTHER):
+        yield folder
+
+
+@contextlib.contextmanager
+def dated_folder(home: Path) -> Iterator[Path]:
+    """A folder below ``home`` for the results of one call, named by the time, and numbered where a call of the same second
+    has that name; what stays empty goes again.
 
     >>> with tempfile.TemporaryDirectory() as home:
-    ...     with output_folder(None, Path(home)) as first, output_folder(None, Path(home)) as second:
+    ...     with dated_folder(Path(home)) as first, dated_folder(Path(home)) as second:
     ...         first != second
     True
 
     Raises:
-        UserError: ``out`` holds something, or the folder cannot be made.
+        UserError: it cannot be made.
     """
-    remedy = "give another with out=DIR"
-    if out is not None:
-        folder = Path(out).expanduser()
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise UserError(f"out={out} is not an empty folder: give a new one with out=DIR")
-        with new_folder(folder, remedy):
-            yield folder
-        return
-    with new_folder(home, remedy):
-        folder = _dated(home, remedy)
+    with new_folder(home, ANOTHER):
+        folder = _dated(home)
         try:
             yield folder
         except BaseException:
@@ -104,18 +114,23 @@ def output_folder(out: str | Path | None, home: Path) -> Iterator[Path]:
             raise
 
 
-def _dated(home: Path, remedy: str) -> Path:
-    """A new folder in ``home``, named by the time, and numbered where another call of this second has that name."""
-    stamp = time.strftime("%Y-%m-%d_%H-%M-%S")
-    for name in itertools.chain([stamp], (f"{stamp}_{k}" for k in itertools.count(2))):
+def _dated(home: Path) -> Path:
+    stamp, calls = time.strftime("%Y-%m-%d_%H-%M-%S"), 1
+    while True:
+        folder = home / (stamp if calls == 1 else f"{stamp}_{calls}")
         try:
-            (home / name).mkdir()
+            folder.mkdir()
         except FileExistsError:
-            continue
+            calls += 1
         except OSError as error:
-            raise UserError(f"{home / name} cannot be written to ({error.strerror}): {remedy}") from error
-        return home / name
-    raise AssertionError
+            raise UserError(f"{folder} cannot be written to ({error.strerror}): {ANOTHER}") from error
+        else:
+            return folder
+
+
+def own_folder(out: str | None, home: Path) -> contextlib.AbstractContextManager[Path]:
+    """``empty_folder(out)``, or ``dated_folder(home)`` where ``out`` is None."""
+    return dated_folder(home) if out is None else empty_folder(out)
 
 
 def git_revision() -> str | None:

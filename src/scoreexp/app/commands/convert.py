@@ -12,7 +12,7 @@ from scoreexp.bridge.recognise import recognised
 from scoreexp.core.errors import UserError
 from scoreexp.denoisers import Denoiser
 from scoreexp.runs.checkpoint_file import write_checkpoint
-from scoreexp.runs.directory import new_folder, shown
+from scoreexp.runs.directory import ANOTHER, new_folder, shown
 from scoreexp.runs.model import load
 
 _ENDING = {"scoreexp": ".ckpt", "diffusers": "_diffusers", "onnx": ".onnx", "torch_export": ".pt2"}
@@ -42,7 +42,7 @@ def convert(cfg: DictConfig) -> Path:
     if cfg.to == "scoreexp":
         _write_ours(model, record, source, out)
     elif cfg.to == "diffusers":
-        with new_folder(out, "give another with out=DIR"):
+        with new_folder(out, ANOTHER):
             to_diffusers(model, record, out)
     else:
         (to_onnx if cfg.to == "onnx" else to_torch_export)(model, record, out)

@@ -17,7 +17,7 @@ from scoreexp.core.errors import UserError
 from scoreexp.denoisers import Denoiser
 from scoreexp.metrics.score_error import LEVELS
 from scoreexp.numerics.oracles import Oracle
-from scoreexp.runs.directory import home_of, output_folder, shown
+from scoreexp.runs.directory import home_of, own_folder, shown
 from scoreexp.runs.model import load
 from scoreexp.runs.reporting.diagnosis import write_diagnosis
 from scoreexp.runs.reporting.reading import read_rows
@@ -44,7 +44,7 @@ def diagnose(cfg: DictConfig) -> Path:
             raise
         missing = str(error)
     sampler = instantiate(sampler_settings(cfg, model.record))
-    with output_folder(cfg.out, home_of(cfg.ckpt) / "diagnoses") as folder:
+    with own_folder(cfg.out, home_of(cfg.ckpt) / "diagnoses") as folder:
         found = diagnose_model(
             model,
             data.train,

@@ -19,7 +19,7 @@ from scoreexp.denoisers import DenoiserBase
 from scoreexp.denoisers.counting import counting
 from scoreexp.editing import Editor
 from scoreexp.figures.images import comparison
-from scoreexp.runs.directory import output_folder, shown
+from scoreexp.runs.directory import empty_folder, shown
 from scoreexp.samplers import labels_for
 from scoreexp.system.json_files import write_json
 
@@ -36,7 +36,7 @@ def edit(cfg: DictConfig) -> Path:
         remedy = "add other=PICTURE" if editor.inputs > 1 else "leave other out, or give editor=interpolation"
         raise UserError(f"editor: {type(editor).__name__} takes {editor.inputs} of input and other: {remedy}")
     out = sources[0].with_name(f"{sources[0].stem}_edited") if cfg.out is None else cfg.out
-    with output_folder(out, sources[0].parent) as folder, counting() as evaluations:
+    with empty_folder(out) as folder, counting() as evaluations:
         model = model_of_pictures(cfg)
         images = [_read(source, model).to(model.device) for source in sources]
         cond, target = _labels(cfg, model, editor)

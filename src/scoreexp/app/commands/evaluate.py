@@ -31,7 +31,7 @@ from scoreexp.denoisers.denoiser import Denoiser
 from scoreexp.metrics.catalogue import metric_named, specs
 from scoreexp.metrics.real_samples import real_samples
 from scoreexp.metrics.spec import Kind, MetricSpec, Needs
-from scoreexp.runs.directory import home_of, output_folder, shown
+from scoreexp.runs.directory import ANOTHER, dated_folder, empty_folder, home_of, new_folder, shown
 from scoreexp.runs.model import load
 from scoreexp.system.devices import choose_device
 
@@ -66,15 +66,16 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     collectors = collectors_of(subject, needing("pictures"))
     generated = None
     with contextlib.ExitStack() as folders:
-        home = home_of(cfg.ckpt)
-        if cfg.out is not None:
-            home = folders.enter_context(output_folder(cfg.out, home))
+        home = home_of(cfg.ckpt) if cfg.out is None else folders.enter_context(empty_folder(cfg.out))
         measured = measure_denoised(subject, needing("pairs"))
         measured += measure_likelihood(subject, needing("likelihood"))
         measured += measure_against_oracle(subject, needing("oracle"))
         if collectors or needing("points") or needing("training set") or needing("model"):
-            samples = output_folder(None if cfg.out is None else home / "samples", home / "evaluations")
-            folder = folders.enter_context(samples)
+            folder = home / "samples"
+            if cfg.out is None:
+                folder = folders.enter_context(dated_folder(home / "evaluations"))
+            else:
+                folders.enter_context(new_folder(folder, ANOTHER))
             generated = generate(subject, folder)
             measured += measure_pictures(subject, collectors, generated)
             measured += measure_points(subject, needing("points"), generated)

@@ -21,7 +21,7 @@ from scoreexp.data.image_io import write_image
 from scoreexp.denoisers import DenoiserBase
 from scoreexp.figures.images import image_grid
 from scoreexp.figures.points import scatter
-from scoreexp.runs.directory import git_revision, home_of, output_folder, shown
+from scoreexp.runs.directory import git_revision, home_of, own_folder, shown
 from scoreexp.runs.model import load
 from scoreexp.runs.solvers import StoredSolver, solver_beside
 from scoreexp.samplers import Auto, Sampler, draw, labels_for
@@ -47,7 +47,7 @@ def sample(cfg: DictConfig) -> Path:
             f"{cfg.ckpt} models samples of shape {shape}, neither images nor points: give another checkpoint"
         )
     sampler: Sampler = instantiate(cfg.sampler)
-    with output_folder(cfg.out, home_of(cfg.ckpt) / "samples") as folder:
+    with own_folder(cfg.out, home_of(cfg.ckpt) / "samples") as folder:
         solver = None
         if isinstance(sampler, Auto):
             settings = {"weights": cfg.weights, "guidance": _plain(cfg.get("guidance"))}
