@@ -209,6 +209,26 @@ def test_progress_in_a_file_is_plain_lines(tiny, capsys):
     assert set(re.findall(r"\b([1-4])/4\b", said)) == set("1234")
 
 
+def test_rows_have_the_loss_of_their_own_step_and_progress_that_of_every_step(
+    tiny, tmp_path, capsys, with_callback
+):
+    steps = ["trainer.max_steps=7", "trainer.val_check_interval=7", "callbacks.progress.line_seconds=1e-6"]
+    train(tiny(*steps, run="all"))
+    losses = {row["step"]: row["train/loss"] for row in rows(tmp_path / "all")}
+    capsys.readouterr()
+    with_callback(At(5, lambda trainer, _: setattr(trainer, "should_stop", True)))
+    train(tiny(*steps, "trainer.log_every_n_steps=3"))
+    assert {row["step"]: row["train/loss"] for row in rows(tmp_path / "run")} == {k: losses[k] for k in "35"}
+    said = dict(re.findall(r"step (\d)/7  loss (\S+)", capsys.readouterr().err))
+    assert said == {k: f"{float(losses[k]):.4g}" for k in "12345"}
+
+
+def test_a_run_that_logs_no_step_still_ends_with_its_loss(tiny, tmp_path):
+    result = train(tiny("trainer.log_every_n_steps=0"))
+    assert result.metrics["train/loss"] > 0
+    assert not any("train/loss" in row for row in rows(tmp_path / "run"))
+
+
 def test_nohup_keeps_a_run_alive(tiny, tmp_path, with_callback):
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:

@@ -39,6 +39,16 @@ def test_buffers_are_copied_not_averaged():
     assert averaged.count.dtype == torch.int64
 
 
+def test_a_weight_that_two_layers_share_is_averaged_once():
+    raw = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    raw[1].weight = raw[0].weight
+    averaged = copy.deepcopy(raw)
+    nn.init.zeros_(averaged[0].weight)
+    EMA(decay=0.75, warmup=False).update(averaged, raw, 1)
+    assert averaged[1].weight is averaged[0].weight
+    torch.testing.assert_close(averaged[0].weight, 0.25 * raw[0].weight)
+
+
 class Operations(TorchDispatchMode):
     def __init__(self):
         super().__init__()

@@ -36,6 +36,8 @@ def training_elements(places: np.ndarray, size: int, seed: int) -> np.ndarray:
     >>> sorted(elements[:3].tolist()), sorted(elements[3:].tolist())  # two epochs
     ([0, 1, 2], [0, 1, 2])
     """
+    if size == 1:  # each place is an epoch of its own
+        return np.zeros_like(places)
     epochs, offsets = np.divmod(places, size)
     elements = np.empty_like(places)
     for epoch in np.unique(epochs):

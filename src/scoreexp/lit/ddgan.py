@@ -204,14 +204,13 @@ class DDGAN(ScoreModule):
         self._require_finite(generator_loss, pairs)
         self.manual_backward(generator_loss.mean())
         self.discriminator.requires_grad_(True)
+        means = {"train/loss": generator_loss, "train/discriminator_loss": losses}
+        self._book({name: values.detach().mean() for name, values in means.items()})
         of_generator.step()
 
         schedulers = self.lr_schedulers() or []
         for scheduler in schedulers if isinstance(schedulers, list) else [schedulers]:
             scheduler.step()  # type: ignore[call-arg]
-        values = {"train/loss": generator_loss, "train/discriminator_loss": losses}
-        for name, value in values.items():
-            self.log(name, value.detach().mean(), on_step=True, on_epoch=False, batch_size=len(batch.x))
 
     def _pairs(self, x_0: Tensor, batch_idx: int) -> _Pairs:
         t, noise = self._draws(batch_idx, x_0)

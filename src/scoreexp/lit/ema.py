@@ -51,10 +51,19 @@ class EMA:
     @torch.no_grad()
     def update(self, averaged: nn.Module, raw: nn.Module, step: int) -> None:
         """Move ``averaged`` towards ``raw`` in place; ``step`` counts updates from 1."""
-        targets = [p.detach() for p in averaged.parameters()]
-        torch._foreach_lerp_(targets, [p.detach() for p in raw.parameters()], 1 - self.decay_at(step))
-        for target, source in zip(averaged.buffers(), raw.buffers(), strict=True):
-            target.copy_(source)
+        targets, copies = _tensors(averaged)
+        sources, originals = _tensors(raw)
+        torch._foreach_lerp_(targets, sources, 1 - self.decay_at(step))
+        for copy, original in zip(copies, originals, strict=True):
+            copy.copy_(original)
+
+
+def _tensors(module: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
+    """Parameters and buffers, each once; the methods of the module that list them take longer than the average does."""
+    modules = list(module.modules())
+    parameters = dict.fromkeys(p for m in modules for p in m._parameters.values() if p is not None)
+    buffers = dict.fromkeys(b for m in modules for b in m._buffers.values() if b is not None)
+    return list(parameters), list(buffers)
 
 
 def power_of_width(width: float) -> float:

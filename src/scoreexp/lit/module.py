@@ -1,6 +1,7 @@
 """The Lightning module of every score model: it wires the algebra to the loop and holds no mathematics of its own."""
 
 import copy
+import math
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -76,6 +77,10 @@ class ScoreModule(pl.LightningModule):
         compile: run the network through ``torch.compile`` (in place: checkpoint keys stay the same).
         seed: names the random streams; 0 is a seed like any other.
 
+    Attributes:
+        losses: the losses of the last batch on this device, by name. Their means over all devices are logged where a row
+            is written: every ``trainer.log_every_n_steps`` steps, and at a step that ends the run.
+
     Raises:
         ValueError: an argument is outside its domain, or the schedule has no such law of times.
     """
@@ -108,6 +113,7 @@ class ScoreModule(pl.LightningModule):
         self.make_optimizer, self.warmup_steps = optimizer, warmup_steps
         self.cooldown, self.decay_steps = cooldown, decay_steps
         self.ema, self.seed = ema, int(seed)
+        self.losses: Mapping[str, Tensor] = {}
         self.record: dict[
             str, Any
         ] = {}  # plain data that lets a reader rebuild the model; written to checkpoints
@@ -193,20 +199,23 @@ class ScoreModule(pl.LightningModule):
         losses = self.objective(self.denoiser, self.training_batch(batch, t), t, noise)
         law, schedule = self.time_law, self.denoiser.schedule
         loss = (law.weights(t, schedule).to(losses) * losses if law.learns else losses).mean()
-        if not torch.isfinite(loss):
+        if not math.isfinite(loss.item()):
             self._stop_on_non_finite(losses, t)
         if law.learns:
             law.observe(*self._of_all_devices(t, losses.detach()), schedule)
-        self.log(
-            "train/loss",
-            loss.detach(),
-            on_step=True,
-            on_epoch=False,
-            prog_bar=True,
-            batch_size=len(like),
-            sync_dist=True,  # the mean over all devices
-        )
+        self._book({"train/loss": loss.detach()})
         return loss
+
+    def _book(self, losses: Mapping[str, Tensor]) -> None:
+        """Keep the losses of this batch, and log them if its step has a row; before the step of the optimiser."""
+        self.losses = losses
+        every, step = self.trainer.log_every_n_steps, self.global_step + 1  # type: ignore[attr-defined]
+        if (every and step % every == 0) or step == self.trainer.max_steps:
+            self._log_losses()
+
+    def _log_losses(self) -> None:
+        for name, loss in self.losses.items():  # each takes Lightning longer than all hooks of a step
+            self.log(name, loss, on_step=True, on_epoch=False, prog_bar=True, sync_dist=True)
 
     def _of_all_devices(self, t: Tensor, losses: Tensor) -> tuple[Tensor, Tensor]:
         """Times and losses of the global batch, on the CPU: what the law learns is the same on every rank."""
@@ -259,6 +268,8 @@ class ScoreModule(pl.LightningModule):
             self.log(
                 "step", float(self.global_step), on_step=True, on_epoch=False
             )  # names the row by steps done
+        if self.trainer.should_stop:  # which a callback may have set just now
+            self._log_losses()
         if self.averaged is not None and not self._accumulating():
             optimizer = self.trainer.optimizers[0]
             if isinstance(optimizer, ScheduleFreeAdam):

@@ -58,8 +58,9 @@ class StopAtBudget(RunCallback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        timer = self._timer(trainer)
-        if self.seconds is None or timer is None or (batch_idx + 1) % trainer.accumulate_grad_batches:
+        if self.seconds is None or (batch_idx + 1) % trainer.accumulate_grad_batches:
+            return
+        if (timer := self._timer(trainer)) is None:
             return
         spent = sum(seconds for stage, seconds in timer.seconds.items() if stage != "evaluate")
         if trainer.strategy.reduce_boolean_decision(spent >= self.seconds, all=False):

@@ -10,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from scoreexp.core.checked import checked
 from scoreexp.core.types import PositiveFloat
+from scoreexp.lit.module import ScoreModule
 from scoreexp.metrics.catalogue import spec_of
 
 _SHOWN = {"train/loss": "loss"} | {
@@ -18,7 +19,7 @@ _SHOWN = {"train/loss": "loss"} | {
 
 
 class TrainingProgress(pl.Callback):
-    """Show step, speed, time left, loss and the last evaluation.
+    """Show step, speed, time left, the loss on this device and the last evaluation.
 
     >>> progress = TrainingProgress(line_seconds=60.0)
     >>> trainer = pl.Trainer(
@@ -36,8 +37,10 @@ class TrainingProgress(pl.Callback):
         self._task: TaskID | None = None
         self._last_line = 0.0
 
-    def _status(self, trainer: pl.Trainer) -> str:
+    def _status(self, trainer: pl.Trainer, module: pl.LightningModule) -> str:
         metrics = trainer.callback_metrics
+        if isinstance(module, ScoreModule):  # of this step, which may have no row
+            metrics = {**metrics, **module.losses}
         return "  ".join(
             f"{label} {float(metrics[name]):.4g}" for name, label in _SHOWN.items() if name in metrics
         )
@@ -67,11 +70,13 @@ class TrainingProgress(pl.Callback):
         if self._bar is not None and self._task is not None:
             if step % 5 == 0 or step == trainer.max_steps:
                 speed = f"{(step - self._first_step) / max(now - self._started, 1e-9):.1f} steps/s"
-                self._bar.update(self._task, completed=step, status=self._status(trainer), speed=speed)
+                self._bar.update(
+                    self._task, completed=step, status=self._status(trainer, pl_module), speed=speed
+                )
         elif trainer.is_global_zero and now - self._last_line >= self.line_seconds:
             self._last_line = now
             total = f"/{trainer.max_steps}" if trainer.max_steps > 0 else ""
-            sys.stderr.write(f"step {step}{total}  {self._status(trainer)}\n")
+            sys.stderr.write(f"step {step}{total}  {self._status(trainer, pl_module)}\n")
 
     def _close(self) -> None:
         if self._bar is not None:

@@ -50,9 +50,10 @@ class StageTimer(RunCallback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         self._book("train")
-        step = trainer.global_step
-        if step % trainer.log_every_n_steps and step != trainer.max_steps:  # type: ignore[attr-defined]
-            return  # no row of the table comes from this step, and each value logged costs time
+        step, every = trainer.global_step, trainer.log_every_n_steps  # type: ignore[attr-defined]
+        is_row = (every and step % every == 0) or step == trainer.max_steps
+        if not is_row or (batch_idx + 1) % trainer.accumulate_grad_batches:
+            return  # no row of the table comes from this batch, and each value logged costs time
         pl_module.log("time/train", self.seconds["train"], on_step=True, on_epoch=False)
         pl_module.log("lr", trainer.optimizers[0].param_groups[0]["lr"], on_step=True, on_epoch=False)
 
