@@ -5,12 +5,13 @@ strips at the default intervals, in a process of its own. Every 20 steps it reco
 and the objects that Python's collector tracks. The growth after the first 400 steps (two evaluations) is the slope of a
 line through the means of 200-step blocks, each of which holds one evaluation, with its 95 % interval.
 
-*Overhead.* Training of ``photo32_ddpm`` with every default callback in blocks of ten steps (one logged step each), and
-between them the same ten steps as a bare loop on a copy of the same model: data, noise, loss, backward, Adam, and
-average of the weights. The overhead is the median of the ratios of neighbouring blocks, less one, with the 95 %
-interval of the bootstrap; the means that a machine shared with other jobs makes useless are not given. A block
-without the average follows each, which is its cost. Evaluations are left out; checkpoints, which fall between blocks,
-are timed apart and shared out at the default intervals.
+*Overhead.* Training of ``photo32_ddpm`` with every default callback, and after each of its steps the same step as a bare
+loop on a copy of the same model: data, noise, loss, backward, Adam, and average of the weights. Step by step, because
+the load of a shared machine changes within seconds. The bare loop drops the gradients when Lightning does, after the
+forward pass, so that the memory of both is used in the same order. The overhead is the mean ratio of the pairs, less
+one, without the outer fifths on either side; steps that log, one in ten, are averaged apart from the others. The 95 %
+interval is that of the bootstrap. Evaluations and checkpoints are left out; a checkpoint, and the average, are timed
+apart.
 
 ``--doc`` draws the figure and the table of docs/scaling.md from a stored result.
 """
@@ -24,7 +25,7 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ from benchmarks.pages import DOCS, FIGURES, STYLE, shrink, write_table
 RESULT = Path(__file__).parent / "results" / "long_run.json"
 FIGURE, PAGE = FIGURES / "long_run.png", DOCS / "scaling.md"
 EVERY, BLOCK, WARM_UP = 20, 200, 400
-SEGMENT = 10  # log_every_n_steps
+LOG_EVERY = 10  # trainer.log_every_n_steps
 SMALL = [
     "experiment=photo32_ddpm",
     "data.size=16",
@@ -91,15 +92,15 @@ class Samples(pl.Callback):
 
 
 class Alternate(pl.Callback):
-    """Time blocks of the run, and between them blocks of a bare loop over a copy of its model, into the file ``path``.
+    """Time each step of the run, and after it the same step as a bare loop on a copy of its model, into the file ``path``.
 
     It must be the last of the callbacks.
     """
 
     def __init__(self, *, path: str) -> None:
         self.path = Path(path)
-        self.blocks: list[dict[str, Any]] = []
-        self._since: tuple[float, float] | None = None
+        self.pairs: list[dict[str, dict[str, float]]] = []
+        self._run: Stopwatch | None = None
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         self.denoiser, self.averaged = copy.deepcopy(pl_module.denoiser), copy.deepcopy(pl_module.averaged)
@@ -107,45 +108,53 @@ class Alternate(pl.Callback):
         self.batches = enumerate(trainer.datamodule.train_dataloader())  # type: ignore[attr-defined]
         self.denoiser.train()
 
-    def _bare_block(self, module: Any, averaging: bool) -> None:
-        for k, batch in (next(self.batches) for _ in range(SEGMENT)):
-            t, noise = module._draws(k, batch.x)
-            self.optimizer.zero_grad()
-            module.objective(self.denoiser, batch, t, noise).mean().backward()
-            self.optimizer.step()
-            if averaging:
-                module.ema.update(self.averaged, self.denoiser, k + 1)
-
-    def _book(self, kind: str) -> None:
-        wall, cpu = time.perf_counter(), time.process_time()
-        if self._since is not None:
-            self.blocks.append({"kind": kind, "wall": wall - self._since[0], "cpu": cpu - self._since[1]})
-        self._since = time.perf_counter(), time.process_time()
+    def _bare_step(self, module: Any) -> None:
+        k, batch = next(self.batches)
+        t, noise = module._draws(k, batch.x)
+        loss = module.objective(self.denoiser, batch, t, noise).mean()
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        module.ema.update(self.averaged, self.denoiser, k + 1)
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        if batch_idx % SEGMENT:
-            return
-        self._book("run")  # nothing after an evaluation
-        self._since = time.perf_counter(), time.process_time()
-        for kind in ("bare", "bare without average"):
-            self._bare_block(pl_module, averaging=kind == "bare")
-            self._book(kind)
-        if len(self.blocks) % 15 < 3:
-            print(
-                f"step {batch_idx}: " + ", ".join(f"{b['kind']} {b['wall']:.2f} s" for b in self.blocks[-3:]),
-                flush=True,
-            )
+        if self._run is not None:
+            run, bare = self._run.read(), Stopwatch()
+            self._bare_step(pl_module)
+            self.pairs.append({"run": run, "bare": bare.read()})
+        if batch_idx % 100 == 0:
+            print(f"step {batch_idx}", flush=True)
+        self._run = Stopwatch()
 
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._since = None
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        saves = []
-        for _ in range(5):
-            start = time.perf_counter()
+    def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        def save() -> None:
             trainer.save_checkpoint(self.path.with_name("timed.ckpt"))
-            saves.append(time.perf_counter() - start)
-        self.path.write_text(json.dumps({"blocks": self.blocks, "save_seconds": statistics.median(saves)}))
+
+        def average() -> None:
+            pl_module.ema.update(self.averaged, self.denoiser, 1)
+
+        apart = {"save_seconds": median_seconds(save, 5), "average_seconds": median_seconds(average, 20)}
+        self.path.write_text(json.dumps({"pairs": self.pairs, **apart}))
+
+
+class Stopwatch:
+    """Seconds since it was made, by the clock and of this process's threads."""
+
+    def __init__(self) -> None:
+        self.wall, self.cpu = time.perf_counter(), time.process_time()
+
+    def read(self) -> dict[str, float]:
+        return {"wall": time.perf_counter() - self.wall, "cpu": time.process_time() - self.cpu}
+
+
+def median_seconds(action: Callable[[], None], times: int) -> float:
+    """Seconds that ``action`` takes, by the clock."""
+    taken = []
+    for _ in range(times):
+        watch = Stopwatch()
+        action()
+        taken.append(watch.read()["wall"])
+    return statistics.median(taken)
 
 
 def trained(overrides: list[str], observer: type[pl.Callback], threads: int) -> Any:
@@ -199,39 +208,45 @@ def memory(steps: int, threads: int, overrides: list[str]) -> dict[str, Any]:
     return {"overrides": overrides, "steps": steps, "growth": slopes, "samples": columns}
 
 
-def median_and_interval(values: np.ndarray) -> dict[str, float]:
-    """The median and its 95 % interval by the bootstrap."""
-    rng = np.random.default_rng(0)
-    medians = np.median(rng.choice(values, (2000, len(values))), axis=1)
-    low, high = np.quantile(medians, (0.025, 0.975))
-    return {"median": float(np.median(values)), "low": float(low), "high": float(high)}
+def mean_over_steps(rows: np.ndarray) -> float:
+    """The mean of ``rows[n, 10]``, whose last column is of steps that log, without the outer fifths of either kind."""
+    means = [scipy.stats.trim_mean(values, 0.2) for values in (rows[:, :-1].ravel(), rows[:, -1])]
+    return float(np.average(means, weights=[LOG_EVERY - 1, 1]))
 
 
-def overhead(blocks: int, threads: int, overrides: list[str]) -> dict[str, Any]:
-    """How much longer a step takes than in the bare loop."""
-    steps = (blocks + 2) * SEGMENT
-    record = trained_apart([*overrides, f"trainer.max_steps={steps}"], Alternate, threads)
-    booked = record["blocks"]
-    triples = [booked[i : i + 3] for i in range(2, len(booked) - 2)]  # the first ones warm up
-    triples = [t for t in triples if [b["kind"] for b in t] == ["run", "bare", "bare without average"]]
-    result: dict[str, Any] = {"overrides": overrides, "blocks": len(triples), "steps_per_block": SEGMENT}
+def mean_and_interval(values: np.ndarray) -> dict[str, float]:
+    """The mean of values of successive steps, and its 95 % interval by the bootstrap within either kind of step."""
+    rows, rng = values.reshape(-1, LOG_EVERY), np.random.default_rng(0)
+    plain, logged = rows[:, :-1], rows[:, -1:]
+    draws = ([rng.choice(kind.ravel(), kind.shape) for kind in (plain, logged)] for _ in range(2000))
+    low, high = np.quantile([mean_over_steps(np.hstack(drawn)) for drawn in draws], (0.025, 0.975))
+    return {"mean": mean_over_steps(rows), "low": float(low), "high": float(high)}
+
+
+def overhead(pairs: int, threads: int, overrides: list[str]) -> dict[str, Any]:
+    """How much longer a step takes than in the bare loop; ``pairs`` is a multiple of ten."""
+    steps = pairs + LOG_EVERY  # the first ones warm up
+    never = [f"trainer.val_check_interval={10 * steps}", f"callbacks.checkpoints.every_n_steps={10 * steps}"]
+    record = trained_apart([*overrides, f"trainer.max_steps={steps + 1}", *never], Alternate, threads)
+    result: dict[str, Any] = {"overrides": overrides, "pairs": pairs}
     for clock in ("wall", "cpu"):
-        run, bare, plain = ([t[k][clock] for t in triples] for k in range(3))
+        seconds = np.array([[pair[kind][clock] for kind in ("run", "bare")] for pair in record["pairs"]])
+        run, bare = seconds[LOG_EVERY:].T
         result[clock] = {
-            "run_ms_per_step": 1e3 * statistics.median(run) / SEGMENT,
-            "bare_ms_per_step": 1e3 * statistics.median(bare) / SEGMENT,
-            "fixed_ms": median_and_interval(1e3 * (np.array(run) - np.array(bare)) / SEGMENT),
-            "overhead": median_and_interval(np.array(run) / np.array(bare) - 1),
-            "average": median_and_interval(np.array(bare) / np.array(plain) - 1),
+            "run_ms_per_step": 1e3 * float(np.median(run)),
+            "bare_ms_per_step": 1e3 * float(np.median(bare)),
+            "fixed_ms": mean_and_interval(1e3 * (run - bare)),
+            "overhead": mean_and_interval(run / bare - 1),
         }
-    saving = record["save_seconds"] * SAVES_PER_STEP
-    result["save_ms"] = 1e3 * record["save_seconds"]
-    result["save_share"] = saving / (result["wall"]["bare_ms_per_step"] / 1e3)
+    bare_step = result["wall"]["bare_ms_per_step"]
+    result["save_ms"], result["average_ms"] = 1e3 * record["save_seconds"], 1e3 * record["average_seconds"]
+    result["save_share"] = result["save_ms"] * SAVES_PER_STEP / bare_step
+    result["average_share"] = result["average_ms"] / bare_step
     return result
 
 
 def percent(ratio: dict[str, float]) -> str:
-    return f"{100 * ratio['median']:.1f} % ({100 * ratio['low']:.1f} to {100 * ratio['high']:.1f})"
+    return f"{100 * ratio['mean']:.1f} % ({100 * ratio['low']:.1f} to {100 * ratio['high']:.1f})"
 
 
 def table(result: dict[str, Any]) -> str:
@@ -261,16 +276,16 @@ def table(result: dict[str, Any]) -> str:
         run = result["overhead"]
         wall, cpu = run["wall"], run["cpu"]
         lines += [
-            f"| step of `photo32_ddpm`, {run['blocks']} pairs of {run['steps_per_block']} steps | wall clock | CPU time |",
+            f"| step of `photo32_ddpm`, {run['pairs']} pairs | wall clock | CPU time |",
             "| --- | ---: | ---: |",
             f"| bare loop, ms | {wall['bare_ms_per_step']:.1f} | {cpu['bare_ms_per_step']:.1f} |",
             f"| run with every default callback, ms | {wall['run_ms_per_step']:.1f} | {cpu['run_ms_per_step']:.1f} |",
             f"| overhead | {percent(wall['overhead'])} | {percent(cpu['overhead'])} |",
             f"| checkpoints at the default intervals, {run['save_ms']:.0f} ms each | {100 * run['save_share']:.1f} % | |",
-            f"| average of the weights, inside the bare loop | {percent(wall['average'])} | {percent(cpu['average'])} |",
+            f"| average of the weights, part of both, {run['average_ms']:.2f} ms | {100 * run['average_share']:.1f} % | |",
         ]
         fixed = result["overhead_small"]
-        costs = (fixed[clock]["fixed_ms"]["median"] for clock in ("wall", "cpu"))
+        costs = (fixed[clock]["fixed_ms"]["mean"] for clock in ("wall", "cpu"))
         shares = (
             f"{ms:.2f} ms, {100 * ms / base:.1f} % of the bare step"
             for ms, base in zip(costs, (wall["bare_ms_per_step"], cpu["bare_ms_per_step"]))
@@ -334,7 +349,7 @@ def main() -> None:
     )
     parser.add_argument("--steps", type=int, default=2000, help="of the long run (default 2000)")
     parser.add_argument(
-        "--blocks", type=int, default=24, help="pairs of blocks for the overhead (default 24)"
+        "--pairs", type=int, default=600, help="of steps for the overhead, a multiple of 10 (default 600)"
     )
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument(
@@ -356,10 +371,10 @@ def main() -> None:
     if options.only != "overhead":
         result["memory"] = memory(options.steps, options.threads, options.override)
     if options.only != "memory":
-        photo = ["experiment=photo32_ddpm", "trainer.val_check_interval=200"]
-        result["overhead"] = overhead(options.blocks, options.threads, [*photo, *options.override])
-        small = [*SMALL, "trainer.val_check_interval=1000000"]
-        result["overhead_small"] = overhead(2 * options.blocks, options.threads, [*small, *options.override])
+        photo = ["experiment=photo32_ddpm", *options.override]
+        result["overhead"] = overhead(options.pairs, options.threads, photo)
+        small = [*SMALL, *options.override]
+        result["overhead_small"] = overhead(2 * options.pairs, options.threads, small)
     result["machine"] = {
         **describe_machine(),
         "threads": options.threads,

@@ -263,6 +263,8 @@ class ScoreModule(pl.LightningModule):
         self.trainer.fit_loop.epoch_loop._batches_that_stepped = self.global_step
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        if self._accumulating():
+            return
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if every and (self.global_step % every == 0 or self.trainer.should_stop):  # else no row is written
             self.log(
@@ -270,7 +272,7 @@ class ScoreModule(pl.LightningModule):
             )  # names the row by steps done
         if self.trainer.should_stop:  # which a callback may have set just now
             self._log_losses()
-        if self.averaged is not None and not self._accumulating():
+        if self.averaged is not None:
             optimizer = self.trainer.optimizers[0]
             if isinstance(optimizer, ScheduleFreeAdam):
                 optimizer.average(self.averaged, self.denoiser)
