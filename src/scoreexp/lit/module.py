@@ -214,7 +214,7 @@ class ScoreModule(pl.LightningModule):
             self._log_losses()
 
     def _log_losses(self) -> None:
-        for name, loss in self.losses.items():  # each takes Lightning longer than all hooks of a step
+        for name, loss in self.losses.items():
             self.log(name, loss, on_step=True, on_epoch=False, prog_bar=True, sync_dist=True)
 
     def _of_all_devices(self, t: Tensor, losses: Tensor) -> tuple[Tensor, Tensor]:
