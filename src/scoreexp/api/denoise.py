@@ -280,6 +280,8 @@ def name_of(restorer: Restorer) -> str:
         return f"posterior mean in {n} evaluation{'s' * (n > 1)}"
     if isinstance(restorer, PnPColoured):
         return f"plug-and-play in {restorer.steps} evaluations"
+    if isinstance(restorer, BySampling):
+        return f"by sampling with {type(restorer.sampler).__name__}"
     return type(restorer).__name__
 
 

@@ -442,7 +442,8 @@ def _suggest_key(unknown: str, known: Collection[str]) -> str:
         return f"; did you mean '{siblings[sibling]}'?"
     elsewhere = [key for key in known if key.rpartition(".")[2] == leaf]
     if elsewhere:
-        return f"; did you mean '{elsewhere[0]}'?"
+        within = f"{unknown.partition('.')[0]}."
+        return f"; did you mean '{next((key for key in elsewhere if key.startswith(within)), elsewhere[0])}'?"
     if parent and siblings and len(siblings) <= 15:
         return f"; known: {', '.join(siblings)}"
     return suggest(unknown, known) or "; --cfg job shows all keys"

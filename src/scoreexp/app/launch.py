@@ -142,7 +142,7 @@ def _refuse_argument(message: str) -> NoReturn:
     if given is not None:
         raise UserError(f"{given} is no option: keys are given without dashes, write {given[2:]}")
     raise UserError(
-        f"{words[0]} is no option: keys are given without dashes, as in KEY=VALUE; --help lists all keys, choices and options"
+        f"{words[0]} is no option: keys are given without dashes, as in KEY=VALUE; --help lists keys, choices and options"
     )
 
 

@@ -41,8 +41,8 @@ def input_and_output(
         beside = writable_name(named_after(source, done), scans)
         if target is None and scan_format(source) is None and beside.suffix.lower() not in WRITABLE:
             raise UserError(
-                f"input={source}: images with the suffix {source.suffix or 'none'} are not read, those with {', '.join(READABLE)} "
-                "are: convert it to PNG, or give output=FILE.png where it is one of these under another name"
+                f"input={source}: images with the suffix {source.suffix or 'none'} are not read, those with "
+                f"{', '.join(READABLE)} are: convert it to PNG, or give output=FILE.png where only the name is another"
             )
         return [(source, target or beside)]
     folder = output_folder(source, output, done)
@@ -84,7 +84,9 @@ def read_mask(key: str, path: str) -> np.ndarray:
     pixels = read_image(Path(path).expanduser()).pixels
     gray = float(((pixels > 0.25) & (pixels < 0.75)).mean())
     if gray > MAX_GRAY:
-        raise UserError(f"{key}={path} is no mask, {gray:.0%} of it is gray: give a picture in black and white")
+        raise UserError(
+            f"{key}={path} is no mask, {gray:.0%} of it is gray: give a picture in black and white"
+        )
     return pixels
 
 

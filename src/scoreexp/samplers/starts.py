@@ -72,8 +72,8 @@ def start_from_observation(schedule: Schedule, y: Tensor, sigma: float) -> tuple
     low, high = schedule.sigma_range
     if not (math.isfinite(sigma) and low <= sigma <= high):
         raise UserError(
-            f"sigma={sigma / 2:.6g} in units of [0, 1] ({sigma:.6g} in those of the model, [-1, 1]) is outside the noise levels "
-            f"of the {type(schedule).__name__} schedule: choose one in units of [0, 1] from {low / 2:.3g} to "
+            f"sigma={sigma / 2:.6g} in units of [0, 1] ({sigma:.6g} in those of the model, [-1, 1]) is outside the noise "
+            f"levels of the {type(schedule).__name__} schedule: choose one in units of [0, 1] from {low / 2:.3g} to "
             f"{high / 2:.3g}{_of_255(sigma / 2, high / 2)}"
         )
     t = schedule.t_of_sigma(torch.tensor(sigma, dtype=torch.float64)).item()

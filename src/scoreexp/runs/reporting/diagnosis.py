@@ -8,6 +8,7 @@ from scoreexp.core.ranges import to_unit
 from scoreexp.diagnostics.diagnosis import Diagnosis, Finding
 from scoreexp.figures.estimates import estimates_plot
 from scoreexp.figures.images import image_grid
+from scoreexp.figures.points import pairs_plot
 from scoreexp.runs.reporting.page import templates
 from scoreexp.system.atomic import atomic_write
 from scoreexp.system.json_files import write_json
@@ -54,12 +55,18 @@ def _section(finding: Finding, folder: Path) -> dict[str, Any]:
             path,
             xlabel=finding.axis,
             log_x="level" in finding.axis,
-            exact=1.0 if finding.name == "calibration" else None,
+            exact=1.0 if finding.name in ("calibration", "training_over_held_out") else None,
+            units=finding.units,
+            linear=("accuracy", "dB"),
         )
         pictures.append((_data_uri(path), "bars: two standard errors"))
     if finding.pictures is not None:
         path = folder / f"{finding.name}_images.png"
         image_grid(to_unit(finding.pictures.float()).clamp(0, 1), path)
+        pictures.append((_data_uri(path), finding.caption))
+    if finding.pairs is not None:
+        path = folder / f"{finding.name}_points.png"
+        pairs_plot(finding.pairs.float(), path, names=("drawn", "nearest training sample"))
         pictures.append((_data_uri(path), finding.caption))
     return {"finding": finding, "pictures": pictures}
 
