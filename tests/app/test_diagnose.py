@@ -94,10 +94,13 @@ def test_classes_and_the_table_of_the_run_give_the_findings_that_need_them():
     history = [
         {"step": s, "val/ssim": v, "val/population_bits": 1 - v} for s, v in ((10, 0.2), (20, 0.4), (30, 0.3))
     ]
+    told = []
     found = se.diagnose(
         model, x[:40], held_out=x[40:], labels=labels[:40], held_out_labels=labels[40:], history=history, samples=4,
-        n=20, levels=[0.2, 1.0], diti_steps=2,
+        n=20, levels=[0.2, 1.0], diti_steps=2, progress=lambda *where: told.append(where),
     )  # fmt: skip
+    assert told[0] == (0, 14, "error of the score")
+    assert told[-1] == (13, 14, "stopping by SSIM")
     findings = {f.name: f for f in found.findings}
     assert {"task_metric", "certified_radius", "feature_probes", "diti_blocks", "ssim_stopping"} <= set(
         findings

@@ -1,7 +1,7 @@
 """All findings about one model: what can be said with the data at hand, and what cannot."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from functools import cached_property
 from itertools import pairwise
@@ -146,6 +146,7 @@ def diagnosis(
     n: AtLeastTwo = 256,
     seed: int = 0,
     batch_size: PositiveInt = 32,
+    progress: Callable[[int, int, str], None] | None = None,
 ) -> Diagnosis:
     """All findings about a model that what is given allows.
 
@@ -172,6 +173,7 @@ def diagnosis(
         n: samples for each value; fewer where there are not as many.
         seed: names all that is drawn.
         batch_size: samples at once.
+        progress: told before each finding how many are done, how many there are, and its title.
 
     Raises:
         ValueError: the shapes of what is given differ, or an argument is outside its range.
@@ -197,7 +199,7 @@ def diagnosis(
     diagnoser = _Diagnoser(model, samples, train, held_out, oracle, other, list(levels), n, seed, batch_size)
     diagnoser.labels, diagnoser.held_out_labels = labels, held_out_labels
     diagnoser.history, diagnoser.diti_steps = history, diti_steps
-    return diagnoser.run()
+    return diagnoser.run(progress)
 
 
 class _Diagnoser:
@@ -234,10 +236,10 @@ class _Diagnoser:
         self.points = (samples[:n] if self.data is None else self.data).to(model.device)
         self.whose = "samples of its own" if self.data is None else "data"
 
-    def run(self) -> Diagnosis:
+    def run(self, progress: Callable[[int, int, str], None] | None) -> Diagnosis:
         findings: list[Finding] = []
         unsaid: dict[str, str] = {}
-        for title, find in (
+        parts: tuple[tuple[str, Callable[[str], Finding | str]], ...] = (
             ("error of the score", self.score_error),
             ("training error over held-out error", self.generalisation),
             ("nearest training samples", self.nearest),
@@ -252,7 +254,10 @@ class _Diagnoser:
             ("what each band of noise takes away", self.diti),
             ("agreement with the other model", self.agreement),
             ("stopping by SSIM", self.stopping),
-        ):
+        )
+        for i, (title, find) in enumerate(parts):
+            if progress is not None:
+                progress(i, len(parts), title)
             found = find(title)
             if isinstance(found, Finding):
                 findings.append(found)
