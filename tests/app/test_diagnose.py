@@ -57,6 +57,9 @@ def test_a_memorising_model_is_found_out_and_agrees_with_itself(tmp_path):
     assert all(finding["title"] in page for finding in found.values())
     assert page.count("data:image/png") == 9  # 8 with an axis, and the points beside their nearest ones
     assert (tmp_path / "page" / "nearest_neighbours_points.png").is_file()
+    assert (
+        page.count("<td>0.5</td>") == 7
+    )  # one table for all values of a finding: not a line for each of three
     assert "too few samples" in (tmp_path / "page" / "diagnosis.txt").read_text()
 
 
