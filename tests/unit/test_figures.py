@@ -116,3 +116,13 @@ def test_values_of_different_units_never_share_an_axis(monkeypatch):
     (figure,) = drawn
     found = [(axis.get_ylabel(), len(axis.containers), axis.get_yscale()) for axis in figure.axes]
     assert found == [("accuracy", 2, "linear"), ("error", 1, "log")]
+
+
+def test_a_title_longer_than_the_grid_is_broken_into_lines(tmp_path):
+    image_grid(
+        torch.zeros(4, 1, 128, 64),
+        tmp_path / "grid.png",
+        "generated, and below it the nearest training image",
+    )
+    pixels = np.asarray(Image.open(tmp_path / "grid.png").convert("L"))
+    assert pixels[:, [0, -1]].min() == 255
