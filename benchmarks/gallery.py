@@ -386,7 +386,7 @@ def spectra(path: Path) -> None:
         axis.set_axis_off()
     for (name, state), colour in zip(states.items(), (GRAY, COLOURS[1], COLOURS[0]), strict=True):
         axes[3].plot(np.arange(1, 32), state[:, row, column], color=colour, lw=1.6, label=name)
-    axes[3].set(xlabel="band", title="spectrum of the marked pixel")
+    axes[3].set(xlabel="band", ylabel="value", title="spectrum of the marked pixel")
     axes[3].title.set_fontsize(10)
     axes[3].grid(alpha=0.3)
     axes[3].legend(fontsize=8)

@@ -311,7 +311,7 @@ def draw(run: dict[str, Any]) -> None:
 
     plt.rcParams.update(STYLE)
     samples, slope = run["samples"], run["growth"]["mib"]
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(10, 3.2), layout="constrained")
     left.plot(samples["step"], samples["mib"], lw=1)
     left.axvspan(0, WARM_UP, color="0.93", zorder=0, label="warm-up")
     left.set(
@@ -321,11 +321,13 @@ def draw(run: dict[str, Any]) -> None:
         title=f"{slope['per_1000_steps']:.2f} ± {slope['plus_minus']:.2f} MiB per 1000 steps",
     )
     left.legend(fontsize="small", loc="lower right")
-    right.plot(samples["step"], np.array(samples["objects"]) / 1000, lw=1, label="Python objects / 1000")
-    right.plot(samples["step"], samples["open_files"], lw=1, label="open files")
-    right.set(xlabel="step", ylim=(0, None))
-    right.legend(fontsize="small")
-    for axes in (left, right):
+    middle.plot(samples["step"], np.array(samples["objects"]) / 1000, lw=1)
+    middle.set(
+        xlabel="step", ylabel="Python objects, thousands", ylim=(0, 1.15 * max(samples["objects"]) / 1000)
+    )
+    right.plot(samples["step"], samples["open_files"], lw=1)
+    right.set(xlabel="step", ylabel="open files", ylim=(0, 1.15 * max(samples["open_files"])))
+    for axes in (left, middle, right):
         axes.grid(alpha=0.3)
     FIGURE.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(FIGURE, dpi=110)

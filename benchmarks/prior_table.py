@@ -101,8 +101,9 @@ def stored() -> dict[str, dict[str, list[float]]]:
 def table(found: dict[str, dict[str, list[float]]]) -> str:
     """Mean PSNR and seconds of each set, and of the images of which bm3d was measured too."""
     lines = [
-        "| images | sigma | one evaluation | default | seconds | images beside bm3d | default | bm3d | seconds |",
-        "| --- " * 9 + "|",
+        "| images | sigma | one evaluation | default | seconds of both | images beside bm3d "
+        "| default | bm3d | seconds of both |",
+        "| --- " + "| ---: " * 8 + "|",
     ]
     for name in SETS:
         for noise in ("", " clipped"):
@@ -120,7 +121,8 @@ def table(found: dict[str, dict[str, list[float]]]) -> str:
                 ]
                 both = sorted(set(default) & set(theirs))
                 seconds = f"{_mean(default, both, 1)}, {_mean(theirs, both, 1)}"
-                cells += [str(len(both)), _mean(default, both, 0), _mean(theirs, both, 0), seconds]
+                beside = [str(len(both)), _mean(default, both, 0), _mean(theirs, both, 0), seconds]
+                cells += beside if both else ["–"] * len(beside)
                 lines.append(f"| {name}{noise} | {level} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

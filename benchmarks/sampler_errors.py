@@ -8,14 +8,14 @@ Prince's pair in the angle of the noise). Six models:
 - small U-Nets of MNIST and CIFAR-10 (37,000 parameters), in float32 within a float64 solver, for everybody alike. Their
   rounding allows the tolerance 1e-6; for 4 of the starts the distance to the float64 network's solution at 1e-10 is stored.
 
-Ours is ``fit_solver``, fitted to other starts, and every sampler on every grid here (for the U-Nets, UniPC for the
-velocity alone). ``--peers`` adds the samplers of other packages, see ``benchmarks.sampler_peers``, on their own grids:
-for mixtures each of them is run, and the best counts; for networks the 3 best of each package at a few other starts are run.
+Ours is ``fit_solver``, fitted to other starts, and every sampler on every grid here. ``--peers`` adds the samplers of other
+packages, see ``benchmarks.sampler_peers``, on their own grids. For mixtures each of them is run, and the best counts; for
+networks the 3 best of each package, ours too, at a few other starts are run.
 A sampler that cannot spend exactly a budget takes the most steps within it; evaluations are counted at the model.
 
 Resumable: networks, solutions and cells are kept in ``outputs/sampler_errors``, and what is there is not done again
 (``--fresh NAME`` forgets the cells of a problem). ``--publish`` writes benchmarks/results/sampler_errors.json and the
-tables of docs/samplers.md. The images need SCOREEXP_DATA, the folder of mnist/ and cifar10/. About 2 hours on one CPU core
+tables of docs/samplers.md. The images need SCOREEXP_DATA, the folder of mnist/ and cifar10/. About an hour and a half on one CPU core
 (OMP_NUM_THREADS=1), of which the images take most.
 """
 
@@ -77,7 +77,7 @@ IMAGES = ("mnist", "cifar10")
 # starts by which the peers are chosen that are run on all
 TUNED = {"swiss_roll": 32, "mnist": 4, "cifar10": 4}
 # starts and iterations of the fit: as many as take minutes for all budgets together on one core
-FITS = {"narrow": (256, 80), "swiss_roll": (512, 60), "mnist": (32, 40), "cifar10": (16, 40)}
+FITS = {"narrow": (256, 80), "swiss_roll": (512, 60), "mnist": (96, 40), "cifar10": (64, 40)}
 USUAL_FIT = (1024, 120)
 BUDGETS = (5, 6, 8, 10, 15, 20, 30)
 FITTED = "fitted"
@@ -110,7 +110,6 @@ SAMPLERS: dict[str, tuple[Callable[..., Sampler], Callable[[int], int]]] = {
     "flow, Euler": (lambda grid, **kw: ProbabilityFlow(grid, RungeKutta("euler"), **kw), lambda n: n + 1),
     "flow, RK4": (lambda grid, **kw: ProbabilityFlow(grid, RungeKutta("rk4"), **kw), lambda n: n // 4 + 1),
 }
-FOR_IMAGES = ("UniPC-2, velocity", "UniPC-3, velocity")
 
 SMALL_UNET = [
     "schedule=vp",
@@ -260,7 +259,7 @@ def distance(a: Tensor, b: Tensor) -> float:
     return (a.double() - b.double()).square().flatten(1).sum(1).mean().sqrt().item()
 
 
-def ours(images: bool) -> list[Candidate]:
+def ours() -> list[Candidate]:
     """Every sampler on every grid."""
 
     def candidate(sampler: str, grid: str) -> Candidate:
@@ -272,8 +271,6 @@ def ours(images: bool) -> list[Candidate]:
 
         return Candidate("scoreexp", sampler, grid, run)
 
-    if images:
-        return [candidate(sampler, "quadratic") for sampler in FOR_IMAGES]
     return [candidate(sampler, grid) for sampler in SAMPLERS for grid in GRIDS]
 
 
@@ -344,9 +341,9 @@ def measure(name: str, packages: Sequence[str]) -> None:
                 candidate, said = fitted(found, reference, budget)
                 rows = [evaluate(candidate) | said]
             else:
-                candidates = candidates or (ours(name in IMAGES) if part == "scoreexp" else peers(part))
+                candidates = candidates or (ours() if part == "scoreexp" else peers(part))
                 chosen = candidates
-                if found.tuning and part != "scoreexp":
+                if found.tuning:
                     x, solution = found.tuning
                     tuned = [measured(c, found.model, x, solution, budget) for c in candidates]
                     order = sorted(range(len(tuned)), key=lambda k: _error(tuned[k]))

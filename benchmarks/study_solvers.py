@@ -1,7 +1,7 @@
 """The solver study of docs/solvers.md from a benchmark's result: ``python -m benchmarks.study_solvers [--json PATH]``
 
-Reads what ``python -m benchmarks.krylov --json`` and ``python -m benchmarks.precompute --json`` wrote, draws
-docs/figures/solvers_time.png and docs/figures/solvers_projection.png, and rewrites the tables of docs/solvers.md.
+Reads what ``python -m benchmarks.krylov --json`` wrote, draws docs/figures/solvers_time.png and
+docs/figures/solvers_projection.png, and rewrites the table of the study in docs/solvers.md.
 """
 
 import argparse
@@ -14,7 +14,6 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
-from benchmarks import precompute
 from benchmarks.krylov import RESULT
 from benchmarks.pages import DOCS, FIGURES, STYLE, shrink, write_table
 
@@ -36,20 +35,6 @@ def table(rows: list[dict[str, Any]]) -> str:
             entries.append(f"{1e3 * row['seconds']:.3g}{reduction}")
         lines.append(f"| {solver} | " + " | ".join(entries) + " |")
     lines.append("| steps timed | " + " | ".join(str(steps) for *_, steps in cases) + " |")
-    return "\n".join(lines)
-
-
-def throughput_table(rows: list[dict[str, Any]]) -> str:
-    """Markdown: a line per measurement of ``benchmarks.precompute``."""
-    lines = [
-        "| fields | work | images | images/s | memory beyond that for few images | on disk per image |",
-        "| --- | --- | ---: | ---: | ---: | ---: |",
-    ]
-    lines += [
-        f"| {row['case']} | {row['task']} | {row['images']} | {row['images_per_second']:.0f} | "
-        f"{max(0.0, row['growth_mib']):.0f} MiB | {row['kib_on_disk_per_image']:.0f} KiB |"
-        for row in rows
-    ]
     return "\n".join(lines)
 
 
@@ -108,9 +93,14 @@ def draw_projection(rows: list[dict[str, Any]]) -> None:
         times, [row["residual_cosine"] for row in chosen], "C2", marker="s", label="|cos(r, seed's r)|"
     )
     left.set(
-        xlabel="t", ylabel="BiCGSTAB iterations per system", title=f"basis of {size} vectors", ylim=(0, None)
+        xlabel="time t",
+        ylabel="BiCGSTAB iterations per system",
+        title=f"basis of {size} vectors",
+        ylim=(0, None),
     )
-    right.set(xlabel="t", title="residual after the projection", ylim=(0, 1))
+    right.set(
+        xlabel="time t", ylabel="ratio", title="what the projection leaves of r, and its cosine", ylim=(0, 1)
+    )
     for axes in (left, right):
         axes.grid(alpha=0.3)
         axes.legend(fontsize="small")
@@ -134,9 +124,6 @@ def main() -> None:
     draw_time(result["rows"])
     draw_projection(result["projection"])
     write_table(PAGE, "benchmarks.krylov", table(result["rows"]))
-    if precompute.RESULT.exists():
-        rows = json.loads(precompute.RESULT.read_text())["rows"]
-        write_table(PAGE, "benchmarks.precompute", throughput_table(rows))
     print(f"wrote {PAGE} and the figures in {FIGURES}")
 
 

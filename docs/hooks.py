@@ -12,7 +12,9 @@ TOP = Path(__file__).resolve().parents[1]
 
 def on_files(files: Files, config: Any) -> Files:
     """Add the README as ``index.md``, its links made those of this folder."""
-    text = re.sub(r"\]\(docs/", "](", (TOP / "README.md").read_text(encoding="utf-8"))
+    text = (TOP / "README.md").read_text(encoding="utf-8")
+    text = re.sub(r"\[docs/(\w+)\.md\]", lambda page: f"[{page[1].replace('_', ' ')}]", text)
+    text = text.replace("](docs/", "](")
     text = re.sub(r"\[([^\]]*)\]\((?:notebooks|benchmarks)/[^)]*\)", r"\1", text)
     files.append(File.generated(config, "index.md", content=text))
     return files

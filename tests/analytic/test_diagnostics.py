@@ -10,7 +10,7 @@ from scoreexp.denoisers import Denoiser, OracleDenoiser, VPrediction, Wrapper
 from scoreexp.diagnostics.agreement import split_half_disagreement, training_over_held_out
 from scoreexp.diagnostics.calibration import calibration
 from scoreexp.diagnostics.certified import certified_radius, clopper_pearson_lower
-from scoreexp.diagnostics.diti import DiTi, fit_diti
+from scoreexp.diagnostics.diti import DiTi, diti_relative_loss, fit_diti
 from scoreexp.diagnostics.estimates import ratio_of, usable_levels
 from scoreexp.diagnostics.features import hidden_features, probe_by_level
 from scoreexp.diagnostics.fields import denoised, noisy, products
@@ -331,6 +331,8 @@ def test_blocks_of_diti_hold_what_their_noise_level_takes_away():
         [float(fit_linear_classifier(z[:, k], v).accuracy(z[:, k], v).mean()) for v in (fine, coarse)]
         for k in (0, 1)
     ]
+    losses = [diti_relative_loss(network, model, x, level).value for level in (0.2, 1.1)]
+    assert max(losses) < 0.8  # with the best decoder it is the variance given x over the square of the error
     assert accuracy[0][0] > 0.95
     assert accuracy[1][1] > 0.95
     assert accuracy[0][1] < 0.8 > accuracy[1][0]

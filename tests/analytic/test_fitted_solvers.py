@@ -12,15 +12,23 @@ from scoreexp.numerics.ode import RK45
 from scoreexp.numerics.oracles import Gaussian, GaussianMixture
 from scoreexp.runs.solvers import solver_beside
 from scoreexp.samplers import (
+    DDIM,
+    DEIS,
     Auto,
+    DPMSolverPP3M,
+    Heun,
+    KarrasGrid,
+    LogSNRGrid,
     NonStationary,
     ProbabilityFlow,
     QuadraticGrid,
     UniformGrid,
+    UniPC,
     UniPCVelocity,
     fit_solver,
     trajectories,
 )
+from scoreexp.samplers.fitting import _Fit, written_out
 from scoreexp.samplers.grids import TimeGrid
 from scoreexp.samplers.starts import start_from_prior
 from scoreexp.schedules import EDM, VP, ConstantNoise, FlowMatching
@@ -65,6 +73,41 @@ def test_a_fitted_solver_is_nearer_to_the_flow_at_other_starts(steps):
     assert result.nfe == other.nfe == steps
     assert distance(result.x, solution) < 0.8 * distance(other.x, solution)  # descent differs by machine
     assert fitted.error == pytest.approx(distance(result.x, solution), rel=2)
+
+
+METHODS = [
+    DDIM(KarrasGrid(6), denoise_last=False),
+    DEIS(QuadraticGrid(7), 3, denoise_last=False),
+    DPMSolverPP3M(LogSNRGrid(7), denoise_last=False),
+    UniPC(LogSNRGrid(7), 3, denoise_last=False),
+    UniPCVelocity(QuadraticGrid(7), 2, denoise_last=False),
+]
+
+
+@pytest.mark.parametrize("sampler", METHODS, ids=lambda s: type(s).__name__)
+def test_a_multistep_method_written_out_takes_the_same_steps(sampler):
+    model, streams = OracleDenoiser(MIXTURE, VP()), ImageStreams([0])
+    x = start_from_prior(model, model.event_shape, streams, dtype=torch.float64)
+    times, coefficients = written_out(model.schedule, sampler)
+    first = model(x, times[:1])[0]  # of the one start: no mean over starts stands for it
+    same = NonStationary(times.tolist(), [c.tolist() for c in coefficients], first)
+    expected = sampler(model, x, streams=streams).x
+    assert distance(same(model, x, streams=streams).x, expected) < 1e-11
+
+
+def test_a_method_of_two_evaluations_a_time_cannot_be_written_out():
+    with pytest.raises(ValueError, match="Heun does not evaluate once at each time but the last"):
+        written_out(VP(), Heun(KarrasGrid(4), denoise_last=False))
+
+
+def test_the_descent_begins_with_the_best_of_the_usual_methods_too():
+    model = OracleDenoiser(MIXTURE, VP())
+    reference = trajectories(model, 32, dtype=torch.float64)
+    fit = _Fit(model, reference, 12, denoise_last=False)
+    usual = sorted(fit.error(solver) for solver in fit.usual())
+    # with and without a prediction at t_max: two kinds for each method, grid and order
+    assert len(usual) == 24
+    assert usual[0] < 0.9 * fit.error_of(UniPCVelocity(QuadraticGrid(13), 3, denoise_last=False))
 
 
 def test_it_has_its_own_times_and_start():

@@ -281,10 +281,15 @@ def test_heun_is_karras_et_als_algorithm_2():
     torch.testing.assert_close(result.x, x, rtol=0, atol=1e-9)
 
 
-def test_churn_keeps_the_distribution():
-    # Gaussian data: variance of the result against the exact one, 4.5 standard errors and the bias of 60 steps
-    variance, n = 0.3, 4000
-    model = OracleDenoiser(Gaussian(torch.zeros(1), torch.tensor([variance])), EDM(0.02, 80.0))
+@pytest.mark.parametrize(
+    ("schedule", "churn"),
+    [(EDM(0.02, 80.0), {"s_churn": 30.0, "s_tmax": 50.0}), (FlowMatching(), {"s_churn": 40.0})],
+    ids=("edm", "flow"),
+)
+def test_churn_keeps_the_distribution(schedule, churn):
+    # Gaussian data: mean and variance of the result against the exact ones, 4.5 standard errors and the bias of 60 steps
+    mean, variance, n = 0.5, 0.3, 4000
+    model = OracleDenoiser(Gaussian(torch.tensor([mean]), torch.tensor([variance])), schedule)
     generator = torch.Generator().manual_seed(0)
 
     class OneStream(ImageStreams):
@@ -292,10 +297,17 @@ def test_churn_keeps_the_distribution():
             return torch.randn(like.shape, generator=generator, dtype=like.dtype)
 
     streams = OneStream([])
-    x = 80.0 * streams.normal(torch.empty(n, 1, dtype=torch.float64))
-    sampler = Heun(KarrasGrid(60), s_churn=30.0, s_tmax=50.0, denoise_last=False)
-    x = sampler(model, x, streams=streams).x
-    assert x.var().item() == pytest.approx(variance + 0.02**2, rel=4.5 * math.sqrt(2 / n) + 0.02)
+    alpha, sigma = schedule.at(schedule.t_max)
+    x = alpha * mean + math.hypot(alpha * variance**0.5, sigma) * streams.normal(
+        torch.empty(n, 1, dtype=torch.float64)
+    )
+    x = Heun(UniformGrid(60) if alpha == 0 else KarrasGrid(60), denoise_last=False, **churn)(
+        model, x, streams=streams
+    ).x
+    alpha, sigma = schedule.at(schedule.t_min)
+    exact = alpha**2 * variance + sigma**2
+    assert x.mean().item() == pytest.approx(alpha * mean, abs=4.5 * math.sqrt(exact / n) + 0.005)
+    assert x.var().item() == pytest.approx(exact, rel=4.5 * math.sqrt(2 / n) + 0.02)
 
 
 def test_the_first_step_of_dpm_solver_pp_is_ddim():

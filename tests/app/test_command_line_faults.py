@@ -132,7 +132,26 @@ def test_a_data_set_that_is_not_there_says_where_it_comes_from_also_where_its_cl
             ["runs=."],
             "no run in . (a run has a config.yaml): give run folders, or folders that contain some",
         ),
-        ("denoise", ["input=notes.txt"], "input=notes.txt: its suffix is none of an image (.png, "),
+        (
+            "train",
+            ["experiment=photo32_ddpm", "sampler.steps=50"],
+            "sampler.steps=50: unknown key; did you mean 'sampler.grid.steps'?",
+        ),
+        (
+            "denoise",
+            ["--input", "my.jpg"],
+            "--input is no option: keys are given without dashes, as in KEY=VALUE",
+        ),
+        (
+            "denoise",
+            ["input=my.jpg", "sigma=0,1"],
+            "sigma=0,1 is a sweep: add -m to run each value, or write sigma=0.1",
+        ),
+        (
+            "denoise",
+            ["input=notes.txt"],
+            "input=notes.txt: images with the suffix .txt are not read, those with .png, ",
+        ),
     ],
 )
 def test_what_a_stranger_types_first_is_answered_with_what_is_wanted(
@@ -182,7 +201,7 @@ def test_names_of_weights_that_do_not_fit_are_not_cut_off():
 
 def test_a_level_of_255_is_taken_for_one():
     with pytest.raises(
-        ValueError, match=r"in units of \[0, 1\] from 0\.005 to 0\.5 \(25 of 255 is 0\.098\)$"
+        UserError, match=r"^sigma=25 in units of \[0, 1\] .* from 0\.005 to 0\.5 \(25 of 255 is 0\.098\)$"
     ):
         start_from_observation(EDM(sigma_min=0.01, sigma_max=1.0), torch.ones(1, 1), 50.0)
 

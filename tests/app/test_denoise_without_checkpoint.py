@@ -240,7 +240,7 @@ def test_depth_gray_and_transparency_survive(tmp_path):
         (np.full((1, 1, 3), 0.5), [], "at least 16 pixels a side is needed: give sigma"),
         (noisy(PoissonNoise(0.3)).clip(0, 1), [], r"less than one count per pixel.* give noise=poisson noise\.peak="),
         (noisy(GaussianNoise(0.2)), ["sigma=0.1", "noise=poisson"], "two answers"),
-        (noisy(GaussianNoise(0.2)), ["sigma=0.6"], r"sigma=1\.2 .* is outside"),
+        (noisy(GaussianNoise(0.2)), ["sigma=0.6"], r"sigma=0\.6 in units of .* is outside"),
         (noisy(CorrelatedNoise(0.2)), ["restorer=tv"], "TV is for white Gaussian noise, not CorrelatedNoise: take PnP"),
     ],
 )  # fmt: skip

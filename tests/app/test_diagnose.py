@@ -55,7 +55,11 @@ def test_a_memorising_model_is_found_out_and_agrees_with_itself(tmp_path):
     assert [row["value"] for row in found["split_half_disagreement"]["values"]["disagreement"]] == [0, 0]
     page = (tmp_path / "page" / "diagnosis.html").read_text()
     assert all(finding["title"] in page for finding in found.values())
-    assert page.count("data:image/png") == 8
+    assert page.count("data:image/png") == 9  # 8 with an axis, and the points beside their nearest ones
+    assert (tmp_path / "page" / "nearest_neighbours_points.png").is_file()
+    assert (
+        page.count("<td>0.5</td>") == 7
+    )  # one table for all values of a finding: not a line for each of three
     assert "too few samples" in (tmp_path / "page" / "diagnosis.txt").read_text()
 
 
@@ -93,15 +97,20 @@ def test_classes_and_the_table_of_the_run_give_the_findings_that_need_them():
     history = [
         {"step": s, "val/ssim": v, "val/population_bits": 1 - v} for s, v in ((10, 0.2), (20, 0.4), (30, 0.3))
     ]
+    told = []
     found = se.diagnose(
         model, x[:40], held_out=x[40:], labels=labels[:40], held_out_labels=labels[40:], history=history, samples=4,
-        n=20, levels=[0.2, 1.0], diti_steps=2,
+        n=20, levels=[0.2, 1.0], diti_steps=2, progress=lambda *where: told.append(where),
     )  # fmt: skip
+    assert told[0] == (0, 14, "error of the score")
+    assert told[-1] == (13, 14, "stopping by SSIM")
     findings = {f.name: f for f in found.findings}
     assert {"task_metric", "certified_radius", "feature_probes", "diti_blocks", "ssim_stopping"} <= set(
         findings
     )
     assert findings["task_metric"].series["accuracy on noisy data"][0.2].value == 1
+    assert findings["task_metric"].units["gain in PSNR"] == "dB"
+    assert 0 < findings["diti_blocks"].series["loss"][0.2].value < 2
     assert 0.1 < findings["certified_radius"].series["mean radius, classifier of noisy data"][0.2].value < 0.4
     assert (
         "best SSIM is at step 20, the least val/population_bits at step 20"

@@ -376,9 +376,10 @@ BAD = [
     (["task=inpaint"], "add mask=FILE"),
     (["task=inpaint", "mask=white.png"], "without a hole: paint"),
     (["task=inpaint", "mask=black.png"], "all black, so nothing is known"),
-    (["task=inpaint", "mask=small.png"], "mask=.* is 9 x 6 pixels, the image 36 x 24 pixels"),
+    (["task=inpaint", "mask=corner.png"], "mask=.* is 2 x 2 pixels, the image 36 x 24 pixels"),
     (["task=deblur", "mask=small.png"], "mask=.* is not used by this task: leave it out, or take task=inpaint"),
     (["task=denoise", "kernel=small.png"], "kernel=.* is not used by this task"),
+    (["task=inpaint", "mask=photo.png"], "is no mask, .* of it is gray: give a picture in black and white"),
     (["task=deblur", "kernel=black.png"], "all black: give the image of a kernel"),
     (["task=deblur", "kernel=even.png"], "odd sides, padded with zeros"),
     (["task=deblur", "kernel=large.png"], "the kernel of 41 x 41 is larger than the image of 24 x 36"),
@@ -408,6 +409,7 @@ def inputs(tmp_path, monkeypatch):
         ("large", 9, (41, 41)),
     ):
         Image.fromarray(np.full(size, value, np.uint8)).save(tmp_path / f"{name}.png")
+    Image.fromarray(np.uint8([[0, 255], [255, 255]])).save(tmp_path / "corner.png")
     return sorted(path.name for path in tmp_path.iterdir())
 
 

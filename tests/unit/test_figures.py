@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from scoreexp.figures import images as figures
+from scoreexp.figures.estimates import estimates_plot
 from scoreexp.figures.images import comparison, curves, denoising_strip, image_grid
 
 
@@ -100,3 +101,28 @@ def test_no_figure_is_kept(tmp_path):
         assert gc.collect() < 2000, "nor anything else of it: a drawn image is some 8,000 objects"
     finally:
         gc.enable()
+
+
+def test_values_of_different_units_never_share_an_axis(monkeypatch):
+    drawn = []
+    monkeypatch.setattr("scoreexp.figures.estimates.save_figure", lambda figure, path: drawn.append(figure))
+    series = {
+        "noisy": [(0.1, 0.01, 0.0)],
+        "denoised": [(0.1, 0.9, 0.1)],
+        "gain": [(0.1, 20.0, 1.0), (1.0, 0.1, 0.0)],
+    }
+    units = {"noisy": "accuracy", "denoised": "accuracy", "gain": "error"}
+    estimates_plot(series, "a.png", xlabel="noise level", units=units, linear=("accuracy",))
+    (figure,) = drawn
+    found = [(axis.get_ylabel(), len(axis.containers), axis.get_yscale()) for axis in figure.axes]
+    assert found == [("accuracy", 2, "linear"), ("error", 1, "log")]
+
+
+def test_a_title_longer_than_the_grid_is_broken_into_lines(tmp_path):
+    image_grid(
+        torch.zeros(4, 1, 128, 64),
+        tmp_path / "grid.png",
+        "generated, and below it the nearest training image",
+    )
+    pixels = np.asarray(Image.open(tmp_path / "grid.png").convert("L"))
+    assert pixels[:, [0, -1]].min() == 255

@@ -225,10 +225,10 @@ def test_the_best_of_a_distance_is_the_smallest_and_its_runs_need_no_mode(tmp_pa
     assert table.at_end.best(table.rows) == {"b"}
 
 
-def test_a_mode_that_follows_from_the_metric_makes_no_other_method(tmp_path):
+def test_a_mode_that_follows_from_the_metric_and_a_folder_make_no_other_method(tmp_path):
     for name, mode in (("a", "max"), ("b", None)):
         stop = {"monitor": "val/ssim_global", "target": 0.99, "mode": mode}
-        make_run(tmp_path / name, callbacks={"stop": stop})
+        make_run(tmp_path / name, callbacks={"stop": stop, "distribution": {"folder": str(tmp_path / name)}})
     assert [run.method for run in find_runs([tmp_path])[0]] == ["run", "run"]
 
 
@@ -250,7 +250,12 @@ def test_results_on_other_data_targets_or_hardware_are_not_ranked_together(tmp_p
         ["c"],
         ["d"],
     ]
+    overview = tmp_path / "b" / "distribution" / "step_0000040.png"
+    overview.parent.mkdir()
+    overview.write_bytes(b"PNG")
     said = text_of(write_report([tmp_path], tmp_path))
+    assert "Generated samples b Seed 0, step 40" in said
+    assert "during training: Photo · 64 × 64 pixels" in said
     assert "separate tables" in said
     assert "data.size (32 / 64)" in said
     assert "cuda" in said
@@ -351,6 +356,7 @@ def test_values_with_different_cards_stand_apart(tmp_path):
     said = text_of(write_report([tmp_path], tmp_path))
     assert said.count("not comparable with them") == 2
     assert "n 50000" in said
+    assert "10 – 10" not in said  # one run has no range
     assert "one seed of sampling" in said
 
 

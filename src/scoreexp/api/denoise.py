@@ -12,6 +12,7 @@ from torch import Tensor
 from scoreexp import prior
 from scoreexp.api.models import as_model, usual_sampler
 from scoreexp.core.checked import checked
+from scoreexp.core.errors import UserError
 from scoreexp.core.kinds import Images, kind_of
 from scoreexp.core.ranges import sigma_to_model, to_uint8, to_unit
 from scoreexp.core.streams import ImageStreams
@@ -182,19 +183,19 @@ def estimated(pixels: np.ndarray, law: type[NoiseModel] | None = None) -> Estima
     """The noise of an image ``[H, W, C]`` in [0, 1], where ``law`` says so of this law.
 
     Raises:
-        ValueError: it is too small, no noise was found, or it has less than one count per pixel and cannot be relied on.
+        UserError: it is too small, no noise was found, or it has less than one count per pixel and cannot be relied on.
     """
     found = estimate(pixels, law)
     peak = found.noise.parameters().get("peak", math.inf)
     if found.trust == "doubtful" and peak * float(pixels.mean()) < 1:
-        raise ValueError(
+        raise UserError(
             f"less than one count per pixel, and an estimate of {peak:.2g} counts at white that is not to be relied on "
             f"({found.why}): give noise=poisson noise.peak=... (PoissonNoise(peak)), best with counts that are not clipped"
         )
     gray = torch.full((1, 1), 2 * float(pixels.mean()) - 1).clamp(min=-1)
     if float(found.noise.variance(gray)) < LEAST**2:
         same = float(np.ptp(pixels)) == 0
-        raise ValueError(
+        raise UserError(
             f"no noise was found{', all pixels are equal' * same}: give sigma=... to denoise it all the same"
         )
     return found
@@ -279,6 +280,8 @@ def name_of(restorer: Restorer) -> str:
         return f"posterior mean in {n} evaluation{'s' * (n > 1)}"
     if isinstance(restorer, PnPColoured):
         return f"plug-and-play in {restorer.steps} evaluations"
+    if isinstance(restorer, BySampling):
+        return f"by sampling with {type(restorer.sampler).__name__}"
     return type(restorer).__name__
 
 

@@ -1,6 +1,6 @@
 """Findings about a model in memory."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -34,6 +34,7 @@ def diagnose(
     levels: Sequence[float] = LEVELS,
     seed: int = 0,
     batch_size: PositiveInt = 32,
+    progress: Callable[[int, int, str], None] | None = None,
 ) -> Diagnosis:
     """What a score model knows, see ``scoreexp.diagnostics``: each value with its standard error.
 
@@ -61,6 +62,7 @@ def diagnose(
         levels: noise levels ``sigma / alpha``, in the units of the data; those outside the schedule are left out.
         seed: names all that is drawn.
         batch_size: samples at once.
+        progress: told before each finding how many are done, how many there are, and its title.
 
     Raises:
         TypeError: an argument is of another kind.
@@ -88,4 +90,5 @@ def diagnose(
         n=n,
         seed=seed,
         batch_size=batch_size,
+        progress=progress,
     )

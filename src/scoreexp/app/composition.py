@@ -306,6 +306,8 @@ def _explain(error: Exception, command_line: CommandLine) -> str:
         as_it_stands = (
             f", or write {key}=[{values}] for a list, {shlex.quote(_literally(key, values))} for one value"
         )
+        if re.fullmatch(r"-?\d+,\d+", values):
+            as_it_stands = f", or write {key}={values.replace(',', '.')} with a point for a decimal"
         is_group = bool(command_line.hydra.config_loader.get_group_options(key))
         return f"{key}={values} is a sweep: add -m to run each value{'' if is_group else as_it_stands}"
     if found := re.match(r"Multiple values for (.+?)\. ", text):
@@ -440,7 +442,8 @@ def _suggest_key(unknown: str, known: Collection[str]) -> str:
         return f"; did you mean '{siblings[sibling]}'?"
     elsewhere = [key for key in known if key.rpartition(".")[2] == leaf]
     if elsewhere:
-        return f"; did you mean '{elsewhere[0]}'?"
+        within = f"{unknown.partition('.')[0]}."
+        return f"; did you mean '{next((key for key in elsewhere if key.startswith(within)), elsewhere[0])}'?"
     if parent and siblings and len(siblings) <= 15:
         return f"; known: {', '.join(siblings)}"
     return suggest(unknown, known) or "; --cfg job shows all keys"

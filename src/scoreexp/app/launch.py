@@ -141,7 +141,9 @@ def _refuse_argument(message: str) -> NoReturn:
     given = next((word for word in words if re.fullmatch(r"--[\w./@-]+=.*", word)), None)
     if given is not None:
         raise UserError(f"{given} is no option: keys are given without dashes, write {given[2:]}")
-    raise UserError(f"{message}; --help lists all keys and choices")
+    raise UserError(
+        f"{words[0]} is no option: keys are given without dashes, as in KEY=VALUE; --help lists keys, choices and options"
+    )
 
 
 def _start_hydra(app: App, args: Namespace) -> CommandLine:

@@ -4,14 +4,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
+
 from scoreexp.app.early_checks import require_input
 from scoreexp.app.terminal import say_labelled
 from scoreexp.core.errors import UserError
-from scoreexp.data.image_io import WRITABLE, Picture, check_writable, list_images
+from scoreexp.data.image_io import WRITABLE, Picture, check_writable, list_images, read_image
 from scoreexp.data.suffixes import READABLE, SCANS, named_after, scan_format
 from scoreexp.runs.directory import shown
 
 MAX_NAMED = 3  # files in the last line about those that failed
+MAX_GRAY = 0.2  # of a mask, whose edges may be smooth
 
 T = TypeVar("T")
 
@@ -38,7 +41,8 @@ def input_and_output(
         beside = writable_name(named_after(source, done), scans)
         if target is None and scan_format(source) is None and beside.suffix.lower() not in WRITABLE:
             raise UserError(
-                f"input={source}: its suffix is none of an image ({', '.join(READABLE)}); give an image, or output=FILE.png"
+                f"input={source}: images with the suffix {source.suffix or 'none'} are not read, those with "
+                f"{', '.join(READABLE)} are: convert it to PNG, or give output=FILE.png where only the name is another"
             )
         return [(source, target or beside)]
     folder = output_folder(source, output, done)
@@ -69,6 +73,21 @@ def writable_name(path: Path, scans: bool = False) -> Path:
     """``path``, as PNG where its format can be read but not written."""
     is_written = path.suffix.lower() in WRITABLE or (scans and path.suffix.lower() not in READABLE)
     return path if is_written else path.with_suffix(".png")
+
+
+def read_mask(key: str, path: str) -> np.ndarray:
+    """The picture ``[H, W, C]`` of a mask, in [0, 1].
+
+    Raises:
+        UserError: it is no mask: too much of it is neither black nor white.
+    """
+    pixels = read_image(Path(path).expanduser()).pixels
+    gray = float(((pixels > 0.25) & (pixels < 0.75)).mean())
+    if gray > MAX_GRAY:
+        raise UserError(
+            f"{key}={path} is no mask, {gray:.0%} of it is gray: give a picture in black and white"
+        )
+    return pixels
 
 
 def require_absent(path: Path, overwrite: bool) -> None:

@@ -56,7 +56,13 @@ class StepProgress:
     def step(self, i: int, n: int, x: Tensor, x0_hat: Tensor | None) -> None:
         """Step ``i`` of ``n`` of the present call is over: a ``Callback`` of samplers."""
         several = f"  {self.part} {self.done + 1}" + (f"/{self.parts}" if self.parts else "")
-        text = self.what + (several if self.parts != 1 and (self.parts or self.done) else "")
+        self._show(i, n, self.what + (several if self.parts != 1 and (self.parts or self.done) else ""))
+
+    def item(self, i: int, n: int, what: str) -> None:
+        """Of ``n`` things to do the one after ``i`` begins, named ``what``."""
+        self._show(i, n, what)
+
+    def _show(self, i: int, n: int, text: str) -> None:
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, description=text, completed=i, total=n)
         elif time.monotonic() - self._last_line >= self.line_seconds:

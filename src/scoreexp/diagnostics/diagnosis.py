@@ -1,9 +1,11 @@
 """All findings about one model: what can be said with the data at hand, and what cannot."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from functools import cached_property
+from itertools import pairwise
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -11,13 +13,13 @@ from torch import Tensor, nn
 
 from scoreexp.core.checked import checked
 from scoreexp.core.errors import UserError
-from scoreexp.core.kinds import Images, kind_of
+from scoreexp.core.kinds import Images, Points, kind_of
 from scoreexp.core.types import AtLeastTwo, FinitePositiveFloat, NonNegativeInt, PositiveInt
 from scoreexp.denoisers.denoiser import Denoiser, DenoiserBase, OracleDenoiser
 from scoreexp.diagnostics.agreement import split_half_disagreement, training_over_held_out
 from scoreexp.diagnostics.calibration import calibration
 from scoreexp.diagnostics.certified import certified_radius
-from scoreexp.diagnostics.diti import DiTi, fit_diti
+from scoreexp.diagnostics.diti import DiTi, diti_relative_loss, fit_diti
 from scoreexp.diagnostics.estimates import RELATIVE, ByLevel, Estimate, mean_of, usable_levels
 from scoreexp.diagnostics.features import probe_by_level
 from scoreexp.diagnostics.fields import noisy
@@ -43,6 +45,7 @@ _PROBED = 512  # and the probes of features
 _CERTIFIED = 16  # samples, at two levels
 _CERTIFIED_DRAWS = 100
 _CERTIFIED_CONFIDENCE = 0.99
+_SHOWN = 8  # images, with the nearest training image of each
 
 
 class Finding(NamedTuple):
@@ -57,6 +60,8 @@ class Finding(NamedTuple):
         remarks: on the values: samples that are too few, and how many are needed.
         pictures: images ``[B, C, H, W]`` in the range of the model, or None.
         caption: of the pictures.
+        units: what the values are in, by the name of their series, such as ``accuracy`` and ``dB``; never on one axis.
+        pairs: points of the plane ``[N, 2, 2]`` and what belongs to each, or None.
     """
 
     name: str
@@ -67,6 +72,8 @@ class Finding(NamedTuple):
     remarks: list[str]
     pictures: Tensor | None = None
     caption: str = ""
+    units: Mapping[str, str] = MappingProxyType({})
+    pairs: Tensor | None = None
 
 
 class Diagnosis(NamedTuple):
@@ -139,6 +146,7 @@ def diagnosis(
     n: AtLeastTwo = 256,
     seed: int = 0,
     batch_size: PositiveInt = 32,
+    progress: Callable[[int, int, str], None] | None = None,
 ) -> Diagnosis:
     """All findings about a model that what is given allows.
 
@@ -165,6 +173,7 @@ def diagnosis(
         n: samples for each value; fewer where there are not as many.
         seed: names all that is drawn.
         batch_size: samples at once.
+        progress: told before each finding how many are done, how many there are, and its title.
 
     Raises:
         ValueError: the shapes of what is given differ, or an argument is outside its range.
@@ -190,7 +199,7 @@ def diagnosis(
     diagnoser = _Diagnoser(model, samples, train, held_out, oracle, other, list(levels), n, seed, batch_size)
     diagnoser.labels, diagnoser.held_out_labels = labels, held_out_labels
     diagnoser.history, diagnoser.diti_steps = history, diti_steps
-    return diagnoser.run()
+    return diagnoser.run(progress)
 
 
 class _Diagnoser:
@@ -227,10 +236,10 @@ class _Diagnoser:
         self.points = (samples[:n] if self.data is None else self.data).to(model.device)
         self.whose = "samples of its own" if self.data is None else "data"
 
-    def run(self) -> Diagnosis:
+    def run(self, progress: Callable[[int, int, str], None] | None) -> Diagnosis:
         findings: list[Finding] = []
         unsaid: dict[str, str] = {}
-        for title, find in (
+        parts: tuple[tuple[str, Callable[[str], Finding | str]], ...] = (
             ("error of the score", self.score_error),
             ("training error over held-out error", self.generalisation),
             ("nearest training samples", self.nearest),
@@ -245,7 +254,10 @@ class _Diagnoser:
             ("what each band of noise takes away", self.diti),
             ("agreement with the other model", self.agreement),
             ("stopping by SSIM", self.stopping),
-        ):
+        )
+        for i, (title, find) in enumerate(parts):
+            if progress is not None:
+                progress(i, len(parts), title)
             found = find(title)
             if isinstance(found, Finding):
                 findings.append(found)
@@ -284,7 +296,9 @@ class _Diagnoser:
             self.model, oracle, self.levels, n=self.n, seed=self.seed, batch=self.batch
         )
         meaning = f"E |s - s*|^2 / E |s*|^2 against {against}. {meaning}"
-        return _finding("score_error", title, meaning, {"relative squared error": found})
+        return _finding(
+            "score_error", title, meaning, {"relative squared error": found}, unit="relative squared error"
+        )
 
     def generalisation(self, title: str) -> Finding | str:
         if self.train is None or self.held_out is None:
@@ -302,7 +316,7 @@ class _Diagnoser:
             "Squared error of the denoiser on training samples over that on held-out ones: 1 for a model that generalises, "
             "0 for one that has memorised its training set; between them it is on the way."
         )
-        return _finding("training_over_held_out", title, meaning, {"ratio": found}, exact=1.0)
+        return _finding("training_over_held_out", title, meaning, {"ratio": found}, unit="ratio", exact=1.0)
 
     def nearest(self, title: str) -> Finding | str:
         if self.train is None:
@@ -328,13 +342,18 @@ class _Diagnoser:
             remarks.append(
                 f"no copy among {len(drawn)}: the share is below {3 / len(drawn):.2g} with 95 % confidence"
             )
-        pictures = None
-        if isinstance(kind_of(self.samples.shape[1:]), Images):
-            shown = min(8, len(drawn))
-            pictures = torch.cat([self.samples[:shown].cpu(), self.train[found.position[:shown]].cpu()])
-        caption = "drawn samples, and after them the nearest training sample of each"
         made = _finding("nearest_neighbours", title, meaning, series, axis="", exact=None)
-        return made._replace(remarks=made.remarks + remarks, pictures=pictures, caption=caption)
+        made = made._replace(remarks=made.remarks + remarks)
+        originals = self.train[found.position].cpu()
+        match kind_of(self.samples.shape[1:]):
+            case Images():
+                pictures = torch.cat([self.samples.cpu(), originals], dim=2)[:_SHOWN]
+                caption = "drawn samples, and below each the nearest training sample"
+                return made._replace(pictures=pictures, caption=caption)
+            case Points(dimensions=2):
+                caption = "drawn samples, and the nearest training sample of each"
+                return made._replace(pairs=torch.stack([self.samples.cpu(), originals], 1), caption=caption)
+        return made
 
     def calibration(self, title: str) -> Finding | str:
         if self.data is None:
@@ -357,7 +376,7 @@ class _Diagnoser:
             "spread below 1: what it returns varies less than the data allow. The third is below 1 for the exact one too: "
             "statistics of denoised data are too narrow by that factor."
         )
-        made = _finding("calibration", title, meaning, series, exact=1.0)
+        made = _finding("calibration", title, meaning, series, unit="ratio", exact=1.0)
         if self.seen:
             made.remarks.append(
                 "measured on training samples: a model that memorised them looks calibrated here"
@@ -381,7 +400,15 @@ class _Diagnoser:
             "posterior is wider than the noise, as between modes; none is below 0 for an exact model, and "
             f"Gaussian data have Wiener's c / (c + r^2). Mean over {len(u)} noisy {self.whose}."
         )
-        made = _finding("jacobian_spectrum", title, meaning, series, axis="eigenvalue number", exact=None)
+        made = _finding(
+            "jacobian_spectrum",
+            title,
+            meaning,
+            series,
+            unit="eigenvalue",
+            axis="eigenvalue number",
+            exact=None,
+        )
         return made._replace(
             remarks=[], pictures=pictures, caption=f"leading directions at one sample, noise level {level:g}"
         )
@@ -402,7 +429,7 @@ class _Diagnoser:
             "E |J - J^T|^2 / (4 E |J|^2): 0 for every exact score, which is a gradient; 1 for a pure rotation. "
             f"At noisy {self.whose}."
         )
-        return _finding("jacobian_asymmetry", title, meaning, {"asymmetry": found})
+        return _finding("jacobian_asymmetry", title, meaning, {"asymmetry": found}, unit="asymmetry")
 
     def residual(self, title: str) -> Finding | str:
         levels = usable_levels(self.levels, *self.model.schedule.sigma_range, margin=MARGIN)
@@ -424,7 +451,8 @@ class _Diagnoser:
             "E |ds/dtau - grad(div s + |s|^2) / 2|^2 / E |ds/dtau|^2, tau = r^2: 0 where the scores of neighbouring levels "
             f"belong to one diffusing density, 1 for a residual as large as the change itself. At noisy {self.whose}."
         )
-        made = _finding("fokker_planck_residual", title, meaning, {"relative squared residual": found})
+        name = "relative squared residual"
+        made = _finding("fokker_planck_residual", title, meaning, {name: found}, unit=name)
         if points.dtype != torch.float64:
             made.remarks.append("computed in float32, whose rounding is most of it at small levels")
         return made
@@ -443,9 +471,8 @@ class _Diagnoser:
             f"log-likelihood of data with noise of {found.edges[0]:.3g}. Lower is better; the excess over the exact model "
             "is the error of its score."
         )
-        made = _finding(
-            "likelihood_by_level", title, meaning, {"bits per dimension": found.bands}, exact=None
-        )
+        name = "bits per dimension"
+        made = _finding("likelihood_by_level", title, meaning, {name: found.bands}, unit=name, exact=None)
         if self.seen:
             made.remarks.append(
                 "measured on training samples: a model that memorised them is too likely here"
@@ -487,13 +514,16 @@ class _Diagnoser:
             "accuracy on noisy data": {r: g.noisy for r, g in found.items()},
             "accuracy on denoised data": {r: g.denoised for r, g in found.items()},
             "gain in accuracy": {r: g.gain for r, g in found.items()},
-            "gain in PSNR, dB": {r: g.psnr_gain for r, g in found.items()},
+            "gain in PSNR": {r: g.psnr_gain for r, g in found.items()},
         }
         meaning = (
             "A linear classifier of clean data on noisy and on denoised held-out samples. A gain in decibels with a loss of "
             f"accuracy removes what a class is told by. Clean data: {_with_error(clean)}."
         )
-        return _finding("task_metric", title, meaning, series, exact=None)._replace(remarks=[])
+        made = _finding(
+            "task_metric", title, meaning, series, unit="accuracy", units={"gain in PSNR": "dB"}, exact=None
+        )
+        return made._replace(remarks=[])
 
     def certificate(self, title: str) -> Finding | str:
         classify = self.classifier
@@ -521,7 +551,8 @@ class _Diagnoser:
             "most noisy samples, with the model before it and without; 0 where it is wrong or abstains. Each holds with "
             f"{_CERTIFIED_CONFIDENCE:.0%} confidence; {_CERTIFIED_DRAWS} draws certify at most {largest:.3g} noise levels."
         )
-        made = _finding("certified_radius", title, meaning, series, exact=None)
+        units = {name: "radius" if "radius" in name else "accuracy" for name in series}
+        made = _finding("certified_radius", title, meaning, series, units=units, exact=None)
         return made._replace(
             remarks=[
                 f"{len(x)} samples; scoreexp.diagnostics.certified.certified_radius takes more of them and of draws"
@@ -551,7 +582,7 @@ class _Diagnoser:
             "Accuracy of a linear probe of the narrowest hidden layer on noisy data: where it is highest the network knows "
             f"most of the classes. A probe of {len(rows)} clean samples themselves: {_with_error(plain)}."
         )
-        return _finding("feature_probes", title, meaning, {"accuracy": found}, exact=None)
+        return _finding("feature_probes", title, meaning, {"accuracy": found}, unit="accuracy", exact=None)
 
     def diti(self, title: str) -> Finding | str:
         if not self.diti_steps:
@@ -574,17 +605,26 @@ class _Diagnoser:
         x, labels = self.judged(self.n)
         with torch.no_grad():
             seen, unseen = (network.encode(part).cpu() for part in (train[rows], x))
-        found = {}
-        for k, lower in enumerate(edges[:-1]):
+        found, left = {}, {}
+        for k, (lower, upper) in enumerate(pairwise(edges)):
             probe = fit_linear_classifier(seen[:, k], self.labels[rows])
             found[lower] = mean_of(probe.accuracy(unseen[:, k], labels))
+            left[lower] = diti_relative_loss(network, self.model, x, math.sqrt(lower * upper), seed=self.seed)
         whole = mean_of(fit_linear_classifier(seen, self.labels[rows]).accuracy(unseen, labels))
         meaning = (
             "Accuracy of a linear probe of each block of DiTi's representation, by the lower end of its band of noise "
             f"levels: where it is high, that band takes the classes away. All blocks: {_with_error(whole)}; the last band "
-            f"ends at {edges[-1]:g}; {self.diti_steps} steps."
+            f"ends at {edges[-1]:g}. The loss is that of held-out samples in the middle of each band after "
+            f"{self.diti_steps} steps, over that of a decoder that returns 0: near 1 nothing was learnt there."
         )
-        return _finding("diti_blocks", title, meaning, {"accuracy": found}, exact=None)
+        return _finding(
+            "diti_blocks",
+            title,
+            meaning,
+            {"accuracy": found, "loss": left},
+            units={"accuracy": "accuracy", "loss": "relative loss"},
+            exact=None,
+        )
 
     def stopping(self, title: str) -> Finding | str:
         error = next((name for name in POPULATION if any(name in row for row in self.history)), None)
@@ -604,7 +644,15 @@ class _Diagnoser:
             error: {float(row["step"]): Estimate(row[error], 0.0, 1) for row in rows},
             "val/ssim": {float(row["step"]): Estimate(row["val/ssim"], 0.0, 1) for row in rows},
         }
-        return _finding("ssim_stopping", title, meaning, series, axis="step", exact=None)
+        return _finding(
+            "ssim_stopping",
+            title,
+            meaning,
+            series,
+            units={name: name for name in series},
+            axis="step",
+            exact=None,
+        )
 
     def agreement(self, title: str) -> Finding | str:
         if self.other is None:
@@ -620,7 +668,9 @@ class _Diagnoser:
             "E |D_1 - D_2|^2 over their mean squared error: 0 where both learnt the same distribution, of the order of 1 "
             "where each memorised its own samples."
         )
-        return _finding("split_half_disagreement", title, meaning, {"disagreement": found})
+        return _finding(
+            "split_half_disagreement", title, meaning, {"disagreement": found}, unit="disagreement"
+        )
 
 
 def _spread(size: int, most: int) -> Tensor:
@@ -634,6 +684,8 @@ def _finding(
     meaning: str,
     series: dict[str, ByLevel],
     *,
+    unit: str = "",
+    units: Mapping[str, str] = MappingProxyType({}),
     axis: str = "noise level",
     exact: float | None = 0.0,
 ) -> Finding:
@@ -654,7 +706,8 @@ def _finding(
             remarks.append(
                 f"no value for {what} at {axis} {', '.join(undefined)}: what it is divided by is not above 0 there"
             )
-    return Finding(name, title, meaning, axis, series, remarks)
+    in_units = {what: units.get(what, unit) for what in series}
+    return Finding(name, title, meaning, axis, series, remarks, units=in_units)
 
 
 def _with_error(estimate: Estimate) -> str:

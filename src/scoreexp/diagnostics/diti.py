@@ -24,6 +24,7 @@ from scoreexp.core.streams import generator
 from scoreexp.core.tensors import expand_to, mean_per_sample
 from scoreexp.core.types import FinitePositiveFloat, NonNegativeInt, PositiveInt
 from scoreexp.denoisers.denoiser import DenoiserBase
+from scoreexp.diagnostics.estimates import Estimate, ratio_of
 from scoreexp.diagnostics.fields import denoised
 
 
@@ -97,10 +98,44 @@ def diti_loss(network: DiTi, model: DenoiserBase, x: Tensor, level: Tensor, z: T
         level: ``r`` ``[B]``, in the units of the data.
         z: standard Gaussian noise ``[B, *]``.
     """
-    with torch.no_grad():
-        r = expand_to(level, x)
-        missed = -(x - denoised(model, x + r * z, level)) / r
-    return mean_per_sample((missed - network.decode(network.encode(x), level)).square())
+    return mean_per_sample((_missed(model, x, level, z) - network.decode(network.encode(x), level)).square())
+
+
+@torch.no_grad()
+def _missed(model: DenoiserBase, x: Tensor, level: Tensor, z: Tensor) -> Tensor:
+    """What the denoiser misses of ``x``, ``-(x - D(x + r z)) / r``."""
+    r = expand_to(level, x)
+    return -(x - denoised(model, x + r * z, level)) / r
+
+
+@checked
+@torch.no_grad()
+def diti_relative_loss(
+    network: DiTi, model: DenoiserBase, x: Tensor, level: FinitePositiveFloat, *, seed: int = 0
+) -> Estimate:
+    """The loss over that of a decoder that returns 0: what the blocks leave unexplained of the denoiser's error.
+
+    >>> from scoreexp.denoisers import OracleDenoiser
+    >>> from scoreexp.numerics.oracles import EmpiricalImages
+    >>> from scoreexp.schedules import VP
+    >>> x = torch.tensor([[-1.0, 0.0], [1.0, 0.0]])
+    >>> network = DiTi(event_shape=(2,), edges=(0.5, 2.0), width=8)
+    >>> _ = nn.init.zeros_(network.decoder[2].weight), nn.init.zeros_(network.decoder[2].bias)
+    >>> diti_relative_loss(network, OracleDenoiser(EmpiricalImages(x), VP()), x, 1.0).value
+    1.0
+
+    Args:
+        network: encoder and decoder.
+        model: the frozen denoiser.
+        x: clean data ``[N, *]``, best held out.
+        level: ``r``, in the units of the data.
+        seed: names the noise.
+    """
+    z = torch.randn(x.shape, generator=generator(seed, "diti loss")).to(x)
+    levels = torch.full((len(x),), level, dtype=torch.float64, device=x.device)
+    return ratio_of(
+        diti_loss(network, model, x, levels, z), mean_per_sample(_missed(model, x, levels, z).square())
+    )
 
 
 @checked

@@ -1,10 +1,12 @@
 """Values with their standard errors, by noise level or number."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from scoreexp.figures.images import LINES, freed_at_once, save_figure
 
@@ -19,8 +21,12 @@ def estimates_plot(
     xlabel: str,
     log_x: bool = True,
     exact: float | None = None,
+    units: Mapping[str, str] | None = None,
+    linear: Container[str] = (),
 ) -> None:
-    """Error bars of two standard errors; the vertical axis is logarithmic where positive values span more than 20.
+    """Error bars of two standard errors, one panel for each unit.
+
+    A vertical axis is logarithmic where the values are positive and span a factor of more than 20.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -34,9 +40,28 @@ def estimates_plot(
         xlabel: of the horizontal axis.
         log_x: whether it is logarithmic.
         exact: the value of an exact model, a dashed line.
+        units: what the values are in, by the name of their series: the label of the panel's vertical axis.
+        linear: units whose axis is never logarithmic.
     """
-    figure = Figure(figsize=(6, 3.4), layout="constrained")
-    axis = figure.subplots()
+    panels: dict[str, dict[str, Sequence[tuple[float, float, float]]]] = {}
+    for name, rows in series.items():
+        panels.setdefault((units or {}).get(name, ""), {})[name] = rows
+    figure = Figure(figsize=(6, 3.4 if len(panels) < 2 else 2.7 * len(panels)), layout="constrained")
+    axes = figure.subplots(max(1, len(panels)), sharex=True, squeeze=False)[:, 0]
+    for axis, (unit, shown) in zip(axes, panels.items(), strict=False):
+        _panel(axis, shown, exact, log=unit not in linear)
+        axis.set_ylabel(unit)
+    if log_x:
+        axes[-1].set_xscale("log")
+    else:
+        axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes[-1].set_xlabel(xlabel)
+    save_figure(figure, path)
+
+
+def _panel(
+    axis: Axes, series: Mapping[str, Sequence[tuple[float, float, float]]], exact: float | None, *, log: bool
+) -> None:
     axis.set_prop_cycle(**LINES)
     shown = []
     for name, rows in series.items():
@@ -47,11 +72,7 @@ def estimates_plot(
         shown += value[finite].tolist()
     if exact is not None:
         axis.axhline(exact, color="0.3", lw=1, ls="--")
-    if log_x:
-        axis.set_xscale("log")
-    if shown and min(shown) > 0 and max(shown) > _LINEAR * min(shown):
+    if log and shown and min(shown) > 0 and max(shown) > _LINEAR * min(shown):
         axis.set_yscale("log")
-    axis.set_xlabel(xlabel)
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8)
-    save_figure(figure, path)

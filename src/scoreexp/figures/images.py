@@ -6,6 +6,7 @@ They do without pyplot, which would choose a backend for the whole process and k
 import contextlib
 import gc
 import math
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -145,8 +146,12 @@ def _mosaic(
     rows = -(-len(shown) // columns)
     high, wide = (max(picture.shape[axis] for picture in shown) for axis in (0, 1))
     text = max((title.count("\n") + bool(title) for title in titles), default=0) * round(_LINE * size / 9)
-    top = _GAP + (2 * _LINE if heading else 0)
-    width, height = columns * (wide + _GAP) + _GAP, rows * (high + text + _GAP) + top
+    width = columns * (wide + _GAP) + _GAP
+    lines = textwrap.wrap(
+        heading, max(1, int(width / (0.6 * 10 * _DPI / 72)))
+    )  # letters of 10 points, mostly narrower
+    top = _GAP + (len(lines) + 1) * _LINE * bool(lines)
+    height = rows * (high + text + _GAP) + top
     figure = Figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI)
     for n, picture in enumerate(shown):
         row, column = divmod(n, columns)
@@ -156,7 +161,7 @@ def _mosaic(
         figure.figimage(picture, left, bottom, cmap="gray", vmin=0, vmax=255)
         middle = left + picture.shape[1] / 2
         figure.text(middle / width, (lower + high + 4) / height, titles[n], ha="center", fontsize=size)
-    figure.text(0.5, 1 - 1.4 * _LINE / height, heading, ha="center", fontsize=10)
+    figure.text(0.5, 1 - 0.5 * _LINE / height, "\n".join(lines), ha="center", va="top", fontsize=10)
     save_figure(figure, path, dpi=_DPI)
 
 

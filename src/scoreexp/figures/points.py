@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
 from matplotlib.colors import hsv_to_rgb
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -134,6 +135,35 @@ def scatter(points: Tensor, path: str | Path, title: str = "") -> None:
     axis.scatter(*points.T, s=4, lw=0, color=COLOURS[0])
     axis.set(title=title, aspect="equal")
     axis.grid(alpha=0.3)
+    save_figure(figure, path)
+
+
+@freed_at_once()
+def pairs_plot(pairs: Tensor, path: str | Path, *, names: tuple[str, str]) -> None:
+    """Points of the plane, each joined to another one, ``[N, 2, 2]``, on equal axes.
+
+    >>> import tempfile
+    >>> import torch
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     pairs_plot(torch.randn(20, 2, 2), f"{folder}/pairs.png", names=("drawn", "nearest"))
+    ...     Path(folder, "pairs.png").is_file()
+    True
+
+    Args:
+        pairs: coordinates of the first and the second point of each pair.
+        path: the PNG to write.
+        names: what the first and the second points are.
+    """
+    figure = Figure(figsize=(5, 5), layout="constrained")
+    axis = figure.subplots()
+    axis.add_collection(LineCollection(pairs.numpy(), colors="0.6", lw=0.8, zorder=1))
+    for k, (name, marker) in enumerate(zip(names, "o+", strict=True)):
+        axis.scatter(
+            *pairs[:, k].T, s=(14, 26)[k], lw=1 if k else 0, marker=marker, color=COLOURS[k], label=name
+        )
+    axis.set_aspect("equal")
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=8)
     save_figure(figure, path)
 
 

@@ -1,8 +1,9 @@
 r"""Fitting a solver of few evaluations to a model: times and coefficients with the smallest error on training starts.
 
 1. Reference: the probability flow from some starts, by an adaptive solver, with its states on the way.
-2. Start: times even in a power of the angle ``arctan(sigma / alpha)``, and the coefficients of each step by least squares,
-   from the solver's own state to the reference's at the next time (the power with the smallest error is taken).
+2. Start, the one with the smallest error of two kinds: times even in a power of the angle ``arctan(sigma / alpha)``, and the
+   coefficients of each step by least squares, from the solver's own state to the reference's at the next time; or times
+   and coefficients of a UniPC method on a usual grid, which every linear multistep method can be written with.
 3. Descent: L-BFGS through the model on the logarithm of the mean squared distance at the end, over the gaps of the angle
    and the coefficients. These are taken in the orthonormal coordinates of the least squares (a QR decomposition for each
    step), where the problem is well scaled.
@@ -17,7 +18,8 @@ References:
 """
 
 import math
-from typing import NamedTuple
+from itertools import pairwise, product
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -31,19 +33,38 @@ from scoreexp.denoisers.denoiser import DenoiserBase
 from scoreexp.numerics.ode import RK45
 from scoreexp.samplers.auto import Auto
 from scoreexp.samplers.base import Sampler, batch_of
-from scoreexp.samplers.grids import SpacedGrid
+from scoreexp.samplers.grids import KarrasGrid, LogSNRGrid, QuadraticGrid, SpacedGrid
 from scoreexp.samplers.labels import Label, labels_for
 from scoreexp.samplers.non_stationary import NonStationary, combined
 from scoreexp.samplers.probability_flow import ProbabilityFlow
 from scoreexp.samplers.starts import start_from_prior
+from scoreexp.samplers.unipc import UniPC
+from scoreexp.samplers.unipc_velocity import UniPCVelocity
 from scoreexp.schedules import Schedule
 
 PURPOSE = "solver fit"  # of the random streams: never the noise of a sample
 STATES = 97  # of a reference trajectory
 POWERS = (1.0, 1.4, 2.0)  # of the angle
-VALUES = 32768  # that the starts have together, as far as their number allows
-FEWEST, MOST = 16, 1024  # starts
+VALUES = 65536  # that the starts have together, as far as their number allows
+FEWEST, MOST = 32, 1024  # starts
+AT_ONCE = 24576  # values that go through the model together with gradients
+NEAR = 1e-3  # of the first gap of the angle: evaluated at t_max, as far as times that fall allow
 RIDGE = 1e-5  # of the least squares, relative to each term
+
+
+class _Steady(UniPC):
+    """Never evaluates twice at a time."""
+
+    def init_state(self, model: DenoiserBase, x: Tensor, times: Tensor) -> Any:
+        return super().init_state(model, x, times)._replace(restart=False)
+
+
+class _SteadyVelocity(_Steady, UniPCVelocity):
+    pass
+
+
+METHODS, GRIDS = (_SteadyVelocity, _Steady), (QuadraticGrid, LogSNRGrid, KarrasGrid)
+ORDERS: tuple[Literal[2, 3], ...] = (2, 3)
 
 
 class AngleGrid(SpacedGrid):
@@ -115,7 +136,7 @@ def trajectories(
     tolerance: float = 1e-5,
     dtype: torch.dtype = torch.float32,
 ) -> Trajectories:
-    """The flow from so many starts; by default 16 to 1024, fewer for larger samples."""
+    """The flow from so many starts; by default 32 to 1024, fewer for larger samples."""
     if model.event_shape is None:
         raise ValueError("the model does not say of what shape its samples are: load it from a checkpoint")
     if starts is None:
@@ -138,7 +159,7 @@ def fit_solver(
     denoise_last: bool = True,
     label: Label = None,
     reference: Trajectories | None = None,
-    iterations: PositiveInt = 100,
+    iterations: PositiveInt = 60,
     tolerance: PositiveFloat = 1e-5,
 ) -> FittedSolver:
     """A ``NonStationary`` solver of so many evaluations for ``model``, from ``t_max``.
@@ -182,7 +203,8 @@ def fit_solver(
     training = _Fit(model, fitted_on, evaluations, denoise_last)
     test = _Fit(model, tested_on, evaluations, denoise_last)
     test.mean = training.mean
-    start = min((training.least_squares(power) for power in POWERS), key=training.error)
+    starts = [training.least_squares(power) for power in POWERS] + training.usual()
+    start = min(starts, key=training.error)
     found = training.descent(start, iterations)
     best = min((start, found), key=test.error)
     sampler = NonStationary(
@@ -207,6 +229,52 @@ def _split(reference: Trajectories, held_out: int) -> tuple[Trajectories, Trajec
     return part(slice(held_out, None)), part(slice(held_out))
 
 
+class _Symbols(DenoiserBase, wraps=True):
+    """Stands for a model: its k-th prediction is the k-th unit vector, so that states are their own coefficients."""
+
+    event_shape = ()
+
+    def __init__(self, schedule: Schedule) -> None:
+        self.schedule = schedule
+        self.times: list[float] = []
+        self.states: list[Tensor] = []
+
+    def __call__(self, x_t: Tensor, t: Tensor, cond: Tensor | None = None) -> Tensor:
+        self.times.append(t[0].item())
+        self.states.append(x_t)
+        unit = torch.zeros_like(x_t)
+        unit[len(self.times) : len(self.times) + 1] = 1.0  # none beyond the last: written_out refuses that
+        return unit
+
+
+def written_out(schedule: Schedule, sampler: Sampler) -> tuple[Tensor, list[Tensor]]:
+    """The times and coefficients with which ``NonStationary`` takes the steps of a linear multistep method.
+
+    >>> from scoreexp.samplers import DDIM, UniformGrid
+    >>> from scoreexp.schedules import VP
+    >>> times, coefficients = written_out(VP(), DDIM(UniformGrid(4), denoise_last=False))
+    >>> len(times), [len(c) for c in coefficients], [int((c != 0).sum()) for c in coefficients]
+    (4, [2, 3, 4], [2, 2, 2])
+
+    Raises:
+        ValueError: if it evaluates twice at a time, or the schedule does not suit it.
+    """
+    times = sampler.grid(schedule)
+    symbols = _Symbols(schedule)
+    start = torch.zeros(len(times) + 1, dtype=torch.float64)
+    start[0] = 1.0
+    end = sampler(symbols, start, streams=ImageStreams(range(len(start)))).x
+    if symbols.times != times[:-1].tolist():
+        raise ValueError(
+            f"{type(sampler).__name__} does not evaluate once at each time but the last: it cannot be written so"
+        )
+    coefficients = []
+    for i, (state, after) in enumerate(pairwise([*symbols.states, end])):
+        a = after[0] / state[0]  # the start is eliminated
+        coefficients.append(torch.cat([a[None], (after - a * state)[1 : i + 2]]))
+    return times, coefficients
+
+
 class _Solver(NamedTuple):
     """Times ``t_1 ... t_n``, and for each step the coefficients c and R, so that ``R c`` is in units of the state."""
 
@@ -228,23 +296,21 @@ class _Fit:
             t = batch_of(model.schedule.t_max, self.start)
             self.mean = model.begin()(self.start, t, reference.cond).mean(0)
 
-    def end(self, solver: _Solver) -> Tensor:
-        """The result of a solver; as ``NonStationary``, but differentiable in times and coefficients."""
-        model, x, known = self.model.begin(), self.start, [self.mean.expand_as(self.start)]
+    def squared(self, solver: _Solver, rows: slice = slice(None)) -> Tensor:
+        """Sum of squared distances to the targets, by the steps of ``NonStationary``, differentiable in all its numbers."""
+        x = self.start[rows]
+        cond = None if self.reference.cond is None else self.reference.cond[rows]
+        model, known = self.model.begin(), [self.mean.expand_as(x)]
         for i, coefficients in enumerate(solver.coefficients):
             if i:
-                known.append(model(x, solver.times[i - 1].expand(len(x)), self.reference.cond))
+                known.append(model(x, solver.times[i - 1].expand(len(x)), cond))
             x = combined(coefficients.to(x), x, known)
-        return x
-
-    def squared(self, solver: _Solver) -> Tensor:
-        """Mean squared distance to the targets."""
-        return (self.end(solver) - self.target).double().square().flatten(1).sum(1).mean()
+        return (x - self.target[rows]).double().square().sum()
 
     def error(self, solver: _Solver) -> float:
-        """Its root; infinite where it is not a number."""
+        """Root of the mean squared distance; infinite where it is not a number."""
         with torch.no_grad():
-            squared = self.squared(solver).item()
+            squared = self.squared(solver).item() / len(self.start)
         return math.sqrt(squared) if math.isfinite(squared) else math.inf
 
     def error_of(self, sampler: Sampler) -> float:
@@ -256,11 +322,10 @@ class _Fit:
             return math.inf
         return (end - self.target).double().square().flatten(1).sum(1).mean().sqrt().item()
 
-    @torch.no_grad()
     def least_squares(self, power: float) -> _Solver:
         """Even times, and each step fitted from the solver's state to the reference at the next time."""
         n = self.evaluations
-        # 1. the first of n + 1 gaps is half as long as the others: there the mean stands for the prediction
+        # the first of n + 1 gaps is half as long as the others: there the mean stands for the prediction
         fraction = (torch.arange(n + 1, dtype=torch.float64) + 0.5) / (n + 0.5)
         schedule = self.model.schedule
         high, low = _angle(schedule, schedule.t_max), _angle(schedule, schedule.t_min)
@@ -269,24 +334,55 @@ class _Fit:
         for k in range(n - 1, -1, -1):  # different states of the reference, the last one for the end only
             at[k] = min(at[k], at[k + 1] - 1)
         at = [max(index, k + 1) for k, index in enumerate(at)]
-        times = self.reference.times[at[:-1]]
         targets = [*self.reference.states[at[:-1]], self.target]
-        # 2. one step after the other
+        return self.scaled(self.reference.times[at[:-1]], targets=targets)
+
+    def usual(self) -> list[_Solver]:
+        """UniPC methods on usual grids, as far as they suit the schedule.
+
+        Their first prediction is the mean, or that at a time next to ``t_max``.
+        """
+        found, schedule = [], self.model.schedule
+        for method, grid, order, mean in product(METHODS, GRIDS, ORDERS, (True, False)):
+            try:
+                sampler = method(grid(self.evaluations + 1 + mean), order, denoise_last=False)
+                times, coefficients = written_out(schedule, sampler)
+            except (ValueError, ArithmeticError):  # the schedule does not suit it
+                continue
+            if not mean:
+                first, second = (_angle(schedule, t) for t in times[:2].tolist())
+                near = _time(schedule, torch.tensor([first + NEAR * (second - first)], dtype=torch.float64))
+                times = torch.cat([times[:1], near, times[1:]])
+                stay = torch.tensor([1.0, 0.0], dtype=torch.float64)
+                coefficients = [stay, *(torch.cat([c[:1], stay[1:], c[1:]]) for c in coefficients)]
+            found.append(self.scaled(times[1:-1], coefficients))
+        return found
+
+    @torch.no_grad()
+    def scaled(
+        self, times: Tensor, coefficients: list[Tensor] | None = None, targets: list[Tensor] | None = None
+    ) -> _Solver:
+        """The solver with coefficients as given, or each step fitted to its target, and their scales."""
         model, x, known = self.model.begin(), self.start, [self.mean.expand_as(self.start)]
-        coefficients, scales = [], []
-        for i, target in enumerate(targets):
+        chosen, scales = [], []
+        for i in range(len(times) + 1):
             if i:
                 known.append(model(x, batch_of(times[i - 1].item(), x), self.reference.cond))
             terms = torch.stack([v.double().flatten() for v in (x, *known)], 1)
             norms = terms.norm(dim=0).clamp(min=1e-300)
             ridge = RIDGE * torch.eye(len(norms), dtype=torch.float64, device=x.device)
             q, r = torch.linalg.qr(torch.cat([terms / norms, ridge]))
-            projected = q[: len(terms)].T @ target.double().flatten()
             r = r * norms
-            coefficients.append(torch.linalg.solve_triangular(r, projected[:, None], upper=True)[:, 0].cpu())
+            if targets is not None:
+                projected = q[: len(terms)].T @ targets[i].double().flatten()
+                step = torch.linalg.solve_triangular(r, projected[:, None], upper=True)[:, 0].cpu()
+            else:
+                assert coefficients is not None
+                step = coefficients[i]
+            chosen.append(step)
             scales.append(r.cpu() / math.sqrt(len(x)))
-            x = combined(coefficients[-1].to(x), x, known)
-        return _Solver(times, coefficients, scales)
+            x = combined(step.to(x), x, known)
+        return _Solver(times, chosen, scales)
 
     def descent(self, start: _Solver, iterations: int) -> _Solver:
         """L-BFGS from ``start``."""
@@ -303,15 +399,22 @@ class _Fit:
             coefficients = [inverse @ c for inverse, c in zip(inverses, scaled, strict=True)]
             return _Solver(_time(schedule, high - (high - low) * shares), coefficients, start.scales)
 
+        size = max(1, AT_ONCE // self.start[0].numel())
+        parts = [slice(k, k + size) for k in range(0, len(self.start), size)]
+
         def loss(values: np.ndarray) -> tuple[float, np.ndarray]:
-            with torch.enable_grad():
-                point = torch.from_numpy(values).requires_grad_()
-                squared = self.squared(solver(point))
-                if not squared.isfinite():
-                    return 1e9, np.zeros_like(values)
-                squared.clamp(min=1e-300).log().backward()
+            """The logarithm of the sum of squares and its gradient."""
+            point, total = torch.from_numpy(values).requires_grad_(), 0.0
+            for rows in parts:
+                with torch.enable_grad():
+                    squared = self.squared(solver(point), rows)
+                    squared.backward()
+                total += squared.item()
+            if not math.isfinite(total):
+                return 1e9, np.zeros_like(values)
             assert point.grad is not None
-            return squared.log().item(), point.grad.numpy()
+            total = max(total, 1e-300)
+            return math.log(total), point.grad.numpy() / total
 
         first = torch.cat(
             [gaps.log(), *(r @ c for r, c in zip(start.scales, start.coefficients, strict=True))]

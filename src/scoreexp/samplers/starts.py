@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from scoreexp.core.errors import UserError
 from scoreexp.core.ranges import of_255
 from scoreexp.core.streams import ImageStreams
 from scoreexp.denoisers.denoiser import DenoiserBase
@@ -66,13 +67,13 @@ def start_from_observation(schedule: Schedule, y: Tensor, sigma: float) -> tuple
         ``x_t [B, *]`` and ``t*``.
 
     Raises:
-        ValueError: if ``sigma`` is outside the schedule's range of noise levels.
+        UserError: ``sigma`` is outside the schedule's range of noise levels.
     """
     low, high = schedule.sigma_range
     if not (math.isfinite(sigma) and low <= sigma <= high):
-        raise ValueError(
-            f"sigma={sigma:.6g} (units of [-1, 1], twice those of [0, 1]) is outside [{low:.6g}, {high:.6g}] of the "
-            f"{type(schedule).__name__} schedule: choose a noise level inside it, in units of [0, 1] from {low / 2:.3g} to "
+        raise UserError(
+            f"sigma={sigma / 2:.6g} in units of [0, 1] ({sigma:.6g} in those of the model, [-1, 1]) is outside the noise "
+            f"levels of the {type(schedule).__name__} schedule: choose one in units of [0, 1] from {low / 2:.3g} to "
             f"{high / 2:.3g}{_of_255(sigma / 2, high / 2)}"
         )
     t = schedule.t_of_sigma(torch.tensor(sigma, dtype=torch.float64)).item()

@@ -26,6 +26,7 @@ from scoreexp.api.denoise import (
 from scoreexp.app.picture_files import (
     input_and_output,
     output_folder,
+    read_mask,
     require_absent,
     require_none_failed,
     require_writable,
@@ -197,7 +198,7 @@ def _dead(given: str | None) -> np.ndarray | Literal["auto"] | None:
     """The mask ``[H, W, C]`` of a file, true where it is black."""
     if given is None or given == "auto":
         return given  # type: ignore[return-value]
-    dead: np.ndarray = read_image(Path(given).expanduser()).pixels < 0.5
+    dead: np.ndarray = read_mask("dead", given) < 0.5
     if dead.all() or not dead.any():
         what = "all black, so nothing is known" if dead.all() else "without a dead pixel: paint them black"
         raise UserError(f"dead={given} is {what}")

@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from scoreexp.api.diagnose import diagnose as diagnose_model
+from scoreexp.app.progress import StepProgress
 from scoreexp.app.run_data import data_of_run
 from scoreexp.app.run_settings import sampler_settings
 from scoreexp.app.terminal import say, say_labelled
@@ -44,7 +45,10 @@ def diagnose(cfg: DictConfig) -> Path:
             raise
         missing = str(error)
     sampler = instantiate(sampler_settings(cfg, model.record))
-    with own_folder(cfg.out, home_of(cfg.ckpt) / "diagnoses") as folder:
+    with (
+        own_folder(cfg.out, home_of(cfg.ckpt) / "diagnoses") as folder,
+        StepProgress("drawing samples") as progress,
+    ):
         found = diagnose_model(
             model,
             data.train,
@@ -61,6 +65,7 @@ def diagnose(cfg: DictConfig) -> Path:
             levels=list(LEVELS if cfg.levels is None else cfg.levels),
             seed=cfg.seed,
             batch_size=cfg.batch_size,
+            progress=progress.item,
         )
         found.settings["checkpoint"] = Path(cfg.ckpt).name
         if missing is not None:

@@ -15,6 +15,7 @@ from scoreexp.app.early_checks import is_speech
 from scoreexp.app.picture_files import (
     input_and_output,
     output_folder,
+    read_mask,
     require_absent,
     require_none_failed,
     require_writable,
@@ -181,7 +182,7 @@ def _task(cfg: DictConfig) -> _Task:
 
 def _mask(path: str) -> Tensor:
     """``[H, W]``, true where a pixel is seen."""
-    seen = torch.from_numpy(read_image(Path(path).expanduser()).pixels.mean(-1) >= 0.5)
+    seen = torch.from_numpy(read_mask("mask", path).mean(-1) >= 0.5)
     if seen.all():
         raise UserError(f"mask={path} is without a hole: paint the pixels to be filled black")
     if not seen.any():

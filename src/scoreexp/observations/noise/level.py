@@ -20,6 +20,8 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from scoreexp.core.errors import UserError
+
 SMALLEST_SIDE = 16
 TRUSTED_SIDE = 64
 CLIPPED_SHARE = 0.1
@@ -90,7 +92,7 @@ def require_picture(pixels: np.ndarray) -> None:
         ValueError: the message says what is needed.
     """
     if pixels.ndim != 3 or min(pixels.shape[:2]) < SMALLEST_SIDE or pixels.shape[2] == 0:
-        raise ValueError(
+        raise UserError(
             f"the noise level of an image of shape {pixels.shape} cannot be estimated; [H, W, C] with at "
             f"least {SMALLEST_SIDE} pixels a side is needed: give sigma as a number"
         )

@@ -138,7 +138,7 @@ def line_chart(
     ys = [y for line in lines for _, y in line.points if math.isfinite(y)]
     if not xs or not ys:
         return None
-    frame = Frame(width=520, height=300, left=48, right=506, top=12, bottom=258)
+    frame = Frame(width=530, height=300, left=48, right=506, top=12, bottom=258)
     x_end = max(xs) or 1.0
     top = high if high is not None else max(ys)
     low = min([*ys, target] if target is not None else ys)
@@ -170,10 +170,10 @@ def bar_chart(bars: Sequence[Bar], *, xlabel: str) -> BarChart:
 
     >>> chart = bar_chart([Bar("ours", "#000000", [("#888888", 2.0), ("#444444", 3.0)], "5 s")], xlabel="seconds")
     >>> [part.length for part in chart.bars[0].parts]
-    [200.0, 300.0]
+    [176.0, 264.0]
     """
     height = ROW * len(bars) + 40
-    frame = Frame(width=900, height=height, left=165, right=665, top=0, bottom=height - 34)
+    frame = Frame(width=900, height=height, left=165, right=605, top=0, bottom=height - 34)
     longest = max((sum(value for _, value in bar.parts) for bar in bars), default=0) or 1.0
     scale = (frame.right - frame.left) / longest
     placed = []

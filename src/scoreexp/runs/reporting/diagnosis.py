@@ -2,12 +2,14 @@
 
 import base64
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from scoreexp.core.ranges import to_unit
 from scoreexp.diagnostics.diagnosis import Diagnosis, Finding
+from scoreexp.diagnostics.estimates import Estimate
 from scoreexp.figures.estimates import estimates_plot
 from scoreexp.figures.images import image_grid
+from scoreexp.figures.points import pairs_plot
 from scoreexp.runs.reporting.page import templates
 from scoreexp.system.atomic import atomic_write
 from scoreexp.system.json_files import write_json
@@ -54,14 +56,40 @@ def _section(finding: Finding, folder: Path) -> dict[str, Any]:
             path,
             xlabel=finding.axis,
             log_x="level" in finding.axis,
-            exact=1.0 if finding.name == "calibration" else None,
+            exact=1.0 if finding.name in ("calibration", "training_over_held_out") else None,
+            units=finding.units,
+            linear=("accuracy", "dB"),
         )
         pictures.append((_data_uri(path), "bars: two standard errors"))
     if finding.pictures is not None:
         path = folder / f"{finding.name}_images.png"
         image_grid(to_unit(finding.pictures.float()).clamp(0, 1), path)
         pictures.append((_data_uri(path), finding.caption))
-    return {"finding": finding, "pictures": pictures}
+    if finding.pairs is not None:
+        path = folder / f"{finding.name}_points.png"
+        pairs_plot(finding.pairs.float(), path, names=("drawn", "nearest training sample"))
+        pictures.append((_data_uri(path), finding.caption))
+    return {"finding": finding, "pictures": pictures, "tables": _tables(finding)}
+
+
+class _Table(NamedTuple):
+    """Series with the same places on the axis and the same number of samples, side by side."""
+
+    names: list[str]
+    samples: int
+    rows: dict[float, list[Estimate]]
+
+
+def _tables(finding: Finding) -> list[_Table]:
+    found: dict[tuple[tuple[float, ...], int], _Table] = {}
+    for name, series in finding.series.items():
+        for n in sorted({estimate.n for estimate in series.values()}):
+            rows = {at: estimate for at, estimate in series.items() if estimate.n == n}
+            table = found.setdefault((tuple(rows), n), _Table([], n, {at: [] for at in rows}))
+            table.names.append(name)
+            for at, estimate in rows.items():
+                table.rows[at].append(estimate)
+    return list(found.values())
 
 
 def _data_uri(path: Path) -> str:

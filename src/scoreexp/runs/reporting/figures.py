@@ -1,7 +1,7 @@
 """The figures of a report: curves of the monitored value, denoised images, and where the time goes."""
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -41,6 +41,15 @@ class Strip(NamedTuple):
     method: str
     colour: str
     pictures: list[Picture]
+    caption: str
+
+
+class Sampled(NamedTuple):
+    """The last overview of samples that a run has drawn in training."""
+
+    method: str
+    colour: str
+    source: str
     caption: str
 
 
@@ -113,11 +122,7 @@ def _picture(run: Run, kind: str) -> Path:
 
 def _pictures(run: Run) -> list[Picture]:
     files = {kind: _picture(run, kind) for kind in ("noisy", "denoised", "clean")}
-    return [
-        Picture(kind, f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}")
-        for kind, path in files.items()
-        if path.is_file()
-    ]
+    return [Picture(kind, _data_uri(path)) for kind, path in files.items() if path.is_file()]
 
 
 def _caption(run: Run) -> str:
@@ -128,6 +133,23 @@ def _caption(run: Run) -> str:
     ]
     state = "" if run.state == "done" else f", {run.state}"
     return f"Seed {run.seed}{state}, step {run.steps}: {', '.join(said)}"
+
+
+def samples(runs: Sequence[Run], pens: Mapping[str, Pen]) -> list[Sampled]:
+    """The overview of the first run of each method that has some."""
+    found: dict[str, Sampled] = {}
+    for run in runs:
+        overviews = sorted((run.folder / "distribution").glob("step_*.png"))
+        if overviews and run.method not in found:
+            said = f"Seed {run.seed}, step {int(overviews[-1].stem.removeprefix('step_'))}"
+            found[run.method] = Sampled(
+                label(run.method), pens[run.method].colour, _data_uri(overviews[-1]), said
+            )
+    return list(found.values())
+
+
+def _data_uri(path: Path) -> str:
+    return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
 def stages(table: Table, pens: Mapping[str, Pen]) -> Stages | None:

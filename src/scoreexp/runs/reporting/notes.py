@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from scoreexp.runs.reporting.runs import Plan, Run
-from scoreexp.runs.reporting.settings import conditions, differences
+from scoreexp.runs.reporting.settings import conditions, differences, shown_value
 from scoreexp.runs.reporting.summary import Table, target_of
 from scoreexp.runs.reporting.wording import label, target_text
 
@@ -30,9 +30,10 @@ def facts(runs: Sequence[Run], plan: Plan | None) -> dict[str, str]:
     """The comparison in figures."""
     methods, seeds = {run.method for run in runs}, sorted({run.seed for run in runs})
     done = sum(run.state == "done" for run in runs)
+    listed = f"{len(seeds)} ({', '.join(map(str, seeds[:6]))}{', …' if len(seeds) > 6 else ''})"
     said = {
         "methods": str(len(methods)),
-        "seeds": f"{len(seeds)} ({', '.join(map(str, seeds[:6]))}{', …' if len(seeds) > 6 else ''})",
+        **({"seed": str(seeds[0])} if len(seeds) == 1 else {"seeds": listed}),
         "runs finished": f"{done} of {len(runs)}",
     }
     if plan is not None and plan.mode == "budget" and plan.seconds is not None:
@@ -107,9 +108,9 @@ def _what_differs(runs: Sequence[Run], plan: Plan | None) -> str:
             described.append(conditions(run.config) | own)
     parts = []
     for key in dict.fromkeys(key for one in described for key in one):
-        values = dict.fromkeys(str(one.get(key, "–")) for one in described)
+        values = dict.fromkeys(shown_value(key, one.get(key, "–")) for one in described)
         if len(values) > 1:
-            parts.append(f"{key} ({' / '.join(values)})")
+            parts.append(f"{key.removesuffix('._target_')} ({' / '.join(values)})")
     return ", ".join(parts)
 
 

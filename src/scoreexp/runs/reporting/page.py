@@ -9,7 +9,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from scoreexp.runs.reporting.charts import pens
 from scoreexp.runs.reporting.csv_table import as_csv
 from scoreexp.runs.reporting.evaluations import Evaluated, evaluations
-from scoreexp.runs.reporting.figures import Curves, Stages, Strip, curves, stages, strips
+from scoreexp.runs.reporting.figures import Curves, Sampled, Stages, Strip, curves, samples, stages, strips
 from scoreexp.runs.reporting.image_table import ImageTable, image_table
 from scoreexp.runs.reporting.notes import (
     Differences,
@@ -21,17 +21,20 @@ from scoreexp.runs.reporting.notes import (
     setting_differences,
 )
 from scoreexp.runs.reporting.reading import find_runs
-from scoreexp.runs.reporting.results import Results, results
+from scoreexp.runs.reporting.results import Results, results, what_is_compared
 from scoreexp.runs.reporting.runs import Plan, Run
 from scoreexp.runs.reporting.summary import tables
-from scoreexp.runs.reporting.wording import label
+from scoreexp.runs.reporting.wording import card_text, label
 from scoreexp.system.atomic import atomic_write, clear_orphans
 
 TEMPLATES = Path(__file__).with_name("templates")
 
 
 class Page(NamedTuple):
-    """What the page shows, in its order; sections with one entry per table leave out those that have nothing to show."""
+    """What the page shows, in its order.
+
+    Sections with one entry per table leave out those that have nothing to show, and name the table where there are several.
+    """
 
     title: str
     methods: list[str]
@@ -39,9 +42,10 @@ class Page(NamedTuple):
     notices: list[Notice]
     results: list[Results]
     images: list[ImageTable]
-    curves: list[Curves]
-    pictures: list[list[Strip]]
-    stages: list[Stages]
+    curves: list[tuple[str, Curves]]
+    samples: list[Sampled]
+    pictures: list[tuple[str, list[Strip]]]
+    stages: list[tuple[str, Stages]]
     evaluations: list[Evaluated]
     differences: Differences | None
     reading: list[str]
@@ -95,6 +99,7 @@ def page_of(
     compared = tables(runs, plan, baseline)
     baseline = baseline or (plan.baseline if plan else None)
     several = len(compared) > 1
+    named = [(what_is_compared(table) if several else "", table) for table in compared]
     return Page(
         title=title or (plan.title or plan.name if plan else "Runs compared"),
         methods=[label(method) for method in methods],
@@ -102,9 +107,10 @@ def page_of(
         notices=notices(runs, plan, compared),
         results=list(filter(None, (results(table, baseline, pen_of, several) for table in compared))),
         images=list(filter(None, map(image_table, compared))),
-        curves=list(filter(None, (curves(table, pen_of) for table in compared))),
-        pictures=list(filter(None, (strips(table, pen_of) for table in compared))),
-        stages=list(filter(None, (stages(table, pen_of) for table in compared))),
+        curves=[(name, found) for name, table in named if (found := curves(table, pen_of))],
+        samples=samples(runs, pen_of),
+        pictures=[(name, shown) for name, table in named if (shown := strips(table, pen_of))],
+        stages=[(name, spent) for name, table in named if (spent := stages(table, pen_of))],
         evaluations=evaluations(runs),
         differences=setting_differences(runs),
         reading=reading(runs, compared),
@@ -127,5 +133,5 @@ def templates() -> Environment:
 def render(page: Page) -> str:
     """The page as HTML; whatever it says is escaped."""
     environment = templates()
-    environment.filters |= {"label": label, "px": "{:.1f}".format}
+    environment.filters |= {"label": label, "card": card_text, "px": "{:.1f}".format}
     return environment.get_template("report.html.jinja").render(page=page)

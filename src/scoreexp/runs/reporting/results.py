@@ -93,11 +93,10 @@ def results(table: Table, baseline: str | None, pens: Mapping[str, Pen], several
     if not any(row.finished for row in rows):
         return None
     columns = _columns(table, baseline)
-    conditions = describe_conditions(table)
     return Results(
-        heading=f"Results: {conditions.rpartition(' · ')[0]}" if several else "Results",
+        heading=f"Results: {what_is_compared(table)}" if several else "Results",
         finding=find(table),
-        conditions=conditions,
+        conditions=table.device if several else f"{what_is_compared(table)} · {table.device}",
         heads=["method", *(column.head for column in columns)],
         rows=[
             Row(label(row.method), pens[row.method].colour, row.untrained, [c.cell(row) for c in columns])
@@ -184,8 +183,8 @@ def _notes(table: Table, baseline: str | None) -> list[str]:
     return notes
 
 
-def describe_conditions(table: Table) -> str:
-    """Data, observation, target and hardware of a table in one line."""
+def what_is_compared(table: Table) -> str:
+    """Data, observation and target of a table in one line."""
     values = table.conditions
     runs = [run for row in table.rows for run in row.runs]
     kind = str(values.get("data._target_", "data")).rpartition(".")[2]
@@ -205,7 +204,7 @@ def describe_conditions(table: Table) -> str:
         again = values.get("monitor.confirm") if table.monitor.endswith("_confirmed") else None
         in_a_row = f", {again} evaluations in a row" if again and again > 1 else ""
         parts.append(f"target {target_text(table.monitor, table.target, runs)}{in_a_row}")
-    return " · ".join([*parts, table.device])
+    return " · ".join(parts)
 
 
 def find(table: Table) -> Finding | None:

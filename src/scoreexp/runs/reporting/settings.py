@@ -11,6 +11,7 @@ _ONLY_SHOWN = {"monitor.pictures", "monitor.intermediate", "monitor.shown_levels
 _OF_THE_METHOD = "monitor.restorer."  # operator and noise are conditions, what undoes them is not
 _NOT_SETTINGS = {"run_dir", "resume", "dry_run", "seed", "data.seed"} | {
     "callbacks.stop.mode", "callbacks.checkpoints.mode",  # follow from the metrics that are monitored
+    "callbacks.distribution.folder",  # below run_dir
 }  # fmt: skip
 _ABSENT = "–"
 
@@ -51,7 +52,7 @@ def differences(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str,
     flat = {label: method_settings(config) for label, config in configs.items()}
     rows: dict[str, dict[str, str]] = {}
     for key in dict.fromkeys(key for settings in flat.values() for key in settings):
-        values = {label: _show(key, settings.get(key, _ABSENT)) for label, settings in flat.items()}
+        values = {label: shown_value(key, settings.get(key, _ABSENT)) for label, settings in flat.items()}
         if key != "name" and len(set(values.values())) > 1:
             rows[key] = values
     for key in [key for key in rows if any(other.startswith(f"{key}.") for other in rows)]:
@@ -69,7 +70,12 @@ def differences(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str,
     return {key.removesuffix("._target_"): values for key, values in rows.items()}
 
 
-def _show(key: str, value: Any) -> str:
+def shown_value(key: str, value: Any) -> str:
+    """The value of a setting as text: of ``_target_`` the class.
+
+    >>> shown_value("data._target_", "scoreexp.data.MNIST")
+    'MNIST'
+    """
     if key.endswith("_target_"):
         return str(value).rpartition(".")[2]
     if value is None or isinstance(value, bool):

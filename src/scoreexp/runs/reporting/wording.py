@@ -1,7 +1,9 @@
 """How names and values are written on the page and in its tables."""
 
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from scoreexp.metrics.catalogue import spec_of
 from scoreexp.runs.reporting.runs import Run
@@ -9,6 +11,7 @@ from scoreexp.runs.reporting.summary import quality_of
 
 ABSENT = "–"
 NOT_REACHED = "not reached"
+_DIGEST = re.compile(r"\b[0-9a-f]{12,}\b")
 
 
 def label(method: str) -> str:
@@ -61,6 +64,27 @@ def parameters_text(count: int | None) -> str:
     if count is None:
         return ABSENT
     return "none" if count == 0 else f"{count / 1e6:.2f} M" if count >= 1e5 else f"{count:,}"
+
+
+def card_text(card: Mapping[str, Any]) -> str:
+    """How a value was computed, without its name; of a digest the first eight characters.
+
+    >>> card_text({"name": "fid", "n_generated": 500, "sampler": {"_target_": "scoreexp.samplers.DDIM", "eta": 0.0}})
+    'n generated 500, sampler DDIM (eta 0.0)'
+    """
+    return ", ".join(_entries({key: value for key, value in card.items() if key != "name"}))
+
+
+def _entries(values: Mapping[str, Any]) -> list[str]:
+    shown = {key: _in_words(value) for key, value in values.items() if key != "_target_"}
+    return [f"{key.replace('_', ' ')} {text}" for key, text in shown.items() if text]
+
+
+def _in_words(value: Any) -> str:
+    if isinstance(value, Mapping):
+        name, arguments = str(value.get("_target_", "")).rpartition(".")[2], ", ".join(_entries(value))
+        return f"{name} ({arguments})" if name and arguments else name or arguments
+    return "" if value is None else _DIGEST.sub(lambda found: found[0][:8], str(value))
 
 
 def listed(words: Sequence[str]) -> str:
