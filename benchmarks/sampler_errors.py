@@ -15,8 +15,8 @@ A sampler that cannot spend exactly a budget takes the most steps within it; eva
 
 Resumable: networks, solutions and cells are kept in ``outputs/sampler_errors``, and what is there is not done again
 (``--fresh NAME`` forgets the cells of a problem). ``--publish`` writes benchmarks/results/sampler_errors.json and the
-tables of docs/samplers.md. The images need SCOREEXP_DATA, the folder of mnist/ and cifar10/. About an hour and a half on one CPU core
-(OMP_NUM_THREADS=1), of which the images take most.
+tables of docs/samplers.md. The images need SCOREEXP_DATA, the folder of mnist/ and cifar10/. About an hour and a half on
+one CPU core (OMP_NUM_THREADS=1), of which the images take most.
 """
 
 import argparse
