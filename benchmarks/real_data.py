@@ -32,6 +32,7 @@ ON_CPU = {
     "mnist_cpu": "experiment=mnist_cpu",
     "cifar10_cpu": "experiment=cifar10_cpu",
     "faces64_cpu": "experiment=faces64_cpu",
+    "mnist_ddgan_cpu": "experiment=mnist_ddgan_cpu",
     "mnist_autoencoder": "experiment=mnist_autoencoder",
     "cifar10_score_cnn": "experiment=cifar10_score_cnn",
     "cifar10_regression": "experiment=cifar10_regression",
