@@ -66,7 +66,9 @@ def module(label_dropout, world=1, rank=0, seed=0):
         seed=seed,
     )
     made.record = {"num_classes": 10}
-    made._trainer = SimpleNamespace(world_size=world, global_rank=rank, global_step=0, _results=None)
+    made._trainer = SimpleNamespace(
+        world_size=world, global_rank=rank, global_step=0, log_every_n_steps=0, max_steps=-1, _results=None
+    )
     made.log = lambda *args, **kwargs: None
     return made, seen
 
