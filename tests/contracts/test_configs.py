@@ -172,8 +172,11 @@ def test_experiment_composes_and_passes_the_check(name):
 
 
 def _data_of(name: str) -> str:
-    found = re.search(r"override /data: (\w+)", (conf_dir() / "experiment" / f"{name}.yaml").read_text())
-    return found.group(1) if found else "photo"
+    text = (conf_dir() / "experiment" / f"{name}.yaml").read_text()
+    if found := re.search(r"override /data: (\w+)", text):
+        return found.group(1)
+    parent = re.search(r"^  - (?!_self_)(\w+)$", text, re.MULTILINE)
+    return _data_of(parent.group(1)) if parent else "photo"
 
 
 @pytest.mark.integration
