@@ -299,7 +299,8 @@ def table(stored: dict[str, Any]) -> str:
 
 
 def _mean_and_spread(losses: list[float]) -> str:
-    return f"{mean(losses):.3f}" + (f" ± {stdev(losses):.3f}" if len(losses) > 1 else "")
+    form = ".3f" if mean(losses) < 100 else ".1e"
+    return f"{mean(losses):{form}}" + (f" ± {stdev(losses):{form}}" if len(losses) > 1 else "")
 
 
 def main() -> None:
