@@ -27,8 +27,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.pages import DOCS, write_table
-
 ROOT = Path(__file__).parents[1]
 RESULT = Path(__file__).parent / "results" / "precompute.json"
 IMAGES, QUICK, SMALL, SIDE = 1000, 64, 16, 32
@@ -214,6 +212,9 @@ def main() -> None:
         print(json.dumps(measure(*json.loads(arguments.measure))), flush=True)
         return
     if arguments.doc:
+        # not at the top: another version of the package may lack what it imports
+        from benchmarks.pages import DOCS, write_table
+
         write_table(DOCS / "solvers.md", "benchmarks.precompute", table(json.loads(RESULT.read_text())))
         return
     result = run(QUICK if arguments.quick else arguments.images, arguments.rounds, arguments.before)
