@@ -3,8 +3,8 @@
 Each command is a process of its own. The first answers have limits, and the command fails where one is passed; the least of
 several runs counts, which a busy machine disturbs least. The runs are compared with those of other trees, which take turns:
 
-    git worktree add /tmp/before b7eb0f7
-    python -m benchmarks.startup --against /tmp/before
+    git worktree add /tmp/b7eb0f7 b7eb0f7
+    python -m benchmarks.startup --against /tmp/b7eb0f7
 
 Ratios of wall time are the answer on an idle machine; where others work too, those of processor time (user and system) are.
 """
@@ -102,7 +102,7 @@ def main() -> int:
     parser.add_argument("--output", type=Path, help="a JSON file for all figures")
     asked = parser.parse_args()
     late = 0 if asked.only_runs else first_answers()
-    trees = {**{str(tree): tree.resolve() for tree in asked.against}, "this tree": HERE}
+    trees = {**{tree.name: tree.resolve() for tree in asked.against}, "this tree": HERE}
     figures = {"one run": compare_runs(trees, 1, asked.repeats)}
     if asked.jobs:
         figures[f"sweep of {asked.jobs}"] = compare_runs(trees, asked.jobs, asked.sweeps)
