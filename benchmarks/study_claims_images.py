@@ -72,19 +72,19 @@ class Stage:
 
 
 STAGES = {
-    "cifar10": Stage("cifar10", 10, 32, 0.99, "network of 1 M, CPU"),
-    "faces64": Stage("faces64", 10, 64, 0.99, "grey ORL faces instead of CelebA, network of 1 M, CPU"),
-    "photos128": Stage("photos", 3, 128, 0.90, "photographs instead of CelebA, network of 1 M, CPU"),
-    "generation": Stage("cifar10", 1, 32, 0.99, "network of 1 M, CPU", generates=True),
+    "cifar10": Stage("cifar10", 10, 32, 0.99, "network of 0.6 M, CPU"),
+    "faces64": Stage("faces64", 10, 64, 0.99, "grey ORL faces instead of CelebA, network of 0.6 M, CPU"),
+    "photos128": Stage("photos", 3, 128, 0.90, "photographs instead of CelebA, network of 0.6 M, CPU"),
+    "generation": Stage("cifar10", 1, 32, 0.99, "network of 0.6 M, CPU", generates=True),
     "generation64": Stage(
-        "faces64", 1, 64, 0.95, "a grey ORL face instead of CelebA, network of 1 M, CPU", generates=True
+        "faces64", 1, 64, 0.95, "a grey ORL face instead of CelebA, network of 0.6 M, CPU", generates=True
     ),
     "generation3": Stage(
         "cifar10",
         1,
         32,
         0.95,
-        "weight of the conditional start assumed, network of 1 M, CPU",
+        "weight of the conditional start assumed, network of 0.6 M, CPU",
         generates=True,
         together=3,
     ),
