@@ -30,8 +30,10 @@ _QUINTIC = (3.4445, -4.7750, 2.0315)  # steep at 0, so that five iterations brin
 def orthogonalised(matrix: Tensor, iterations: int = 5) -> Tensor:
     r"""The nearest semi-orthogonal matrix of ``matrix[m, n]``, roughly: singular values in about [0.7, 1.2].
 
-    Newton-Schulz iteration :math:`X \leftarrow a X + (b X X^T + c (X X^T)^2) X` from :math:`X = G / (|G|_F + 10^{-7})`,
-    so that the faded gradient of a layer that takes no part is not blown up to a full step.
+    Newton-Schulz iteration :math:`X \leftarrow P X, P = a I + b A + c A^2, A = X X^T` from
+    :math:`X = G / (|G|_F + 10^{-7})`, so that the faded gradient of a layer that takes no part is not blown up to a full
+    step. The iteration runs on A alone, :math:`A \leftarrow P A P`, and the product of all P is applied to X at the end:
+    kernels are several times as wide as high, so A is small.
 
     >>> u = orthogonalised(torch.diag(torch.tensor([1.0, 2.0, 4.0])))
     >>> bool(((u.diagonal() - 1).abs() < 0.35).all()), bool((u - u.diagonal().diag()).abs().max() < 1e-6)
@@ -41,9 +43,14 @@ def orthogonalised(matrix: Tensor, iterations: int = 5) -> Tensor:
     x = matrix.T if tall else matrix
     x = x / (x.norm() + _NEGLIGIBLE)
     a, b, c = _QUINTIC
+    gram = x @ x.T
+    product = torch.eye(len(x), dtype=x.dtype, device=x.device)
     for _ in range(iterations):
-        gram = x @ x.T
-        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+        factor = torch.addmm(gram, gram, gram, beta=b, alpha=c)
+        factor.diagonal().add_(a)
+        product = factor @ product
+        gram = factor @ gram @ factor
+    x = product @ x
     return x.T if tall else x
 
 
