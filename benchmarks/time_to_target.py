@@ -139,7 +139,11 @@ def table(result: dict[str, Any]) -> str:
         )
     earlier = [version for version in versions if version != NOW]
     compared = "".join(f" {version} | ratio |" for version in earlier)
-    lines += ["", f"| median | steps | seconds to target |{compared}", f"| --- | --- | --- |{'---|---|' * len(earlier)}"]
+    lines += [
+        "",
+        f"| median | steps | seconds to target |{compared}",
+        f"| --- | --- | --- |{'---|---|' * len(earlier)}",
+    ]
     for method in METHODS:
         now = median(result, NOW, method, "time_to_target")
         then = [median(result, version, method, "time_to_target") for version in earlier]
