@@ -330,7 +330,10 @@ def conclusion(own: dict[str, Any], published: dict[str, Any], images: dict[str,
         ("project's network", own, "score_embedding", "without_embedding"),
         ("published network", published, "published_with_embedding", "published_without_embedding"),
     ]
-    lines = ["| embedding off / on, to global SSIM 0.99 unless said | steps | seconds |", "| --- | --- | --- |"]
+    lines = [
+        "| embedding off / on, to global SSIM 0.99 unless said | steps | seconds |",
+        "| --- | --- | --- |",
+    ]
     for name, result, with_it, without in pairs:
         steps, seconds = (contribution(result["rows"], with_it, without, target, what) for what in (0, 1))
         lines.append(f"| {name} (cap {result['cap_seconds']:g} s a run) | {steps} | {seconds} |")
@@ -338,7 +341,9 @@ def conclusion(own: dict[str, Any], published: dict[str, Any], images: dict[str,
         told = STAGES[name]
         if not told.generates:
             steps, seconds = (
-                contribution(stage["rows"], "score_embedding", "without_embedding", f"{told.target:.2f}", what)
+                contribution(
+                    stage["rows"], "score_embedding", "without_embedding", f"{told.target:.2f}", what
+                )
                 for what in (0, 1)
             )
             words = (
