@@ -332,6 +332,7 @@ def test_densities_of_many_images_are_bit_for_bit_those_of_each_by_its_definitio
     images[1] = rng.integers(0, 2, (side, side, 3))  # on the edges of the outermost bins
     images[2] = 0.25
     images[3] = np.round(255 * images[3]) / 255
+    images[4] = 0.3 + 0.2 * images[4]  # bins on both sides of its own are empty
     np.testing.assert_array_equal(
         initial_log_densities(images, "smoothed"), np.stack([smoothed(image) for image in images])
     )

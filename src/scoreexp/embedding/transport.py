@@ -115,7 +115,7 @@ def _transported(
     state = x.to(torch.float64, copy=True)
     for n, t, score in steps:
         g_t = float(g(t)) if callable(g) else float(g)
-        state -= 0.5 * g_t**2 * score.double() * dt
+        state.sub_(score, alpha=0.5 * g_t**2 * dt)
         if noise > 0 and streams is not None and n < last:
             state += noise * g_t * math.sqrt(dt) * streams.normal(x).double()
         if clamp:
@@ -238,7 +238,7 @@ class ImageEmbedding:
                 if (piece := next(slices, None)) is None:
                     return
                 score = torch.from_numpy(piece.component(component).astype(np.float32, order="C"))
-            if not score.sum().isfinite():
+            if not math.isfinite(score.sum().item()):
                 raise DataError(
                     f"a score field has values that are not finite at time {piece.time:.4g}: take smaller steps or "
                     "another embedding.precomputation.solver"

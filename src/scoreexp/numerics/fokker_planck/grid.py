@@ -79,7 +79,7 @@ class Grid:
     def derivative(self, field: Array, component: int, *, edge_order: int = 2, out: Array) -> Array:
         """One component of ``gradient``, [..., H, W], written to ``out``."""
         axis, h = component - 2, self.spacing[component]
-        f, d = np.moveaxis(field, axis, -1), np.moveaxis(out, axis, -1)
+        f, d = field.swapaxes(axis, -1), out.swapaxes(axis, -1)
         if axis == -1 and field.flags.c_contiguous and out.flags.c_contiguous:
             flat, inner = (
                 field.reshape(-1),

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import fft
-from scipy.ndimage import gaussian_filter
+from scipy.ndimage import correlate1d
 from scipy.stats import gaussian_kde
 
 from scoreexp.core.checked import checked
@@ -236,11 +236,21 @@ def _value_pairs(planes: Array) -> Array:
     counts = np.bincount(pairs.ravel(), minlength=len(bins) * VALUE_BINS**2)
     histograms = counts.reshape(-1, VALUE_BINS, VALUE_BINS) * float(VALUE_BINS**2) / size
     deviations = np.maximum(size ** (-1 / 6) * values.std(axis=1) * VALUE_BINS, 1.0)
-    densities = np.stack(
-        [gaussian_filter(each, sd, mode="reflect") for each, sd in zip(histograms, deviations)]
-    )
+    densities = np.zeros_like(histograms)
+    for each, sd, first, last, out in zip(histograms, deviations, bins.min(1), bins.max(1), densities):
+        _smoothed_bins(each, float(sd), slice(first, last + 1), slice(max(first - 1, 0), last + 2), out)
     log_p = np.log(np.maximum(_read_back(densities, scaled - 0.5), FLOOR))
     return log_p.reshape(planes.shape)
+
+
+def _smoothed_bins(histogram: Array, sd: float, filled: slice, read: slice, out: Array) -> None:
+    """The rows ``read`` of a Gaussian filter of a histogram that is empty but for the rows and columns ``filled``."""
+    radius = int(4 * sd + 0.5)
+    kernel = np.exp(-0.5 / (sd * sd) * np.arange(-radius, radius + 1) ** 2)
+    kernel /= kernel.sum()
+    columns = np.zeros_like(histogram)
+    correlate1d(histogram[:, filled], kernel, axis=0, output=columns[:, filled])
+    correlate1d(columns[read], kernel, axis=1, output=out[read])
 
 
 def _transposed(flat: NDArray[Any]) -> NDArray[Any]:

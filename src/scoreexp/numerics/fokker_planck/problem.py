@@ -23,6 +23,7 @@ Drift = Callable[[Array, float], Array]
 """f(points[2, ...], t) -> [2, ...]: drift at (row, column) coordinates; it must not depend on the image."""
 
 QUADRATURE_NODES = 16
+_NODES, _WEIGHTS = leggauss(QUADRATURE_NODES)  # once: it takes longer than to solve an image
 
 
 class SolverError(ArithmeticError):
@@ -170,11 +171,10 @@ class Problem:
     @cached_property
     def variances(self) -> Array:
         """int g^2 over each step, [N], by Gauss-Legendre quadrature with 16 nodes per step."""
-        nodes, weights = leggauss(QUADRATURE_NODES)
         steps = np.diff(self.times)
-        t = self.times[:-1, None] + steps[:, None] * (nodes + 1) / 2
+        t = self.times[:-1, None] + steps[:, None] * (_NODES + 1) / 2
         g_squared = np.array([[self.diffusion(float(s)) ** 2 for s in row] for row in t])
-        return steps * (g_squared @ weights) / 2
+        return steps * (g_squared @ _WEIGHTS) / 2
 
     def image_index(self, flat: int) -> tuple[int, ...]:
         """Index over the leading axes of the flat batch index."""
