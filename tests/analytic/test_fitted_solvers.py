@@ -167,6 +167,21 @@ def test_it_is_kept_beside_the_checkpoint_and_a_stale_one_is_named(tmp_path, fas
         solver_beside(checkpoint, model, Auto(3), settings={"guidance": {}})
 
 
+def test_a_fit_in_parts_is_that_at_once_and_leaves_the_gradients_of_the_weights(monkeypatch):
+    torch.manual_seed(0)
+    network = se.networks.MLP(event_shape=(2,), width=8, blocks=1)
+    model = se.denoisers.Denoiser(network, se.denoisers.X0Prediction(), VP()).eval()
+    for weight in model.parameters():
+        torch.nn.init.normal_(weight, std=0.3)  # a new network returns 0, whose gradients are 0
+        weight.grad = torch.ones_like(weight)
+    reference, times = trajectories(model, 8, tolerance=1e-3), []
+    for values in (6, 24576):  # 3 of the 6 starts at once, or all
+        monkeypatch.setattr("scoreexp.samplers.fitting.AT_ONCE", values)
+        times.append(fit_solver(model, 2, reference=reference, iterations=2).sampler.times)
+    assert times[0] == pytest.approx(times[1], rel=1e-3)
+    assert all((weight.grad == 1).all() for weight in model.parameters())
+
+
 def test_a_fit_that_is_further_from_the_flow_than_no_fit_is_said_and_not_taken(tmp_path, monkeypatch, caplog):
     # many evaluations fitted to three starts, of which one is held out
     model, checkpoint = OracleDenoiser(MIXTURE, VP()), tmp_path / "best.ckpt"

@@ -18,6 +18,7 @@ from scoreexp.runs.reporting.reading import find_runs
 from scoreexp.runs.reporting.runs import slug
 from scoreexp.runs.reporting.settings import differences
 from scoreexp.runs.reporting.summary import Spread, median_curve, tables
+from scoreexp.runs.reporting.wording import card_text
 
 VOID = {"meta", "img", "br", "link", "line", "rect", "circle", "polyline"}
 
@@ -377,6 +378,23 @@ def test_runs_of_a_sweep_are_named_by_what_differs(tmp_path):
         make_run(tmp_path / str(i), seed=seed, embedding=embedding)
     methods = [run.method for run in find_runs([tmp_path])[0]]
     assert methods == ["run embedding=null", "run embedding=null", "run embedding=Spectral"]
+
+
+def test_a_card_shortens_digests_and_never_a_number():
+    card = {
+        "tol": 1.2345678901234e-05,
+        "seed": 123456789012,
+        "at": [0.1 + 0.2, 1],
+        "data": f"sha:{'ab12' * 4}",
+    }
+    said = "tol 1.2345678901234e-05, seed 123456789012, at [0.30000000000000004, 1], data sha:ab12ab12"
+    assert card_text(card) == said
+
+
+def test_one_value_that_is_not_a_number_has_no_range(tmp_path):
+    make_run(tmp_path / "a", evaluation={"values": {"fid": float("nan")}, "cards": {}})
+    assert "run nan –" in (said := text_of(write_report([tmp_path], tmp_path)))
+    assert "nan – nan" not in said
 
 
 def test_a_row_that_is_still_being_written_is_left_out(tmp_path):

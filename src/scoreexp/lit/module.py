@@ -78,8 +78,9 @@ class ScoreModule(pl.LightningModule):
         seed: names the random streams; 0 is a seed like any other.
 
     Attributes:
-        losses: the losses of the last batch on this device, by name. Their means over all devices are logged where a row
-            is written: every ``trainer.log_every_n_steps`` steps, and at a step that ends the run.
+        losses: the losses of the last batch on this device, by name. Their means over all devices are logged every
+            ``trainer.log_every_n_steps`` steps, at ``trainer.max_steps``, and at a step after which a callback stops the
+            run. Where an evaluation stops it, as at a target, the last ones logged are those of the last row before.
 
     Raises:
         ValueError: an argument is outside its domain, or the schedule has no such law of times.

@@ -84,7 +84,11 @@ def _in_words(value: Any) -> str:
     if isinstance(value, Mapping):
         name, arguments = str(value.get("_target_", "")).rpartition(".")[2], ", ".join(_entries(value))
         return f"{name} ({arguments})" if name and arguments else name or arguments
-    return "" if value is None else _DIGEST.sub(lambda found: found[0][:8], str(value))
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(_in_words(entry) or 'none' for entry in value)}]"
+    if isinstance(value, str):
+        return _DIGEST.sub(lambda found: found[0][:8], value)
+    return "" if value is None else str(value)
 
 
 def listed(words: Sequence[str]) -> str:
