@@ -36,6 +36,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from omegaconf import DictConfig
+from torch import Tensor
 
 import scoreexp
 from benchmarks.pages import DOCS, write_table
@@ -236,34 +237,37 @@ class Study:
 
     @torch.no_grad()
     def evaluate(self, model: DenoiserBase, rival: Rival, data: DataModule) -> dict[str, Any]:
-        """Distances by number of evaluations, memorisation, bits per dimension (None where the model has none)."""
+        """Distances by number of evaluations, memorisation, bits per dimension.
+
+        None where the model has no likelihood, or where a sample is not finite: the recipe has diverged there.
+        """
         with initialize_config_dir(str(conf_dir()), version_base="1.3"):
             extractor = instantiate(compose("evaluate", [f"features={self.features}", "ckpt=none"]).features)
         reference = reference_of(data, extractor, "train", self.reference, keep_features=True)
         kinds: tuple[type[SampleMetric], ...] = (FrechetDistance, SlicedWasserstein, PrecisionRecall)
         seeds = [stream_seed(0, "images", i) for i in range(self.samples)]
-        found: dict[str, dict[str, float]] = {}
-        images = torch.empty(0)
+        found: dict[str, dict[str, float | None]] = {}
+        images: Tensor | None = None
         for evaluations in EVALUATIONS:
-            sampler, parts = rival.sampler(StudyGrid(evaluations)), []
-            for i in range(0, self.samples, 100):
-                result = draw(model, sampler, seeds[i : i + 100])
-                if result.nfe != evaluations:
-                    raise ValueError(f"{rival.label} took {result.nfe} evaluations instead of {evaluations}")
-                parts.append(to_uint8(to_unit(result.x)))
-            images = torch.cat(parts)
-            values: dict[str, float] = {}
+            images = _images(model, rival, evaluations, seeds)
+            values: dict[str, float | None] = {}
             for kind in kinds:
+                if images is None:
+                    values |= dict.fromkeys(kind.spec.value_names)
+                    continue
                 metric = kind(extractor, reference, self.samples)
                 metric.update(images)
                 names = kind.spec.value_names
                 values |= {name: one.value for name, one in zip(names, metric.results(), strict=True)}
             found[str(evaluations)] = values
-        split, positions = real_samples(data, "train", 10_000)
-        near = NearestNeighbour()(images.float() / 255, to_unit(split.samples(positions)))
+        near = {}
+        if images is not None:
+            split, positions = real_samples(data, "train", 10_000)
+            real = to_unit(split.samples(positions))
+            near = {one.name: one.value for one in NearestNeighbour()(images.float() / 255, real)}
         return {
             "by_evaluations": found,
-            **{one.name: one.value for one in near},
+            **near,
             "bits_per_dim": self.bits(model, data) if rival.has_likelihood else None,
         }
 
@@ -290,7 +294,7 @@ class Study:
                     rows.append(self.cell(name, rival, seed))
                     row = rows[-1]
                     distances = ", ".join(
-                        f"{n}: {v['frechet']:.3g}" for n, v in row["by_evaluations"].items()
+                        f"{n}: {_spread([v['frechet']], 2)}" for n, v in row["by_evaluations"].items()
                     )
                     print(
                         f"{name:8} {rival:14} seed {seed}: {row['steps']} steps, Frechet {distances}",
@@ -301,6 +305,20 @@ class Study:
             "machine": machine, "seconds": self.seconds, "features": self.features, "samples": self.samples,
             "reference": self.reference, "likelihood": self.likelihood, "overrides": list(self.further), "rows": rows,
         }  # fmt: skip
+
+
+def _images(model: DenoiserBase, rival: Rival, evaluations: int, seeds: Sequence[int]) -> Tensor | None:
+    """Samples of eight bits; None if the sampler diverges."""
+    sampler, parts = rival.sampler(StudyGrid(evaluations)), []
+    for i in range(0, len(seeds), 100):
+        try:
+            result = draw(model, sampler, seeds[i : i + 100])
+        except FloatingPointError:
+            return None
+        if result.nfe != evaluations:
+            raise ValueError(f"{rival.label} took {result.nfe} evaluations instead of {evaluations}")
+        parts.append(to_uint8(to_unit(result.x)))
+    return torch.cat(parts)
 
 
 def _used(checkpoint: Path) -> float:
@@ -314,7 +332,8 @@ def _spread(values: Sequence[float | None], digits: int) -> str:
     if not known:
         return "–"
     text = f"{statistics.mean(known):.{digits}f}"
-    return text if len(known) == 1 else f"{text} ± {statistics.stdev(known):.{digits}f}"
+    spread = text if len(known) == 1 else f"{text} ± {statistics.stdev(known):.{digits}f}"
+    return spread if len(known) == len(values) else f"{spread} ({len(known)} of {len(values)})"
 
 
 def table(result: dict[str, Any]) -> str:
@@ -325,7 +344,8 @@ def table(result: dict[str, Any]) -> str:
         f"{result['seconds']:g} CPU seconds of training, {len(seeds)} seed{'s' * (len(seeds) > 1)}, one thread of "
         f"{result['machine']['cpu']}, load average {min(loads):.0f} to {max(loads):.0f}. Features: `{result['features']}`, "
         f"{result['samples']} samples against {result['reference']} training images (no FID). Sliced W., precision, recall "
-        f"and what follows: after 20 evaluations; bits per dimension of {result['likelihood']} test images.",
+        f"and what follows: after 20 evaluations; bits per dimension of {result['likelihood']} test images. A dash: it has "
+        f"none, or its samples are not finite; in brackets: of how many seeds.",
     ]
     for name, title in SETS.items():
         chosen = [row for row in rows if row["set"] == name]
@@ -351,7 +371,7 @@ def table(result: dict[str, Any]) -> str:
             last = [row["by_evaluations"][str(EVALUATIONS[-1])] for row in own]
             cells += [_spread([v[w] for v in last], 3) for w in ("sliced_wasserstein", "precision", "recall")]
             cells += [_spread([row["bits_per_dim"] for row in own], 2)]
-            cells += [_spread([row["nearest_neighbour"] for row in own], 2)]
+            cells += [_spread([row.get("nearest_neighbour") for row in own], 2)]
             cells += [_spread([row.get("memorised_share") for row in own], 3)]
             lines.append(f"| {rival.label} | {' | '.join(cells)} |")
     return "\n".join(lines)
