@@ -223,6 +223,19 @@ def test_rows_have_the_loss_of_their_own_step_and_progress_that_of_every_step(
     assert said == {k: f"{float(losses[k]):.4g}" for k in "12345"}
 
 
+def test_a_run_that_an_evaluation_stops_ends_with_the_loss_of_its_last_step(tiny, tmp_path, with_callback):
+    losses = {row["step"]: row["train/loss"] for row in rows(train(tiny("trainer.max_steps=4", run="all")).run_dir)}
+
+    class Stop(pl.Callback):
+        def on_validation_end(self, trainer, pl_module):
+            trainer.should_stop = True
+
+    with_callback(Stop())
+    result = train(tiny("trainer.max_steps=7", "trainer.val_check_interval=4", "trainer.log_every_n_steps=3"))
+    assert list(losses)[-1] == "4"
+    assert result.metrics["train/loss"] == pytest.approx(float(losses["4"]), rel=1e-6)
+
+
 def test_a_run_that_logs_no_step_still_ends_with_its_loss(tiny, tmp_path):
     result = train(tiny("trainer.log_every_n_steps=0"))
     assert result.metrics["train/loss"] > 0

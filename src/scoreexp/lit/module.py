@@ -78,9 +78,9 @@ class ScoreModule(pl.LightningModule):
         seed: names the random streams; 0 is a seed like any other.
 
     Attributes:
-        losses: the losses of the last batch on this device, by name. Their means over all devices are logged every
-            ``trainer.log_every_n_steps`` steps, at ``trainer.max_steps``, and at a step after which a callback stops the
-            run. Where an evaluation stops it, as at a target, the last ones logged are those of the last row before.
+        losses: the losses of the last batch on this device, by name; their means over all devices when training is over.
+            The means are logged every ``trainer.log_every_n_steps`` steps, at ``trainer.max_steps``, and at a step after
+            which a callback stops the run, but not where an evaluation stops it, as at a target.
 
     Raises:
         ValueError: an argument is outside its domain, or the schedule has no such law of times.
@@ -279,6 +279,10 @@ class ScoreModule(pl.LightningModule):
                 optimizer.average(self.averaged, self.denoiser)
             elif self.ema is not None:
                 self.ema.update(self.averaged, self.denoiser, self.global_step)
+
+    def on_train_end(self) -> None:
+        reduce = self.trainer.strategy.reduce
+        self.losses = {name: reduce(loss, reduce_op="mean") for name, loss in self.losses.items()}
 
     def _accumulating(self) -> bool:
         return bool(self.trainer.fit_loop.epoch_loop._should_accumulate())
