@@ -7,22 +7,27 @@ several runs counts, which a busy machine disturbs least. The runs are compared 
     python -m benchmarks.startup --against /tmp/b7eb0f7
 
 Ratios of wall time are the answer on an idle machine; where others work too, those of processor time (user and system) are.
+``--profile`` instead says in which packages the imports of a run of one step spend their time (``python -X importtime``);
+``--doc`` writes that table into docs/sweeps.md.
 """
 
 import argparse
 import os
 import platform
+import re
 import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
+from benchmarks.pages import DOCS, write_table
 from scoreexp.system.json_files import write_json
 from scoreexp.system.machine import processor
 
@@ -91,6 +96,38 @@ def compare_runs(trees: dict[str, Path], jobs: int, repeats: int) -> dict[str, l
     return found
 
 
+def imports(tree: Path = HERE) -> dict[str, float]:
+    """Seconds by package, most first, that a run of one step spends in its modules themselves, without what they import."""
+    environment = {**os.environ, "PYTHONPATH": str(tree / "src"), "OMP_NUM_THREADS": "1"}
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-X", "importtime", *TRAIN, *ONE_STEP, f"run_dir={folder}/run"]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=tree, env=environment, check=True)
+    seconds: Counter[str] = Counter()
+    for line in done.stderr.splitlines():
+        if found := re.fullmatch(r"import time:\s+(\d+) \|\s+\d+ \|\s+(\w+)\S*", line):
+            package = found[2]
+            seconds["standard library" if package in sys.stdlib_module_names else package] += (
+                int(found[1]) / 1e6
+            )
+    return dict(seconds.most_common())
+
+
+def profile_table(profiles: dict[str, dict[str, float]], shown: int = 8) -> str:
+    """Packages by tree, most of this tree first."""
+    here = profiles["this tree"]
+    rest = {
+        name: sum(own.values()) - sum(own.get(p, 0.0) for p in list(here)[:shown])
+        for name, own in profiles.items()
+    }
+    rows = [(package, [own.get(package, 0.0) for own in profiles.values()]) for package in list(here)[:shown]]
+    rows += [("all others", list(rest.values())), ("all", [sum(own.values()) for own in profiles.values()])]
+    lines = [
+        f"| seconds of imports in modules of | {' | '.join(profiles)} |",
+        "| --- " + "| ---: " * len(profiles) + "|",
+    ]
+    return "\n".join([*lines, *(f"| {name} | {' | '.join(f'{s:.2f}' for s in row)} |" for name, row in rows)])
+
+
 def main() -> int:
     """Print the tables; returns 1 where a limit is passed."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -100,9 +137,19 @@ def main() -> int:
     parser.add_argument("--sweeps", type=int, default=1, help="repeats of the sweep")
     parser.add_argument("--only-runs", action="store_true", help="without the first answers")
     parser.add_argument("--output", type=Path, help="a JSON file for all figures")
+    parser.add_argument(
+        "--profile", action="store_true", help="where the time of the imports goes, and nothing else"
+    )
+    parser.add_argument("--doc", action="store_true", help="write that profile into docs/sweeps.md")
     asked = parser.parse_args()
-    late = 0 if asked.only_runs else first_answers()
     trees = {**{tree.name: tree.resolve() for tree in asked.against}, "this tree": HERE}
+    if asked.profile:
+        profiles = {name: imports(tree) for name, tree in trees.items()}
+        print(profile_table(profiles))
+        if asked.doc:
+            write_table(DOCS / "sweeps.md", "benchmarks.startup", profile_table(profiles))
+        return 0
+    late = 0 if asked.only_runs else first_answers()
     figures = {"one run": compare_runs(trees, 1, asked.repeats)}
     if asked.jobs:
         figures[f"sweep of {asked.jobs}"] = compare_runs(trees, asked.jobs, asked.sweeps)
