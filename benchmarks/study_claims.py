@@ -381,7 +381,8 @@ def main() -> None:
             parser.error(f"{folder} does not exist: run python -m scoreexp.compare sweep={folder.name} first")
     own, published = results
     RESULT.write_text(json.dumps({"own": own, "published": published}, indent=2) + "\n")
-    images = read_json(IMAGES)
+    measured = read_json(IMAGES)
+    images = {name: measured[name] for name in STAGES if name in measured}
     write_table(PAGE, "claims", claims_table(own, images))
     write_table(PAGE, "methods", methods_table(results))
     write_table(PAGE, "stages", stages_table(images))
