@@ -266,7 +266,7 @@ def seconds_to(loss: float, marks: list[str], losses: list[float]) -> float | No
 def table(stored: dict[str, Any]) -> str:
     """A row for each network, recipe and learning rate, mean and standard deviation over seeds, best first.
 
-    The last column: after how many seconds it has the loss that the best peer has at the last mark a peer reached.
+    The last column: after how many seconds it has the loss that the best peer of its recipe has at the last mark of any peer.
     """
     marks = [f"{m:g}" for m in (0, *stored["settings"]["marks"])]
     rows: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
@@ -279,16 +279,26 @@ def table(stored: dict[str, Any]) -> str:
         curves[name] = {m: values for m, values in losses.items() if None not in values}  # None: diverged
     peers = [(curve, max(curve, key=float)) for name, curve in curves.items() if name[0] in PEERS]
     last = max((mark for _, mark in peers), key=float, default="0")
-    best_peer = min((mean(curve[last]) for curve, mark in peers if mark == last), default=math.nan)
+    best_peers = {
+        recipe: min(
+            (
+                mean(curves[name][last])
+                for name in curves
+                if name[0] in PEERS and name[1] == recipe and last in curves[name]
+            ),
+            default=math.nan,
+        )
+        for recipe in {name[1] for name in curves}
+    }
     lines = [
         f"| network | recipe | learning rate | parameters | seeds | steps | {' | '.join(f'{m} s' for m in marks)} | "
-        f"best peer's loss of {last} s after |",
+        f"loss of the recipe's best peer at {last} s after |",
         f"| --- | --- | --- | ---: | ---: | ---: | {' | '.join('---:' for _ in marks)} | ---: |",
     ]
     for name, cells in sorted(rows.items(), key=lambda row: mean(list(curves[row[0]].values())[-1])):
         network, recipe, lr = name
         curve = curves[name]
-        reached = seconds_to(best_peer, list(curve), [mean(values) for values in curve.values()])
+        reached = seconds_to(best_peers[recipe], list(curve), [mean(values) for values in curve.values()])
         losses = [_mean_and_spread(curve[m]) if m in curve else "–" for m in marks]
         lines.append(
             f"| `{network}` | {recipe} | {lr:g} | {cells[0]['parameters']:,} | {len(cells)} | "

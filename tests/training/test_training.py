@@ -224,7 +224,9 @@ def test_rows_have_the_loss_of_their_own_step_and_progress_that_of_every_step(
 
 
 def test_a_run_that_an_evaluation_stops_ends_with_the_loss_of_its_last_step(tiny, tmp_path, with_callback):
-    losses = {row["step"]: row["train/loss"] for row in rows(train(tiny("trainer.max_steps=4", run="all")).run_dir)}
+    losses = {
+        row["step"]: row["train/loss"] for row in rows(train(tiny("trainer.max_steps=4", run="all")).run_dir)
+    }
 
     class Stop(pl.Callback):
         def on_validation_end(self, trainer, pl_module):

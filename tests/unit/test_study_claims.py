@@ -113,3 +113,32 @@ def test_pairs_are_those_of_one_image(stored):
         run(method, image, seconds) for image, seconds in (("a", 1.0), ("b", 100.0)) for method in ("x", "y")
     ]
     assert study_claims.contribution(rows, "x", "y", "0.99", 1) == "1.00 in all 2 pairs"
+
+
+def test_other_seeds_overturn_a_verdict_or_it_stands():
+    def stage(ratios, seconds):
+        rows = []
+        for seed, steps in enumerate(ratios):
+            for method, taken in (
+                ("score_embedding", 100),
+                ("without_embedding", steps),
+                ("DDPM_tuned", 200),
+            ):
+                time = seconds if method == "DDPM_tuned" else 10.0
+                reached = {"0.99": (taken, time)}
+                rows.append(
+                    {"method": method, "seed": seed, "reached": reached, "interval": 20, "seconds": time}
+                )
+        return {"rows": rows}
+
+    first, same, other = (
+        stage([100, 120, 80], 30.0),
+        stage([120, 100, 80], 40.0),
+        stage([150, 160, 155], 900.0),
+    )
+    _, _, speed, alone = study_claims.second_table({"photograph": first}, {"photograph": same}).splitlines()
+    assert speed.endswith("| 3.00 | 4.00 | not reproduced: stands |")
+    assert alone.endswith("| no difference found: stands |")
+    _, _, speed, alone = study_claims.second_table({"photograph": first}, {"photograph": other}).splitlines()
+    assert speed.endswith("| 3.00 | 90.00 | **not reproduced; then reproduced** |")
+    assert alone.endswith("| **no difference found; then helps** |")

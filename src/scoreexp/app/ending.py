@@ -68,7 +68,9 @@ def conclude(
     logged: list[Mapping[str, Any]] = [*table.rows, trainer.callback_metrics]
     for row in logged:  # a resumed run may have had no step left to log
         metrics.update({name: float(value) for name, value in row.items() if name != "step"})
-    metrics.update({name: float(value) for name, value in module.losses.items()})  # of the last step, logged or not
+    metrics.update(
+        {name: float(value) for name, value in module.losses.items()}
+    )  # of the last step, logged or not
     seconds: dict[str, float] = {}
     for callback in callbacks:
         metrics.update(callback.results())
