@@ -4,7 +4,9 @@ Reads the comparisons ``sweep=claims`` and ``sweep=claims_published`` (``make st
 not there keeps its stored result) and the solver study of ``benchmarks.krylov``, and writes
 benchmarks/results/claims.json and the tables of docs/results.md. Verdicts follow from the figures by the rules in
 ``verdict``. Rows whose kind of images or task ``benchmarks.study_claims_images`` has measured are from its result; without
-it the figures of [E] get no verdict, because its metric and task are others.
+it the figures of [E] get no verdict, because its metric and task are others. ``claims_second.json`` holds runs of seeds
+that were drawn after the verdicts were written: ``--second DIR`` adds a comparison on the photograph, and
+``benchmarks.study_claims_images --seeds N --json benchmarks/results/claims_second.json`` the others.
 """
 
 import argparse
@@ -21,9 +23,10 @@ from benchmarks.study_claims_images import RESULT as IMAGES
 from benchmarks.study_claims_images import STAGES
 from scoreexp.runs.reporting import find_runs
 from scoreexp.runs.reporting.runs import Plan, Run
-from scoreexp.system.json_files import read_json
+from scoreexp.system.json_files import read_json, write_json
 
 RESULT = Path(__file__).parent / "results" / "claims.json"
+SECOND = RESULT.with_name("claims_second.json")
 PAGE = DOCS / "results.md"
 COMPARISONS = Path("outputs") / "comparisons"
 
@@ -113,15 +116,7 @@ def contribution(rows: list[dict[str, Any]], with_it: str, without: str, target:
     Steps come with their resolution, the interval between evaluations. Equal ratios get no interval: their spread
     is below that resolution, not zero.
     """
-    logs, steps, intervals = [], [], []
-    by_case = {(row["method"], row.get("image", ""), row["seed"]): row for row in rows}
-    for case in sorted({(image, seed) for _, image, seed in by_case}):
-        pair = [by_case.get((method, *case), {}) for method in (with_it, without)]
-        a, b = (row.get("reached", {}).get(target) for row in pair)
-        if a and b:
-            logs.append(math.log(b[what] / a[what]))
-            steps += [a[0], b[0]]
-            intervals += [row["interval"] for row in pair]
+    logs, steps, interval = _pairs(rows, with_it, without, target, what)
     if len(logs) < 2:
         return f"not measurable ({len(logs)} pairs of runs reached {target})"
     mean = statistics.mean(logs)
@@ -133,9 +128,36 @@ def contribution(rows: list[dict[str, Any]], with_it: str, without: str, target:
             f"(95 % interval {math.exp(mean - half):.2f} to {math.exp(mean + half):.2f}, {len(logs)} pairs)"
         )
     resolution = (
-        f"; resolution: {max(intervals)} of about {statistics.median(steps):.0f} steps" if what == 0 else ""
+        f"; resolution: {interval} of about {statistics.median(steps):.0f} steps" if what == 0 else ""
     )
     return f"{math.exp(mean):.2f} {spread}{resolution}"
+
+
+def effect(rows: list[dict[str, Any]], target: str) -> str:
+    """What the embedding does to the steps to a target: ``helps`` or ``harms`` where the whole interval is on that side."""
+    logs, *_ = _pairs(rows, "score_embedding", "without_embedding", target, 0)
+    if len(logs) < 2:
+        return "not measurable"
+    mean, half = statistics.mean(logs), half_interval(logs)
+    if abs(mean) <= half:
+        return "no difference found"
+    return "helps" if mean > 0 else "harms"
+
+
+def _pairs(
+    rows: list[dict[str, Any]], with_it: str, without: str, target: str, what: int
+) -> tuple[list[float], list[int], int]:
+    """Logarithms of the ratios of pairs of one image and seed, their steps, and the longest interval of evaluations."""
+    logs, steps, intervals = [], [], [0]
+    by_case = {(row["method"], row.get("image", ""), row["seed"]): row for row in rows}
+    for case in sorted({(image, seed) for _, image, seed in by_case}):
+        pair = [by_case.get((method, *case), {}) for method in (with_it, without)]
+        a, b = (row.get("reached", {}).get(target) for row in pair)
+        if a and b:
+            logs.append(math.log(b[what] / a[what]))
+            steps += [a[0], b[0]]
+            intervals += [row["interval"] for row in pair]
+    return logs, steps, max(intervals)
 
 
 def median_seconds(result: dict[str, Any], method: str, target: str) -> tuple[float, bool] | None:
@@ -315,6 +337,35 @@ def stages_table(images: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def second_table(first: dict[str, Any], second: dict[str, Any]) -> str:
+    """Whether seeds drawn after the verdicts were written overturn one; ``photograph`` is the comparison on one."""
+    lines = ["| on | figure | first seeds | second seeds | verdict |", "| --- | --- | --- | --- | --- |"]
+
+    def line(name: str, what: str, shown_: list[str], verdicts: list[str]) -> None:
+        word = (
+            f"{verdicts[0]}: stands" if len(set(verdicts)) == 1 else f"**{verdicts[0]}; then {verdicts[1]}**"
+        )
+        lines.append(f"| {name} | {what} | {' | '.join(shown_)} | {word} |")
+
+    claimed = {STAGE_OF[source, setting]: ddpm / own for source, setting, _, ddpm, own in reversed(PUBLISHED)}
+    for name, again in second.items():
+        both = [first[name], again]
+        target = f"{STAGES[name].target:.2f}" if name in STAGES else "0.99"
+        ratios = [ratio(stage, "DDPM_tuned", "score_embedding", target) for stage in both]
+        published = claimed[name if name in STAGES else "cifar10"]
+        what = f"seconds, DDPM tuned / ours, to {target}; published {published:.2f}"
+        line(name, what, [shown(one) for one in ratios], [verdict(one, published) for one in ratios])
+        names = "score_embedding", "without_embedding"
+        texts = [contribution(stage["rows"], *names, target, 0).partition(";")[0] for stage in both]
+        line(
+            name,
+            f"steps, embedding off / on, to {target}",
+            texts,
+            [effect(stage["rows"], target) for stage in both],
+        )
+    return "\n".join(lines)
+
+
 def _span(values: list[float], form: str) -> str:
     """Median and range."""
     if not values:
@@ -367,6 +418,9 @@ def main() -> None:
     parser.add_argument(
         "--stored", action="store_true", help="write the tables again from the stored results"
     )
+    parser.add_argument(
+        "--second", type=Path, help="a comparison sweep=claims of other seeds, to keep beside the first"
+    )
     arguments = parser.parse_args()
     stored, results = read_json(RESULT), []
     for name, folder in (("own", arguments.own), ("published", arguments.published)):
@@ -381,12 +435,18 @@ def main() -> None:
             parser.error(f"{folder} does not exist: run python -m scoreexp.compare sweep={folder.name} first")
     own, published = results
     RESULT.write_text(json.dumps({"own": own, "published": published}, indent=2) + "\n")
+    if arguments.second is not None:
+        runs, plan = find_runs([arguments.second])
+        if plan is None:
+            parser.error(f"{arguments.second} holds no comparison")
+        write_json(SECOND, {"photograph": measure(runs, plan)} | read_json(SECOND))
     measured = read_json(IMAGES)
     images = {name: measured[name] for name in STAGES if name in measured}
     write_table(PAGE, "claims", claims_table(own, images))
     write_table(PAGE, "methods", methods_table(results))
     write_table(PAGE, "stages", stages_table(images))
     write_table(PAGE, "contribution", conclusion(own, published, images))
+    write_table(PAGE, "second", second_table({"photograph": own, **images}, read_json(SECOND)))
     print(f"wrote {RESULT} and the tables of {PAGE}")
 
 

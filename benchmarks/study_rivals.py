@@ -176,6 +176,7 @@ class Study:
         samples: generated images.
         reference: training images that they are compared with.
         further: overrides of every run.
+        stored_only: train nothing, read the finished cells.
     """
 
     data: Path
@@ -186,6 +187,7 @@ class Study:
     reference: int = 5000
     likelihood: int = 16
     further: tuple[str, ...] = ()
+    stored_only: bool = False
 
     def config(
         self, name: str, overrides: Sequence[str], seed: int, seconds: float, folder: Path
@@ -205,12 +207,14 @@ class Study:
             train(self.config(name, overrides, seed, seconds, folder))
         return read_json(folder / "metrics.json")
 
-    def cell(self, name: str, rival_name: str, seed: int) -> dict[str, Any]:
+    def cell(self, name: str, rival_name: str, seed: int) -> dict[str, Any] | None:
         """Train and evaluate, or read what was found before."""
         rival, cell = RIVALS[rival_name], f"{name}_{rival_name}_{seed}"
         stored = self.work / f"{cell}_{self.seconds:g}s_{self.features}_{self.samples}.json"
         if stored.exists():
             return read_json(stored)
+        if self.stored_only:
+            return None
         folder, overrides = self.work / cell, rival.all_overrides
         if not rival.extends:
             folder = self.work / f"{cell}_{self.seconds:g}s"
@@ -291,8 +295,10 @@ class Study:
         for seed in range(seeds):
             for name in names:
                 for rival in rivals if name != "fashion" else [rival for rival in rivals if rival in FEW]:
-                    rows.append(self.cell(name, rival, seed))
-                    row = rows[-1]
+                    row = self.cell(name, rival, seed)
+                    if row is None:
+                        continue
+                    rows.append(row)
                     distances = ", ".join(
                         f"{n}: {_spread([v['frechet']], 2)}" for n, v in row["by_evaluations"].items()
                     )
@@ -339,9 +345,9 @@ def _spread(values: Sequence[float | None], digits: int) -> str:
 def table(result: dict[str, Any]) -> str:
     """One table for each data set: mean and standard deviation over the seeds."""
     rows = result["rows"]
-    loads, seeds = [row["load_average"] for row in rows], {row["seed"] for row in rows}
+    loads = [row["load_average"] for row in rows]
     lines = [
-        f"{result['seconds']:g} CPU seconds of training, {len(seeds)} seed{'s' * (len(seeds) > 1)}, one thread of "
+        f"{result['seconds']:g} CPU seconds of training, one thread of "
         f"{result['machine']['cpu']}, load average {min(loads):.0f} to {max(loads):.0f}. Features: `{result['features']}`, "
         f"{result['samples']} samples against {result['reference']} training images (no FID). Sliced W., precision, recall "
         f"and what follows: after 20 evaluations; bits per dimension of {result['likelihood']} test images. A dash: it has "
@@ -353,15 +359,16 @@ def table(result: dict[str, Any]) -> str:
             continue
         lines += [
             "",
-            f"| {title} | parameters | steps | {' | '.join(f'Fréchet, NFE {n}' for n in EVALUATIONS)} | sliced W. "
+            f"| {title} | seeds | parameters | steps | {' | '.join(f'Fréchet, NFE {n}' for n in EVALUATIONS)} | sliced W. "
             "| precision | recall | bits/dim | nearest | copies |",
-            "| --- " + "| ---: " * (2 + len(EVALUATIONS) + 6) + "|",
+            "| --- " + "| ---: " * (3 + len(EVALUATIONS) + 6) + "|",
         ]
         for key, rival in RIVALS.items():
             own = [row for row in chosen if row["rival"] == key]
             if not own:
                 continue
             cells = [
+                f"{len(own)}",
                 f"{own[0]['parameters'] / 1e6:.2f} M",
                 f"{statistics.mean(row['steps'] for row in own):,.0f}",
             ]
@@ -391,6 +398,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--samples", type=int, default=500, help="generated images (default 500)")
     parser.add_argument("--reference", type=int, default=5000, help="training images they are compared with")
     parser.add_argument("--likelihood", type=int, default=16, help="test images for bits/dim (default 16)")
+    parser.add_argument("--stored", action="store_true", help="only the finished cells, train nothing")
     parser.add_argument("--override", nargs="*", default=[], help="of every run, beside another --work")
     parser.add_argument("--work", type=Path, default=WORK, help=f"runs and finished cells (default {WORK})")
     parser.add_argument(
@@ -401,7 +409,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     study = Study(
         given.data.absolute(), given.work.absolute(), given.seconds, given.features, given.samples, given.reference,
-        given.likelihood, tuple(given.override),
+        given.likelihood, tuple(given.override), given.stored,
     )  # fmt: skip
     result = study.measure(given.sets, given.rivals, given.seeds)
     print(table(result))

@@ -119,7 +119,7 @@ def table(result: dict[str, Any]) -> str:
     """The result as Markdown: every run, and the medians."""
     machine = result["machine"]
     lines = [
-        f"{machine['threads']} threads of {machine['cores']} cores, {machine['cpu']}. Seconds; target: global SSIM 0.99 "
+        f"{machine['threads']} of {machine['cores']} cores, {machine['cpu']}. Seconds; target: global SSIM 0.99 "
         "twice in a row.",
         "",
         "| version | method | seed | target | steps | pre-computation | training | **to target** | evaluation "
@@ -169,7 +169,7 @@ def write_doc(result: dict[str, Any]) -> None:
         first = row["seed"] == result["rows"][0]["seed"]
         colour = f"C{list(METHODS).index(row['method'])}"
         label = row["method"] if first else None
-        axis.plot(steps, values, color=colour, marker=".", ms=3, lw=1, label=label)
+        axis.plot(steps, values, color=colour, ls="-", marker=".", ms=3, lw=1, label=label)
     axis.axhline(0.99, color="gray", lw=0.8, ls="--", label="target 0.99")
     axis.set(xlabel="step", ylabel="global SSIM of the denoised photograph")
     axis.grid(alpha=0.3)

@@ -6,12 +6,7 @@ import pytest
 from scoreexp.system.json_files import read_json
 
 study = pytest.importorskip("benchmarks.study_rivals", reason="benchmarks are not part of the package")
-TINY = [
-    "network.channels=8",
-    "network.multipliers=[1,1,1]",
-    "network.blocks=1",
-    "network.attention_resolutions=[]",
-]
+TINY = ["network.widths=[8,8,8]", "network.blocks=[1,1,1]"]
 
 
 def write_mnist(root):
@@ -46,7 +41,7 @@ def test_a_rehearsal_writes_a_table_and_a_larger_budget_goes_on(tmp_path, monkey
     first = read_json(tmp_path / "result.json")["rows"]
     assert [row["bits_per_dim"] is None for row in first] == [False, True]
     (line,) = [line.split(" | ") for line in page.read_text().splitlines() if line.startswith("| EDM ")]
-    assert line[3:8] == [f"{first[0]['by_evaluations'][str(n)]['frechet']:.2f}" for n in (1, 2, 5, 10, 20)]
+    assert line[4:9] == [f"{first[0]['by_evaluations'][str(n)]['frechet']:.2f}" for n in (1, 2, 5, 10, 20)]
     study.main([*words, "edm", "--seconds", "0.6"])
     (edm,) = read_json(tmp_path / "result.json")["rows"]
     assert edm["steps"] > first[0]["steps"]
@@ -55,6 +50,8 @@ def test_a_rehearsal_writes_a_table_and_a_larger_budget_goes_on(tmp_path, monkey
     monkeypatch.setattr(study, "train", None)  # nothing is trained again
     study.main([*words, "edm", "consistency", "--seconds", "0.3"])
     assert read_json(tmp_path / "result.json")["rows"] == first
+    study.main([*words, "edm", "ddpm", "--seconds", "0.3", "--stored"])
+    assert [row["rival"] for row in read_json(tmp_path / "result.json")["rows"]] == ["edm"]
 
 
 @pytest.mark.integration

@@ -115,7 +115,7 @@ def _transported(
     state = x.to(torch.float64, copy=True)
     for n, t, score in steps:
         g_t = float(g(t)) if callable(g) else float(g)
-        state.sub_(score, alpha=0.5 * g_t**2 * dt)
+        state.sub_(score.double(), alpha=0.5 * g_t**2 * dt)  # of one type: half the time
         if noise > 0 and streams is not None and n < last:
             state += noise * g_t * math.sqrt(dt) * streams.normal(x).double()
         if clamp:

@@ -179,10 +179,11 @@ def _smoothed(weights: Array, grid: Grid) -> Array:
 def _convolved(weights: Array, kernels: Array) -> Array:
     """weights [B, H, W] * kernels [B, 2H - 1, 2W - 1] at the pixels, by Fourier transforms.
 
-    One axis at a time, so that lines of zeros and lines that nobody asked for are not transformed.
+    A period of 2H - 1 is enough: what it wraps falls beside the pixels. One axis at a time, so that lines of zeros and
+    lines that nobody asked for are not transformed.
     """
     height, width = weights.shape[1:]
-    rows, columns = (fft.next_fast_len(3 * n - 2, real=True) for n in (height, width))
+    rows, columns = (fft.next_fast_len(2 * n - 1, real=True) for n in (height, width))
     product = fft.fft(fft.rfft(weights, columns), rows, axis=1, overwrite_x=True)
     product *= fft.fft(fft.rfft(kernels, columns), rows, axis=1, overwrite_x=True)
     lines = fft.ifft(product, axis=1, norm="forward", overwrite_x=True)[:, height - 1 : 2 * height - 1]
