@@ -266,7 +266,7 @@ def seconds_to(loss: float, marks: list[str], losses: list[float]) -> float | No
 def table(stored: dict[str, Any]) -> str:
     """A row for each network, recipe and learning rate, mean and standard deviation over seeds, best first.
 
-    The last column: after how many seconds it has the loss that the best peer of its recipe has at the last mark of any peer.
+    The last column: after how many seconds it has the loss that the best peer of its recipe has at the last mark.
     """
     marks = [f"{m:g}" for m in (0, *stored["settings"]["marks"])]
     rows: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
@@ -274,9 +274,9 @@ def table(stored: dict[str, Any]) -> str:
         rows.setdefault(key(cell)[:3], []).append(cell)
     curves = {}
     for name, cells in rows.items():
-        reached = [m for m in marks if all(m in cell["loss"] for cell in cells)]
-        losses = {m: [cell["loss"][m] for cell in cells] for m in reached}
-        curves[name] = {m: values for m, values in losses.items() if None not in values}  # None: diverged
+        common = [m for m in marks if all(m in cell["loss"] for cell in cells)]
+        values = {m: [cell["loss"][m] for cell in cells] for m in common}
+        curves[name] = {m: losses for m, losses in values.items() if None not in losses}  # None: diverged
     peers = [(curve, max(curve, key=float)) for name, curve in curves.items() if name[0] in PEERS]
     last = max((mark for _, mark in peers), key=float, default="0")
     best_peers = {
@@ -299,10 +299,10 @@ def table(stored: dict[str, Any]) -> str:
         network, recipe, lr = name
         curve = curves[name]
         reached = seconds_to(best_peers[recipe], list(curve), [mean(values) for values in curve.values()])
-        losses = [_mean_and_spread(curve[m]) if m in curve else "–" for m in marks]
+        shown = [_mean_and_spread(curve[m]) if m in curve else "–" for m in marks]
         lines.append(
             f"| `{network}` | {recipe} | {lr:g} | {cells[0]['parameters']:,} | {len(cells)} | "
-            f"{mean(cell['steps'] for cell in cells):,.0f} | {' | '.join(losses)} | "
+            f"{mean(cell['steps'] for cell in cells):,.0f} | {' | '.join(shown)} | "
             f"{'–' if reached is None else f'{reached:.0f} s'} |"
         )
     return "\n".join(lines)
