@@ -210,6 +210,11 @@ def stage_cells(name: str, stage: dict[str, Any], source: str, target: str, clai
     if told.generates:
         cell, judged = against("DDIM" if source.endswith("DDIM") else "DDPM")
         cells = [cell, "–", alone]
+        if "DDIM_tuned" in ran:
+            tuned = ratio(stage, "DDIM_tuned", "score_embedding_tuned", target)
+            alone = shown(ratio(stage, "without_embedding_tuned", "score_embedding_tuned", target))
+            cells = [cell, shown(tuned), alone]
+            judged = f"published settings: {judged}; tuned, against a tuned DDIM: {verdict(tuned, claimed)}"
     else:
         (published, first), (tuned, second) = against("DDPM_published"), against("DDPM_tuned")
         cells = [published, tuned, alone]

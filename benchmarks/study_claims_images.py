@@ -166,7 +166,8 @@ def measure(name: str, given: argparse.Namespace) -> dict[str, Any]:
     for picture in images:
         label = picture.stem if picture is not None else f"{stage.together} images"
         folder = work / label.replace(" ", "_")
-        subprocess.run(command(stage, picture, given, folder), check=True, cwd=ROOT)
+        if not given.stored:
+            subprocess.run(command(stage, picture, given, folder), check=True, cwd=ROOT)
         rows += [row_of(run, label, stage.metric) for run in find_runs([folder])[0] if run.state == "done"]
     return {
         "cap_seconds": given.seconds, "load": load / (os.cpu_count() or 1), "machine": processor(), "weight": given.weight,
@@ -188,6 +189,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--weight", type=float, default=0.5, help="of the images in the conditional start (default 0.5)"
     )
+    parser.add_argument("--stored", action="store_true", help="only read the runs that the work folder holds")
     parser.add_argument("--override", nargs="*", default=[], help="further overrides of every run")
     parser.add_argument("--work", type=Path, default=WORK, help=f"images and runs (default {WORK})")
     parser.add_argument("--json", type=Path, default=RESULT, help=f"the result (default {RESULT})")
