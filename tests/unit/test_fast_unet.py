@@ -88,6 +88,12 @@ def test_the_spectrum_is_learned_and_other_sizes_have_their_own_transform():
     network = awake(SpectralResidual(network=partial(tiny), event_shape=SHAPE))
     network(normal(2, 2, 8, 4), torch.zeros(2)).square().sum().backward()
     assert all(p.grad is not None and torch.count_nonzero(p.grad) for p in network.parameters())
+    kept = SpectralResidual(network=partial(tiny), event_shape=SHAPE, learned=False)
+    assert {name for name, p in kept.named_parameters() if not p.requires_grad} == {
+        "log_power",
+        "exponent",
+        "log_corner",
+    }
 
 
 def test_bfloat16_autocast_leaves_the_filter_exact():

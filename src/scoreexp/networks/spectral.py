@@ -51,6 +51,8 @@ class SpectralResidual(nn.Module):
         num_classes: passed on.
         sigma_data: that of the EDM preconditioning, the only one whose output F this is.
         scale: g, of the inner network's output.
+        learned: False keeps the power law that the spectrum starts as. What it learns fits the photographs it sees, and
+            shrinks the fine detail of others that have more: natural images are better served by the law alone.
 
     Raises:
         ValueError: ``event_shape`` is not that of an image.
@@ -65,6 +67,7 @@ class SpectralResidual(nn.Module):
         num_classes: PositiveInt | None = None,
         sigma_data: Annotated[PositiveFloat, "that of precond=edm"] = 0.5,
         scale: PositiveFloat = 0.3,
+        learned: bool = True,
     ) -> None:
         super().__init__()
         if not isinstance(kind_of(tuple(event_shape)), Images):
@@ -76,6 +79,8 @@ class SpectralResidual(nn.Module):
         self.log_power = nn.Parameter(torch.tensor([6.0, *[2.5] * (channels - 1)]))  # log A_k
         self.exponent = nn.Parameter(torch.full((channels,), 1.3))
         self.log_corner = nn.Parameter(torch.full((channels,), math.log(0.03)))
+        for spectrum in (self.log_power, self.exponent, self.log_corner):
+            spectrum.requires_grad_(learned)
 
     def power(self, height: int, width: int) -> Tensor:
         """P, the variance of the coefficients ``[C, height, width]`` in units of ``sigma_data^2``."""
