@@ -33,8 +33,8 @@ from PIL import Image
 from scoreexp.core.ranges import to_unit
 from scoreexp.data import CIFAR10
 from scoreexp.figures.images import save_pixels
-from scoreexp.runs.reporting import find_runs
-from scoreexp.runs.reporting.runs import Run
+from scoreexp.runs.reporting import COMPARISON_FILE, Plan, Run
+from scoreexp.runs.reporting.reading import read_run
 from scoreexp.system.json_files import read_json, write_json
 from scoreexp.system.machine import processor
 
@@ -155,6 +155,17 @@ def row_of(run: Run, image: str, metric: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _all_runs(folder: Path) -> list[Run]:
+    """Those of earlier commands with other methods or seeds too, the methods in the order of the last."""
+    plan = Plan(**read_json(folder / COMPARISON_FILE))
+    found = [
+        read_run(path, path.parent.name, int(path.name.removeprefix("seed_")))
+        for path in folder.glob("*/seed_*")
+    ]
+    order = [*plan.methods, *sorted({run.method for run in found} - set(plan.methods))]
+    return sorted(found, key=lambda run: (order.index(run.method), run.seed))
+
+
 def measure(name: str, given: argparse.Namespace) -> dict[str, Any]:
     """Run what is missing of a stage and read it."""
     stage, work = STAGES[name], given.work.absolute() / name
@@ -168,7 +179,7 @@ def measure(name: str, given: argparse.Namespace) -> dict[str, Any]:
         folder = work / label.replace(" ", "_")
         if not given.stored:
             subprocess.run(command(stage, picture, given, folder), check=True, cwd=ROOT)
-        rows += [row_of(run, label, stage.metric) for run in find_runs([folder])[0] if run.state == "done"]
+        rows += [row_of(run, label, stage.metric) for run in _all_runs(folder) if run.state == "done"]
     return {
         "cap_seconds": given.seconds, "load": load / (os.cpu_count() or 1), "machine": processor(), "weight": given.weight,
         "images": len(images) if stage.together == 1 else stage.together, "rows": rows,
