@@ -25,7 +25,7 @@ class SpectralResidual(nn.Module):
 
     These are EDM's three coefficients for data that are not white: with P = 1 the network alone is left, times g, which is
     small because the filter leaves little to explain. A new network whose output is 0 is the Wiener filter. The spectrum
-    is learned, and starts as a power law of natural images,
+    starts as a power law of natural images, and may be learned,
 
     .. math:: P_k(f) = A_k \big(1 + |f|^2 / f_k^2\big)^{-\beta_k},
 
