@@ -86,7 +86,12 @@ def freed_at_once() -> Iterator[None]:
 
 
 @freed_at_once()
-def denoising_strip(rows: Sequence[Sequence[Tensor]], path: str | Path, title: str = "") -> None:
+def denoising_strip(
+    rows: Sequence[Sequence[Tensor]],
+    path: str | Path,
+    title: str = "",
+    labels: tuple[str, str, str] = ("clean", "noisy", "denoised"),
+) -> None:
     """Rows of images ``clean, noisy, intermediate ..., denoised`` with PSNR and SSIM against the clean one.
 
     >>> import tempfile
@@ -101,11 +106,13 @@ def denoising_strip(rows: Sequence[Sequence[Tensor]], path: str | Path, title: s
         rows: for each image its states ``[C, H, W]`` in [0, 1]; the first is the clean one.
         path: the PNG to write.
         title: shown above.
+        labels: of the first two states and the last.
     """
     pictures, titles = [], []
     for states in rows:
         for k, state in enumerate(states):
-            label = {0: "clean", 1: "noisy", len(states) - 1: "denoised"}.get(k, f"intermediate {k - 1}")
+            named = dict(zip((0, 1, len(states) - 1), labels, strict=True))
+            label = named.get(k, f"intermediate {k - 1}")
             if k:
                 pair = state[None], states[0][None]
                 label += f"\n{float(psnr(*pair)):.1f} dB"

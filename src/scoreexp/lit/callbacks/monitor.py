@@ -29,11 +29,12 @@ from scoreexp.observations import (
     Identity,
     MotionBlur,
     NoiseModel,
+    Observation,
     Operator,
     RandomMask,
     SuperResolution,
 )
-from scoreexp.restorers import BySampling, Conditioned, Restorer
+from scoreexp.restorers import BySampling, Conditioned, Restoration, Restorer
 from scoreexp.restorers.denoising import denoise_observed, observe_through
 from scoreexp.runs.directory import shown
 from scoreexp.samplers import Sampler
@@ -90,6 +91,7 @@ class RestorationMonitor(Monitor):
     curves = (Curves(("val/ssim", "val/ssim_global"), "ssim.png", "SSIM of restored validation images"),)
     measured: ClassVar[tuple[str, ...]] = MEASURED
     confirmed: ClassVar[tuple[str, ...]] = CONFIRMED
+    labels: ClassVar[tuple[str, str, str]] = ("clean", "noisy", "denoised")
 
     @checked
     def __init__(
@@ -131,6 +133,10 @@ class RestorationMonitor(Monitor):
         """What is done with it, in words."""
         return f"restoring from {self.observed}"
 
+    def _begins(self, observation: Observation, result: Restoration) -> Tensor:
+        """What a strip shows beside the clean image."""
+        return observation.pulled_back(result.x.shape[1:])
+
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._shown = []
         for metric in self.metrics.values():
@@ -164,7 +170,7 @@ class RestorationMonitor(Monitor):
         for metric in self.metrics.values():
             metric.update(denoised, clean)
         if trainer.is_global_zero and len(self._shown) < self.pictures:
-            states = [x, observation.pulled_back(x.shape[1:]), *result.trajectory[1:-1], result.x]
+            states = [x, self._begins(observation, result), *result.trajectory[1:-1], result.x]
             for i in range(min(len(x), self.pictures - len(self._shown))):
                 self._shown.append([to_unit(state[i]).clamp(0, 1).cpu() for state in states])
 
@@ -187,9 +193,9 @@ class RestorationMonitor(Monitor):
             return
         title = f"step {trainer.global_step}, {self.observed}, {self._nfe} network evaluations"
         strip = self.folder / f"step_{trainer.global_step:07d}.png"
-        denoising_strip(self._shown, strip, title)
-        states = self._shown[0]
-        for name, state in {"clean": states[0], "noisy": states[1], "denoised": states[-1]}.items():
+        denoising_strip(self._shown, strip, title, self.labels)
+        first, second, *_, last = self._shown[0]
+        for name, state in zip(self.labels, (first, second, last), strict=True):
             save_pixels(state, self.folder / "last" / f"{name}.png")
         if ssim > self.best_ssim:
             self.best_ssim = ssim
@@ -276,10 +282,18 @@ class GenerationMonitor(RestorationMonitor):
     curves = (Curves(("val/ssim_rescaled", "val/ssim"), "ssim.png", "SSIM of generated images"),)
     measured = (*MEASURED, *GENERATED)
     confirmed = (*CONFIRMED, *GENERATED)
+    labels = ("clean", "start", "generated")
+
+    @property
+    def observed(self) -> str:
+        return self.task
 
     @property
     def task(self) -> str:
         return f"generating with {type(self.restorer).__name__}"
+
+    def _begins(self, observation: Observation, result: Restoration) -> Tensor:
+        return result.trajectory[0]
 
     def conclusion(self, metrics: Mapping[str, float]) -> str | None:
         if "val/ssim_rescaled" not in metrics:
